@@ -36,8 +36,9 @@ def import_torchvision() -> None:
             if missing is None or attempt == _ATTEMPTS - 1:
                 raise
             if _library is None:
-                _library = torch.library.Library("torchvision", "FRAGMENT")
-            _library.define(f"{missing[1]}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                _library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+            schema = f"{missing[1]}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            _library.define(schema)  # type: ignore[no-untyped-call]
             for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
                 del sys.modules[name]
         else:

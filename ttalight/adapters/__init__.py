@@ -1,1 +1,22 @@
-"""."""
+"""Adaptation methods as callbacks, and the engine that they share."""
+
+from ttalight.adapters.adapter import Adapter, GradientAdapter
+from ttalight.adapters.ema_bn import EMABN
+from ttalight.adapters.ptbn import PTBN
+from ttalight.adapters.source import Source
+from ttalight.adapters.tent import Tent
+from ttalight.adapters.term import Term
+from ttalight.adapters.test_time_training import TestTimeTraining
+from ttalight.adapters.wrapper import AdaptedNetwork
+
+__all__ = [
+    "Adapter",
+    "GradientAdapter",
+    "AdaptedNetwork",
+    "Term",
+    "Source",
+    "PTBN",
+    "EMABN",
+    "Tent",
+    "TestTimeTraining",
+]

@@ -1,1 +1,5 @@
-"""."""
+"""Streaming metrics beyond torchmetrics."""
+
+from ttalight.metrics.streaming import ClassificationValues, StreamingClassification
+
+__all__ = ["StreamingClassification", "ClassificationValues"]

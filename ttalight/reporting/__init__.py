@@ -1,1 +1,28 @@
-"""."""
+"""From result files to tables."""
+
+from ttalight.reporting.overview import domain_table, protocol_header
+from ttalight.reporting.results import (
+    Cost,
+    DomainResult,
+    Results,
+    RunProtocol,
+    Source,
+    Summary,
+    read_results,
+    summarize,
+    write_results,
+)
+
+__all__ = [
+    "Results",
+    "DomainResult",
+    "RunProtocol",
+    "Summary",
+    "Cost",
+    "Source",
+    "read_results",
+    "write_results",
+    "summarize",
+    "protocol_header",
+    "domain_table",
+]

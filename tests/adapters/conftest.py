@@ -1,0 +1,129 @@
+"""Small networks of every kind that adapters meet."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+
+def conv_net(norm=nn.BatchNorm2d, classes: int = 4, dropout: float = 0.5) -> nn.Module:
+    """Two convolutions with a normalisation layer each, drop-out and a linear classifier; float64."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), norm(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1), norm(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(8, classes),
+    )  # fmt: skip
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):  # statistics that a batch does not have
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return net.double().eval()
+
+
+class DictNet(nn.Module):
+    """Returns a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = conv_net()
+
+    def forward(self, images):
+        logits = self.net(images)
+        return {"logits": logits, "doubled": 2 * logits}
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: torch.Tensor
+    note: str
+
+
+class DataclassNet(DictNet):
+    """Returns a dataclass."""
+
+    def forward(self, images):
+        return Answer(self.net(images), "seen")
+
+
+NETWORKS = {
+    "batch_norm": conv_net,
+    "group_norm": lambda: conv_net(lambda channels: nn.GroupNorm(2, channels)),
+    "dict": DictNet,
+    "dataclass": DataclassNet,
+    "timm_resnet": lambda: timm.create_model("resnet10t", num_classes=4).double().eval(),
+    "timm_bn_act": lambda: timm.create_model("tf_efficientnet_lite0", num_classes=4).double().eval(),
+    "timm_vit": lambda: timm.create_model("test_vit", num_classes=4, img_size=32).double().eval(),
+    "torchvision_resnet": lambda: torchvision.models.resnet18(num_classes=4).double().eval(),
+}
+HAS_BATCH_NORM = ("batch_norm", "dict", "dataclass", "timm_resnet", "timm_bn_act", "torchvision_resnet")
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    torch.manual_seed(0)
+    return NETWORKS[request.param]()
+
+
+@pytest.fixture(params=HAS_BATCH_NORM)
+def batch_norm_network(request):
+    torch.manual_seed(0)
+    return NETWORKS[request.param]()
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return conv_net()
+
+
+@pytest.fixture
+def make_net():
+    return conv_net
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(6, 3, 32, 32, generator=generator, dtype=torch.float64) * 2 + 0.5
+
+
+@pytest.fixture
+def logits_in():
+    def read(output):
+        if isinstance(output, dict):
+            return output["logits"]
+        return output.logits if dataclasses.is_dataclass(output) else output
+
+    return read
+
+
+@pytest.fixture
+def state_of():
+    """Everything that a release must give back: tensors, flags, modes, forwards."""
+
+    def state(net: nn.Module):
+        tensors = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        flags = {name: (p.requires_grad, p.grad) for name, p in net.named_parameters()}
+        modes = {name: module.training for name, module in net.named_modules()}
+        forwards = [name for name, module in net.named_modules() if "forward" in vars(module)]
+        return tensors, flags, modes, forwards
+
+    return state
+
+
+@pytest.fixture
+def same_state(state_of):
+    def compare(net, before):
+        tensors, flags, modes, forwards = state_of(net)
+        assert tensors.keys() == before[0].keys()
+        assert all(torch.equal(tensors[name], before[0][name]) for name in tensors)
+        assert (flags, modes, forwards) == before[1:]
+
+    return compare

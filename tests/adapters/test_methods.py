@@ -1,0 +1,143 @@
+"""The methods of the first set against closed forms, each other and a slow reference."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ttalight.adapters import EMABN, PTBN, Source, Tent, Term
+
+
+def train_mode_logits(net, images):
+    """Logits under batch statistics, by PyTorch's own train mode with drop-out off."""
+    net = copy.deepcopy(net).train()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    return net(images)
+
+
+class TestSource:
+    def test_is_the_source_model_bit_for_bit(self, network, images, logits_in):
+        expected = logits_in(network(images))
+        assert torch.equal(logits_in(Source().wrap(network)(images)), expected)
+
+
+class TestPTBN:
+    def test_equals_train_mode(self, batch_norm_network, images, logits_in):
+        expected = logits_in(train_mode_logits(batch_norm_network, images))
+        adapted = PTBN().wrap(batch_norm_network)
+        for _ in range(2):  # nothing carries over
+            torch.testing.assert_close(logits_in(adapted(images)), expected, rtol=1e-10, atol=1e-10)
+
+    def test_refuses_a_network_without_batch_norm(self, images):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).double()
+        with pytest.raises(ValueError, match="Sequential has no BatchNorm layer"):
+            PTBN().wrap(net)(images)
+
+
+class TestEMABN:
+    @pytest.mark.parametrize("steps", [1, 3])
+    def test_moves_statistics_as_training_does(self, net, images, steps):
+        expected = copy.deepcopy(net)
+        for _ in range(steps):
+            for module in expected.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.train()
+            expected(images)
+        adapted = EMABN(steps=steps).wrap(net)
+        torch.testing.assert_close(adapted(images), expected.eval()(images), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(net[1].running_var, expected[1].running_var)
+
+    def test_no_steps_is_the_source_model_bit_for_bit(self, batch_norm_network, images, logits_in):
+        expected = logits_in(batch_norm_network(images))
+        assert torch.equal(logits_in(EMABN(steps=0).wrap(batch_norm_network)(images)), expected)
+
+    def test_many_steps_reach_the_batch_statistics(self, net, images):
+        adapted = EMABN(steps=400).wrap(net)
+        adapted(images)
+        features = net[0](images)
+        torch.testing.assert_close(net[1].running_mean, features.mean((0, 2, 3)), rtol=1e-6, atol=1e-8)
+
+    def test_counts_its_forwards(self, net, images):
+        adapted = EMABN(steps=4).wrap(net)
+        adapted(images)
+        assert (adapted.engine.net.forwards, adapted.engine.backwards) == (5, 0)
+
+
+class TestTent:
+    def test_zero_rate_is_ptbn_or_source(self, network, images, logits_in):
+        has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+        expected = logits_in(train_mode_logits(network, images) if has_batch_norm else network(images))
+        adapted = Tent(lr=0.0).wrap(network)
+        for _ in range(2):
+            torch.testing.assert_close(logits_in(adapted(images)), expected, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("prediction", ["before", "after"])
+    def test_against_a_plain_loop(self, net, images, prediction):
+        reference = copy.deepcopy(net)
+        for module in reference.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train()
+                module.track_running_stats, module.running_mean, module.running_var = False, None, None
+        affines = [p for m in reference.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()]
+        optimizer = torch.optim.Adam(affines, lr=0.01)
+        adapted = Tent(lr=0.01, prediction=prediction).wrap(net)
+        for batch in (images, images.flip(0) * 0.5, images[:3]):
+            logits = reference(batch)
+            p = logits.softmax(1)
+            loss = -(p * p.log()).sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if prediction == "after":
+                logits = reference(batch)
+            torch.testing.assert_close(adapted(batch), logits.detach(), rtol=1e-8, atol=1e-8)
+            assert adapted.engine.last["loss"] == pytest.approx(loss.item(), rel=1e-9)
+        torch.testing.assert_close(net[1].weight.data, reference[1].weight.data, rtol=1e-8, atol=1e-8)
+        assert torch.equal(net[0].weight, reference[0].weight)  # nothing but affines moves
+
+    def test_refuses_a_network_without_norm(self, images):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).double()
+        with pytest.raises(ValueError, match="has no BatchNorm, GroupNorm or LayerNorm with weight and bias"):
+            Tent().wrap(net)(images)
+
+    def test_takes_a_term(self, net, images):
+        class Confidence(Term):
+            def __call__(self, outputs, head, selected):
+                torch.testing.assert_close(
+                    outputs.logits, outputs.features @ head.weight.T + head.bias, rtol=1e-12, atol=1e-12
+                )
+                return outputs.logits.amax(1)
+
+        plain, termed = Tent().wrap(copy.deepcopy(net)), Tent(terms=[Confidence(0.5)]).wrap(net)
+        logits = plain(images)
+        assert torch.equal(termed(images), logits)
+        expected = plain.engine.last["loss"] + 0.5 * logits.amax(1).mean().item()
+        assert termed.engine.last["loss"] == pytest.approx(expected)
+
+    def test_warns_on_many_classes_with_cifar_settings(self, make_net, images):
+        with pytest.warns(UserWarning, match=r"Tent runs with its settings for CIFAR on 200 classes.*2\.5e-4|0\.00025"):
+            Tent().wrap(make_net(classes=200))(images)
+
+    @pytest.mark.filterwarnings("error")
+    def test_does_not_warn_when_told_a_rate(self, make_net, images):
+        assert Tent(lr=1e-4).wrap(make_net(classes=200))(images).shape == (6, 200)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"lr": 1e-3, "optimizer": torch.optim.SGD}, "not both"),
+            ({"lr": -1.0}, "lr must be at least 0, got -1"),
+            ({"steps": 0}, "steps must be at least 1, got 0"),
+            ({"prediction": "never"}, "prediction must be 'before' or 'after', got 'never'"),
+            ({"reset": "sometimes"}, "reset must be 'domain', 'batch', 'never' or a number"),
+            ({"reset": 0}, "reset must be"),
+        ],
+    )
+    def test_says_what_is_wrong_with_arguments(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            Tent(**arguments)

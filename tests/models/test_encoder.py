@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ttalight.models import create_encoder
+
+CIFAR = "cifar_resnet8"
+
+
+def _state(seed: int, name: str = CIFAR, **kwargs) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return timm.create_model(name, **kwargs).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "size"),
+    [
+        ("resnet18", "cifar", 32),
+        ("resnet18", "imagenet", 64),
+        ("cifar_resnet20", "cifar", 32),
+        ("resnet26d", "imagenet", 64),
+        ("mobilenetv3_small_050", "imagenet", 64),  # a hidden layer in the head: timm's num_features is another number
+        ("test_vit", "imagenet", 160),
+        ("test_convnext", "imagenet", 64),
+    ],
+)
+def test_puts_out_num_features_pooled_features(name, stem, size):
+    encoder = create_encoder(name, stem=stem)
+    assert encoder.training
+    features = encoder(torch.rand(2, 3, size, size))
+    assert features.shape == (2, encoder.num_features)
+    assert not any(isinstance(module, nn.Linear) and module.out_features == 1000 for module in encoder.modules())
+
+
+def test_cifar_stem_keeps_the_resolution():
+    encoder = create_encoder("resnet18", stem="cifar").eval()
+    assert encoder.conv1.kernel_size == (3, 3)
+    assert encoder.conv1.bias is None
+    assert encoder.forward_features(torch.rand(1, 3, 32, 32)).shape == (1, 512, 4, 4)
+    plain = create_encoder("resnet18", stem="imagenet").eval()
+    assert plain.forward_features(torch.rand(1, 3, 32, 32)).shape == (1, 512, 1, 1)
+
+
+def test_cifar_stem_is_initialised_like_the_convolution_it_replaces():
+    torch.manual_seed(0)
+    weight = create_encoder("resnet18").conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
+    assert weight.requires_grad
+
+
+def test_building_leaves_batch_statistics_alone_and_draws_no_extra_numbers():
+    torch.manual_seed(3)
+    encoder = create_encoder(CIFAR)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    plain = timm.create_model(CIFAR, num_classes=0)
+    assert torch.equal(after, torch.rand(1))
+    own = encoder.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in plain.state_dict().items())
+
+
+def test_in_chans():
+    assert create_encoder("resnet18", in_chans=1)(torch.rand(2, 1, 32, 32)).shape == (2, 512)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_loads_a_local_file(tmp_path, suffix):
+    state = _state(1)
+    path = tmp_path / f"weights{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    loaded = create_encoder(CIFAR, pretrained=str(path)).state_dict()
+    assert loaded.keys() == {key for key in state if not key.startswith("linear.")}
+    assert all(torch.equal(loaded[key], state[key]) for key in loaded)
+
+
+@pytest.mark.parametrize("outer", ["state_dict", "model"])
+def test_unwraps_containers_and_prefixes(tmp_path, outer):
+    state = _state(1)
+    path = tmp_path / "checkpoint.pt"
+    torch.save({outer: {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, path)
+    loaded = create_encoder(CIFAR, pretrained=str(path)).state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in loaded)
+
+
+def test_cuts_the_centre_out_of_7x7_kernels_in_a_file(tmp_path):
+    state = _state(1, "resnet18")
+    path = tmp_path / "resnet18.pth"
+    torch.save(state, path)
+    cifar = create_encoder("resnet18", pretrained=str(path), stem="cifar")
+    assert torch.equal(cifar.conv1.weight, state["conv1.weight"][:, :, 2:5, 2:5])
+    assert torch.equal(cifar.layer4[0].conv1.weight, state["layer4.0.conv1.weight"])
+    imagenet = create_encoder("resnet18", pretrained=str(path), stem="imagenet")
+    assert torch.equal(imagenet.conv1.weight, state["conv1.weight"])
+
+
+def test_takes_3x3_kernels_in_a_file_as_they_are_and_only_with_the_cifar_stem(tmp_path):
+    encoder = create_encoder("resnet18", stem="cifar")
+    path = tmp_path / "small.pth"
+    torch.save(encoder.state_dict(), path)
+    again = create_encoder("resnet18", pretrained=str(path), stem="cifar")
+    assert torch.equal(again.conv1.weight, encoder.conv1.weight)
+    with pytest.raises(ValueError, match=r"1 of another shape: conv1.weight \(64, 3, 3, 3\) instead of \(64, 3, 7, 7\)"):
+        create_encoder("resnet18", pretrained=str(path), stem="imagenet")
+
+
+def test_cuts_the_centre_out_of_downloaded_kernels(monkeypatch):
+    torch.manual_seed(5)
+    full = timm.create_model("resnet18", num_classes=0)
+    kernel = full.conv1.weight.detach().clone()
+    asked = {}
+
+    def create(name, **kwargs):
+        asked.update(kwargs)
+        return full
+
+    monkeypatch.setattr(timm, "create_model", create)
+    encoder = create_encoder("resnet18", pretrained=True)
+    assert asked["pretrained"] is True
+    assert torch.equal(encoder.conv1.weight, kernel[:, :, 2:5, 2:5])
+
+
+def test_a_failed_download_says_how_to_go_on(monkeypatch):
+    def create(name, **kwargs):
+        raise socket.gaierror("no route to the hub\nwith details")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(RuntimeError, match="no route to the hub.*path of the file.*set pretrained to false") as caught:
+        create_encoder("resnet18", pretrained=True)
+    assert "with details" not in str(caught.value)
+
+
+def test_networks_without_public_weights_say_so():
+    with pytest.raises(RuntimeError, match="cifar_resnet20.*No pretrained weights.*path of the file"):
+        create_encoder("cifar_resnet20", pretrained=True)
+
+
+def test_reports_keys_that_do_not_fit(tmp_path):
+    state = _state(1)
+    del state["bn1.weight"]
+    state["extra.weight"] = torch.zeros(1)
+    path = tmp_path / "odd.pth"
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"odd.pth.*1 missing: bn1.weight; 1 unexpected: extra.weight"):
+        create_encoder(CIFAR, pretrained=str(path))
+
+
+def test_reports_another_architecture_briefly(tmp_path):
+    path = tmp_path / "deep.pth"
+    torch.save(_state(1, "cifar_resnet20"), path)
+    with pytest.raises(ValueError, match=r"72 unexpected: .*, \.\.\.") as caught:
+        create_encoder(CIFAR, pretrained=str(path))
+    assert len(str(caught.value)) < 500
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file .*gone.pth.*false for random"):
+        create_encoder(CIFAR, pretrained=str(tmp_path / "gone.pth"))
+    for name in ("broken.pth", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+        with pytest.raises(ValueError, match=f"{name} is not a file of weights"):
+            create_encoder(CIFAR, pretrained=str(tmp_path / name))
+    torch.save({"epoch": 1}, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        create_encoder(CIFAR, pretrained=str(tmp_path / "empty.pth"))
+
+
+class _Evil:
+    def __reduce__(self):
+        return (print, ("code in a weight file ran",))
+
+
+def test_never_runs_code_from_a_file(tmp_path, capsys):
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": _Evil()}, path)
+    with pytest.raises(ValueError, match="tensors and plain values only"):
+        create_encoder(CIFAR, pretrained=str(path))
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_unknown_names_list_near_ones():
+    with pytest.raises(ValueError, match=r"no network named 'resnet5O'.*resnet50"):
+        create_encoder("resnet5O")
+    with pytest.raises(ValueError, match=r"no network named 'resnet50.tv_in2k'.*resnet50.tv_in1k"):
+        create_encoder("resnet50.tv_in2k")
+    with pytest.raises(ValueError, match="list_models"):
+        create_encoder("qqqqqqqqq")
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "mobilenetv3_small_050", "resnetv2_50"])
+def test_networks_without_a_replaceable_stem_are_refused(name):
+    with pytest.raises(ValueError, match=f'{name} has no ResNet stem.*stem="imagenet"'):
+        create_encoder(name, stem="cifar")
+
+
+def test_deep_stems_are_refused():
+    with pytest.raises(ValueError, match='several convolutions.*stem="imagenet"'):
+        create_encoder("resnet26d")
+
+
+def test_unknown_stems_are_refused():
+    with pytest.raises(ValueError, match="stem must be cifar or imagenet, got 'small'"):
+        create_encoder("resnet18", stem="small")

@@ -1,0 +1,325 @@
+"""The base of all adaptation methods: a Lightning callback that stands in for a module's forward."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ttalight.adapters.engine import Engine
+from ttalight.adapters.wrapper import AdaptedNetwork
+from ttalight.models.network import Network
+from ttalight.seeding import global_seed
+
+__all__ = ["Adapter", "GradientAdapter"]
+
+_ABSENT = object()
+_LOOPS = {"validate": "validate_loop", "test": "test_loop", "predict": "predict_loop"}
+
+
+class Adapter(Callback, ABC):
+    """Adapts a classifier to the unlabelled stream that it is evaluated on.
+
+    During ``test``, ``validate`` and ``predict`` an adapter stands in for the forward of the module under
+    evaluation, so it works on any LightningModule whose step calls ``self(images)``; inside ``fit`` it does nothing.
+    On a plain network, use ``wrap``. Subclasses implement ``configure`` and ``adapt``; labels never reach them.
+
+    Args:
+        reset: When to go back to the source weights: ``domain`` (at the boundaries that the stream announces),
+            ``batch`` (before every batch), ``never``, or an integer N (after every N updates).
+        classifier: Name of the classifier among the network's modules, where it cannot be found.
+        seed: Seed of the method's random draws; by default the global one.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    #: Published settings by benchmark; those of CIFAR are the defaults.
+    published: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: Whether logits come from before or after the update.
+    prediction: str = "before"
+
+    def __init__(
+        self,
+        reset: Literal["domain", "batch", "never"] | int = "domain",
+        classifier: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if reset not in ("domain", "batch", "never") and not (isinstance(reset, int) and reset >= 1):
+            raise ValueError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
+        self.reset = reset
+        self.classifier = classifier
+        self.seed = seed
+        self._engine: Engine | None = None
+        self._state: dict[str, Any] = {}
+        self._resume = False
+        self._stage = ""
+        self._inference_mode: bool | None = None
+        self._own_forward: Any = _ABSENT
+        self._answered: tuple[Tensor, int, Any] | None = None
+        self._dataloader = 0
+
+    # -- what a method says
+
+    @abstractmethod
+    def configure(self, net: Network) -> None:
+        """Set norm modes and free the parameters to adapt; called once, when the first batch is there."""
+
+    @abstractmethod
+    def adapt(self, net: Network, images: Tensor) -> Tensor:
+        """Adapt to a batch and return its logits.
+
+        Args:
+            net: The network.
+            images: (B, 3, H, W).
+        """
+
+    def method_state(self) -> dict[str, Tensor]:
+        """Return the tensors that the method changes in place; they are reset and saved with the weights."""
+        return {}
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """Return a new optimizer for the free parameters."""
+        raise TypeError(f"{type(self).__name__} frees parameters but has no optimizer: derive it from GradientAdapter")
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what a result must say about this method to be comparable."""
+        return {
+            "reset": self.reset,
+            "prediction": self.prediction,
+            "steps": getattr(self, "steps", None),
+            "optimizer": None,
+            "lr": None,
+            "norm": getattr(self, "norm", None),
+        }
+
+    def check_defaults(self, classes: int) -> None:
+        """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
+
+    # -- plain networks
+
+    def wrap(self, network: nn.Module) -> AdaptedNetwork:
+        """Return the network as one that adapts whenever it is called.
+
+        Args:
+            network: Any classifier; it is adapted in place until ``release()``.
+        """
+        return AdaptedNetwork(self._begin(network))
+
+    def _begin(self, module: nn.Module) -> Engine:
+        if self._engine is not None:
+            raise RuntimeError(f"this {type(self).__name__} is adapting a network already: make another one")
+        self._engine = Engine(self, module, global_seed() if self.seed is None else self.seed)
+        return self._engine
+
+    def _end(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            self._state = engine.state_dict()
+            engine.release()
+
+    # -- what the recorder reads
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine of the run in progress."""
+        return self._engine
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the adapted state: of the run in progress, or of the last one."""
+        return self._engine.state_dict() if self._engine is not None else self._state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Start the next run from an adapted state instead of from the source."""
+        if self._engine is not None:
+            self._engine.load_state_dict(state_dict)
+        else:
+            self._state = state_dict
+            self._resume = True
+
+    # -- Lightning
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make gradients possible in the coming evaluation."""
+        self._stage = stage
+        if stage == "fit":
+            return
+        adapters = [callback for callback in trainer.callbacks if isinstance(callback, Adapter)]  # type: ignore[attr-defined]
+        if len(adapters) > 1:
+            names = ", ".join(type(adapter).__name__ for adapter in adapters)
+            raise ValueError(f"a run takes exactly one adapter, got {len(adapters)} among the callbacks: {names}")
+        if trainer.world_size > 1:
+            raise RuntimeError(
+                f"adaptation runs in one process, got {trainer.world_size}: set devices=1 (trainer.devices: 1)"
+            )
+        loop = getattr(trainer, _LOOPS[stage])
+        self._inference_mode = loop.inference_mode
+        loop.inference_mode = False
+
+    def _start(self, module: LightningModule) -> None:
+        if self._stage == "fit":
+            return
+        engine = self._begin(module)
+        if self._resume:
+            engine.load_state_dict(self._state)
+            self._resume = False
+        self._dataloader = -1
+        self._own_forward = vars(module).get("forward", _ABSENT)
+        module.forward = self._stand_in  # type: ignore[method-assign]
+
+    def _stand_in(self, images: Tensor) -> Any:
+        engine = self._engine
+        assert engine is not None, "the stand-in is in place only while an engine runs"
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"{type(self).__name__} stands in for forward(images) and was given a {type(images).__name__}: let the "
+                "module's step pass the image tensor alone. Lightning's default predict_step passes the whole batch: "
+                "write predict_step(self, batch, batch_idx) that returns self(batch[0])"
+            )
+        version = 0 if images.is_inference() else images._version
+        if self._answered is not None and self._answered[0] is images and self._answered[1] == version:
+            return self._answered[2]
+        logits = engine(images)
+        self._answered = (images, version, logits)
+        return logits
+
+    def _batch_start(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        self._answered = None
+        stream = getattr(getattr(trainer, "datamodule", None), "stream", None)
+        begins = stream.begins_visit(batch_idx) if stream is not None else dataloader_idx != self._dataloader
+        if begins:
+            engine.announce()
+        self._dataloader = dataloader_idx
+
+    def _batch_end(self, module: LightningModule) -> None:
+        engine = self._engine
+        if engine is not None and engine.batches == 0:
+            raise RuntimeError(
+                f"{type(self).__name__} was never reached: the step of {type(module).__name__} does not call "
+                "self(images), so its numbers would be those of the unadapted model. Let the step call self(images), "
+                "or adapt the network inside with wrap()"
+            )
+
+    def _stop(self, module: LightningModule) -> None:
+        if self._engine is None:
+            return
+        if self._own_forward is _ABSENT:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = self._own_forward  # type: ignore[method-assign]
+        self._answered, self._own_forward = None, _ABSENT
+        self._end()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stand in for the module's forward."""
+        self._start(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stand in for the module's forward, outside fit."""
+        self._start(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stand in for the module's forward."""
+        self._start(pl_module)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Tell the engine of a boundary that the stream announces."""
+        self._batch_start(trainer, batch_idx, dataloader_idx)
+
+    on_validation_batch_start = on_predict_batch_start = on_test_batch_start
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Make sure that the first batch was adapted to."""
+        self._batch_end(pl_module)
+
+    on_validation_batch_end = on_predict_batch_end = on_test_batch_end
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the module back as it was."""
+        self._stop(pl_module)
+
+    on_validation_end = on_predict_end = on_test_end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the module back as it was, whatever happened."""
+        self._stop(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the loop its inference mode back."""
+        if self._inference_mode is not None and stage in _LOOPS:
+            getattr(trainer, _LOOPS[stage]).inference_mode = self._inference_mode
+            self._inference_mode = None
+
+
+class GradientAdapter(Adapter):
+    """Base of the methods that take gradient steps.
+
+    Args:
+        lr: Learning rate of the published optimizer.
+        optimizer: Another optimizer, with its own learning rate; not together with ``lr``.
+        steps: Gradient steps for each batch.
+        kwargs: See ``Adapter``.
+
+    Raises:
+        ValueError: If both ``lr`` and ``optimizer`` are given, or one is out of range.
+    """
+
+    def __init__(
+        self,
+        lr: float | None = None,
+        optimizer: OptimizerCallable | None = None,
+        steps: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if lr is not None and optimizer is not None:
+            raise ValueError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
+        if lr is not None and lr < 0:
+            raise ValueError(f"lr must be at least 0, got {lr}")
+        if steps < 0:
+            raise ValueError(f"steps must be at least 0, got {steps}")
+        self.steps = steps
+        self._default_lr = lr is None and optimizer is None
+        self._lr = self.published["cifar"]["lr"] if lr is None else lr
+        self._make = optimizer
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """Return the optimizer asked for: Adam as published by default."""
+        if self._make is not None:
+            return self._make(parameters)
+        return torch.optim.Adam(parameters, lr=self._lr, foreach=True)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what a result must say about this method to be comparable."""
+        optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
+        lr = float(optimizer.param_groups[0]["lr"])
+        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr}
+
+    def check_defaults(self, classes: int) -> None:
+        """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
+        if classes >= 200 and self._default_lr and "imagenet" in self.published:
+            name = type(self).__name__
+            warnings.warn(
+                f"{name} runs with its settings for CIFAR on {classes} classes; those published for ImageNet are "
+                f"{self.published['imagenet']} ({name}.published)",
+                stacklevel=2,
+            )

@@ -1,0 +1,267 @@
+"""The one engine behind every adaptation method: passes, steps, draws, snapshots and resets."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from ttalight.models.network import Network
+from ttalight.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from ttalight.adapters.adapter import Adapter
+
+__all__ = ["Engine"]
+
+_adapted: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class Engine:
+    """Runs one method on one model and leaves the model as it was.
+
+    Args:
+        adapter: The method.
+        module: The model; its weights change in place until ``release``.
+        seed: Draws are keyed by this and by their place in the stream.
+
+    Raises:
+        RuntimeError: If another method is adapting the model already.
+    """
+
+    def __init__(self, adapter: Adapter, module: nn.Module, seed: int) -> None:
+        if module in _adapted:
+            raise RuntimeError(f"{type(module).__name__} is being adapted already: release the first adapter before")
+        self.adapter = adapter
+        self.net = Network(module, classifier=adapter.classifier)
+        self.net.step, self.net.draws = self.step, self.draws
+        self.seed = seed
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.configured = False
+        #: Where the next batch stands: visit of the stream, batch in the visit.
+        self.visit, self.batch = -1, 0
+        self.batches = self.updates = self.skipped = 0
+        self.backwards = 0.0
+        #: What the last step showed: loss, gradient norm, fraction of samples kept.
+        self.last: dict[str, float] = {}
+        self._updates_at_reset = 0
+        self._boundary = self._touched = False
+        self._live: dict[str, Tensor] = {}
+        self._source: list[Tensor] = []
+        self._groups: list[dict[str, Any]] = []
+        self._pending: dict[str, Any] | None = None
+        _adapted.add(module)
+        self._training = [(part, part.training) for part in module.modules()]
+        self._flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
+        module.eval()
+        for norm in self.net.norms:
+            norm.attach()
+
+    # -- a batch
+
+    def announce(self) -> None:
+        """Note that the next batch is the first of a new visit."""
+        self._boundary = self.visit >= 0
+        self.visit += 1
+        self.batch = 0
+
+    def __call__(self, images: Tensor) -> Any:
+        """Adapt to a batch and return its logits, free of any graph, in the structure that the model returns."""
+        try:
+            logits = self._adapt(images)
+            if self.batches == 1:
+                self.adapter.check_defaults(logits.shape[1])
+            return self.net.put_back(logits)
+        finally:
+            self.net.forget()
+
+    def _adapt(self, images: Tensor) -> Tensor:
+        self.net.precision = _ambient_autocast(images.device.type)
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+            if images.is_inference():
+                images = images.clone()
+            if self.visit < 0:
+                self.announce()
+            if self._reset_is_due():
+                self.reset()
+            self._boundary = False
+            self.net.images = images
+            if not self.configured:
+                self._configure()
+            self.last = {}
+            self.net.unclaimed = 0.0
+            self._touched = True
+            logits = self.adapter.adapt(self.net, images).detach()
+        self.batch += 1
+        self.batches += 1
+        return logits
+
+    def draws(self, step: int = 0) -> torch.Generator:
+        """Return the generator for a step's random draws, keyed by (seed, visit, batch, step)."""
+        key = derive_seed(self.seed, "adapt", self.visit, self.batch, step)
+        return self.net.generator.manual_seed(key)
+
+    def step(self, losses: Tensor, weights: Tensor | None = None) -> None:
+        """Reduce per-sample losses, go backward and move the free parameters.
+
+        A step whose loss or gradient is not finite, or that keeps no sample, changes nothing and is counted in
+        ``skipped``. One host synchronisation.
+
+        Args:
+            losses: (B,), or a scalar that is a mean already.
+            weights: (B,); a weight of zero drops the sample. The loss is the mean of weighted losses over those kept.
+
+        Raises:
+            RuntimeError: If the loss does not depend on the free parameters.
+        """
+        loss, kept = _reduce(losses, weights)
+        if not loss.requires_grad:
+            raise RuntimeError(
+                "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, or "
+                "detach its outputs?"
+            )
+        assert self.optimizer is not None, "a method that steps has an optimizer"
+        loss.backward(inputs=self.net.parameters)  # type: ignore[no-untyped-call]
+        self.backwards += self.net.unclaimed
+        self.net.unclaimed = 0.0
+        gradients = [parameter.grad for parameter in self.net.parameters if parameter.grad is not None]
+        norm = get_total_norm(gradients)
+        seen = torch.stack([loss.detach().double(), norm.double(), kept.double()]).tolist()
+        self.last = dict(zip(("loss", "grad_norm", "selected"), seen, strict=True))
+        if all(map(_finite, seen)) and seen[2] > 0:
+            self.optimizer.step()
+            self.updates += 1
+        else:
+            self.skipped += 1
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # -- states
+
+    def _configure(self) -> None:
+        adapter, net = self.adapter, self.net
+        adapter.configure(net)
+        if net.parameters:
+            self.optimizer = adapter.make_optimizer(net.parameters)
+            self._groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        names = {id(parameter): name for name, parameter in net.module.named_parameters()}
+        self._live = {names[id(parameter)]: parameter for parameter in net.parameters}
+        for norm in net.norms:
+            if norm.mode == "ema":
+                self._live |= {f"{norm.name}.statistics.{i}": value for i, value in enumerate(norm.statistics)}
+        self._live |= {f"method.{name}": value for name, value in adapter.method_state().items()}
+        self._source = [value.detach().clone() for value in self._live.values()]
+        self.configured = True
+        if self._pending is not None:
+            self.load_state_dict(self._pending)
+
+    def _reset_is_due(self) -> bool:
+        reset = self.adapter.reset
+        if reset == "batch":
+            return True
+        if reset == "domain":
+            return self._boundary
+        return isinstance(reset, int) and self.updates - self._updates_at_reset >= reset
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Restore weights, statistics, optimizer and method state to the source, bit for bit, and nothing else."""
+        self._updates_at_reset = self.updates
+        if not self._touched:
+            return
+        self._touched = False
+        if self._live:
+            torch._foreach_copy_(list(self._live.values()), self._source)
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
+            for group, fresh in zip(self.optimizer.param_groups, self._groups, strict=True):
+                group.update(fresh)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything the method has changed: tensors and plain numbers only."""
+        counters = ("visit", "batch", "batches", "updates", "skipped", "_updates_at_reset")
+        return {
+            "tensors": {name: value.detach().clone() for name, value in self._live.items()},
+            "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
+            "counters": {name: getattr(self, name) for name in counters},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; before the first batch it is kept until the method is configured.
+
+        Raises:
+            ValueError: If the state is another method's or another network's.
+        """
+        if not self.configured:
+            self._pending = state
+            return
+        tensors: dict[str, Tensor] = state["tensors"]
+        if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in self._live.items()}:
+            odd = sorted(tensors.keys() ^ self._live.keys())
+            raise ValueError(
+                f"the adaptation state does not fit {type(self.adapter).__name__} on "
+                f"{type(self.net.module).__name__}: "
+                + (f"only on one side: {', '.join(odd[:5])}" if odd else "shapes differ")
+            )
+        for name, value in self._live.items():
+            value.copy_(tensors[name])
+        if self.optimizer is not None and state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        for name, count in state["counters"].items():
+            setattr(self, name, count)
+        self._pending, self._touched = None, True
+
+    def to(self, device: torch.device) -> None:
+        """Move the model and all adaptation state to a device."""
+        self.net.module.to(device)
+        state = self.state_dict() if self.configured else None
+        self.net.generator = torch.Generator(device=device)
+        if state is None:
+            return
+        source = [value.to(device) for value in self._source]
+        touched = self._touched
+        self.configured = False
+        self._configure()
+        self._source = source
+        self.load_state_dict(state)
+        self._touched = touched
+
+    def release(self) -> None:
+        """Give the model back as it was: weights, statistics, forwards, flags, gradients."""
+        self.reset()
+        for norm in self.net.norms:
+            norm.detach()
+        self.net.forget()
+        for part, training in self._training:
+            part.training = training
+        for parameter, requires_grad, gradient in self._flags:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+        _adapted.discard(self.net.module)
+
+
+def _reduce(losses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean loss over kept samples and the fraction kept."""
+    if weights is None:
+        return losses.mean(), losses.new_ones(())
+    kept = (weights != 0).sum()
+    return (losses * weights).sum() / kept.clamp(min=1), kept / weights.numel()
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _ambient_autocast(device_type: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Return a maker of the autocast context that is in force now, for the network's passes."""
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext
+    dtype = torch.get_autocast_dtype(device_type)
+    # Without the cache a cast made under no_grad cannot be mistaken for one that carries gradients.
+    return partial(torch.autocast, device_type, dtype=dtype, cache_enabled=False)

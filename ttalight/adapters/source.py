@@ -1,0 +1,27 @@
+"""No adaptation: the row that every table starts with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ttalight.adapters.adapter import Adapter
+from ttalight.models.network import Network
+
+__all__ = ["Source"]
+
+
+class Source(Adapter):
+    """Predicts with the source model as it is, bit for bit; its cost is one forward a batch.
+
+    Args:
+        kwargs: See ``Adapter``.
+    """
+
+    def configure(self, net: Network) -> None:
+        """Change nothing."""
+
+    def adapt(self, net: Network, images: Tensor) -> Tensor:
+        """Return the source model's logits."""
+        with torch.no_grad():
+            return net(images).logits

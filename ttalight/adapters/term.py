@@ -1,0 +1,50 @@
+"""Plug-in terms for the losses of gradient-based methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ttalight.models.network import Head, Network, Outputs
+
+__all__ = ["Term", "add_terms"]
+
+
+class Term(ABC):
+    """A per-sample loss that any gradient-based adapter can add to its own.
+
+    Args:
+        weight: Factor of the term.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    @abstractmethod
+    def __call__(self, outputs: Outputs, head: Head, selected: Tensor | None) -> Tensor:
+        """Return the term for every sample, (B,).
+
+        Args:
+            outputs: Logits and features of the pass that the loss is made from.
+            head: The classifier.
+            selected: Mask of the samples that the method keeps, (B,); None where it keeps all.
+        """
+
+
+def add_terms(
+    losses: Tensor, terms: Sequence[Term], net: Network, outputs: Outputs, selected: Tensor | None = None
+) -> Tensor:
+    """Return per-sample losses with the plug-in terms added, (B,).
+
+    Args:
+        losses: The method's own losses, (B,).
+        terms: The terms; a method that takes any asks for ``net.head`` in ``configure``, so that features are kept.
+        net: The network.
+        outputs: Logits and features of the pass that the losses are made from.
+        selected: Mask of the samples that the method keeps, (B,); None where it keeps all.
+    """
+    for term in terms:
+        losses = losses + term.weight * term(outputs, net.head, selected)
+    return losses

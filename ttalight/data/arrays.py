@@ -1,0 +1,89 @@
+"""Labelled images held in memory, and the read of a whole batch by one index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ttalight.data.stream import Stream
+
+__all__ = ["ImageArrays", "StreamDataset"]
+
+
+class ImageArrays(Dataset[tuple[Tensor, ...]]):
+    """A labelled image set as one tensor of pixels and one of labels.
+
+    Args:
+        images: uint8 RGB, (N, 3, H, W).
+        labels: int64, (N,).
+        with_index: Whether a batch carries the samples' indices as a third field.
+
+    Raises:
+        ValueError: If shapes or types differ from the above; the message says what was seen.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, with_index: bool = False) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"images must be uint8 RGB of shape (N, 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
+            )
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 of shape ({len(images)},), one per image, "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        self.images = images
+        self.labels = labels
+        self.with_index = with_index
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(field[0] for field in self.__getitems__([index]))
+
+    def __getitems__(self, indices: Sequence[int] | npt.NDArray[Any]) -> tuple[Tensor, ...]:
+        """Return the batch of the given samples: images (B, 3, H, W) and labels (B,), read by one index."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        batch = self.images[index], self.labels[index]
+        return (*batch, index) if self.with_index else batch
+
+
+class StreamDataset(Dataset[tuple[Tensor, Tensor]]):
+    """The samples of a stream, read from the image sets of its domains.
+
+    Args:
+        stream: Which sample of which domain stands where.
+        domains: The image set of each of the stream's domains.
+    """
+
+    def __init__(self, stream: Stream, domains: Sequence[ImageArrays]) -> None:
+        self.stream = stream
+        self.domains = list(domains)
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __getitem__(self, positions: slice) -> tuple[Tensor, Tensor]:
+        """Return images (B, 3, H, W) and labels (B,) of the samples at the given positions of the stream."""
+        domain = self.stream.domain_of(positions)
+        sample = self.stream.sample[positions].astype(np.int64)
+        if domain.min() == domain.max():
+            images, labels = self.domains[int(domain[0])].__getitems__(sample)[:2]
+            return images, labels
+        return self._mixed(domain, sample)
+
+    def _mixed(self, domain: npt.NDArray[np.int64], sample: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        first = self.domains[0]
+        images = first.images.new_empty((len(domain), *first.images.shape[1:]))
+        labels = first.labels.new_empty(len(domain))
+        for index in np.unique(domain):
+            where = torch.from_numpy(np.flatnonzero(domain == index))
+            images[where], labels[where] = self.domains[index].__getitems__(sample[where.numpy()])[:2]
+        return images, labels

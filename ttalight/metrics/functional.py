@@ -1,0 +1,135 @@
+"""The sums over samples that classification metrics are made of, and the metrics made from sums.
+
+Everything here works on tensors of any device and reads no value back to the host.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TOP_K = 5
+
+
+def flatten_pixels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Make one row of every sample: an image, or a pixel of a dense prediction.
+
+    Args:
+        logits: (B, C), or (B, C, *) with any further dimensions; floating point.
+        labels: (B,), or (B, *); integers.
+
+    Returns:
+        Logits (N, C) and labels (N,) int64, N = B times the size of the further dimensions.
+
+    Raises:
+        TypeError: If the logits are not floating point or the labels not integers.
+        ValueError: If the shapes do not belong together.
+    """
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}: give scores of classes, not predictions")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be integers, got {labels.dtype}: give the index of the class")
+    if logits.ndim < 2 or labels.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not belong together: "
+            "expected (B, C) with (B,), or (B, C, *) with (B, *)"
+        )
+    return logits.movedim(1, -1).reshape(-1, logits.shape[1]), labels.reshape(-1).long()
+
+
+def classification_sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
+    """Sum over a batch what classification metrics need; the sums of batches add up to those of their union.
+
+    A log-probability is its own log-softmax, so ``logits`` may hold log-probabilities as well. Non-finite rows make
+    the sums they enter non-finite instead of vanishing. A label outside [0, C) counts as an error of the nearest
+    class and shows in ``lowest_label`` or ``highest_label``, which are the only entries that do not add up.
+
+    Args:
+        logits: (N, C), any floating type; half precision is raised to float32.
+        labels: (N,) int64.
+        bins: Number of equal-width bins of confidence.
+
+    Returns:
+        Counts in int64 and sums in float64 on the device of the logits: ``samples``, ``correct``, ``top5_correct``
+        (of the min(5, C) highest), ``nll`` and ``entropy`` in nats as scalars; ``bin_count``, ``bin_confidence`` and
+        ``bin_correct`` of shape (bins,); ``predicted`` (C,), how often each class was predicted; ``lowest_label`` and
+        ``highest_label``, bounded by 0 from above and from below.
+    """
+    rows, classes = logits.shape
+    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+    predictions = log_probs.argmax(dim=1)
+    correct = predictions == labels
+    nearest = labels.clamp(0, classes - 1).unsqueeze(1)
+    confidences = log_probs.amax(dim=1).exp()
+    highest = log_probs.topk(min(TOP_K, classes), dim=1).indices
+    ends = torch.cat((labels, labels.new_zeros(1)))
+    count, confidence, hits = calibration_bins(confidences, correct, bins)
+    return {
+        "samples": labels.new_full((), rows),
+        "correct": correct.sum(),
+        "top5_correct": (highest == labels.unsqueeze(1)).sum(),
+        "nll": -log_probs.gather(1, nearest).sum(dtype=torch.float64),
+        "entropy": torch.special.entr(log_probs.exp()).sum(dtype=torch.float64),
+        "bin_count": count,
+        "bin_confidence": confidence,
+        "bin_correct": hits,
+        "predicted": labels.new_zeros(classes).scatter_add(0, predictions, torch.ones_like(predictions)),
+        "lowest_label": ends.amin(),
+        "highest_label": ends.amax(),
+    }
+
+
+def calibration_bins(confidences: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort predictions by confidence into equal-width bins, open below and closed above.
+
+    Args:
+        confidences: (N,), probability of the predicted class in [0, 1].
+        correct: (N,) bool.
+        bins: Number of bins.
+
+    Returns:
+        Number of predictions int64, sum of confidences float64 and number of correct predictions int64, each (bins,).
+    """
+    values = confidences.double()
+    inner = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=values.device)[1:-1]
+    index = torch.bucketize(values, inner)
+    zeros = torch.zeros(bins, dtype=torch.int64, device=values.device)
+    return (
+        zeros.scatter_add(0, index, torch.ones_like(index)),
+        zeros.double().scatter_add(0, index, values),
+        zeros.scatter_add(0, index, correct.long()),
+    )
+
+
+def expected_calibration_error(count: Tensor, confidence: Tensor, correct: Tensor) -> Tensor:
+    """Distance of confidence from accuracy, averaged over bins by their number of samples.
+
+    Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, arXiv:1706.04599. Bins are
+    (low, high] as in the paper; torchmetrics has [low, high) and a bin of its own for a confidence of exactly 1.
+
+    Args:
+        count: (bins,), number of samples.
+        confidence: (bins,), sum of confidences.
+        correct: (bins,), number of correct predictions.
+
+    Returns:
+        Scalar float64 in [0, 1]; NaN without samples.
+    """
+    # With a bin's weight count / N its own count cancels: no bin is divided by, so empty ones need no care.
+    return (confidence.double() - correct).abs().sum() / count.sum()
+
+
+def diversity(predicted: Tensor) -> Tensor:
+    """Entropy of the predicted classes over its maximum log C: 1 for equal shares, 0 for a collapse to one class.
+
+    Args:
+        predicted: (C,), how often each class was predicted; C >= 2.
+
+    Returns:
+        Scalar float64 in [0, 1]; NaN without predictions.
+    """
+    shares = predicted.double() / predicted.sum()
+    entropy: Tensor = torch.special.entr(shares).sum()
+    return entropy / math.log(len(predicted))

@@ -1,0 +1,209 @@
+"""Residual networks for 32-pixel images, registered with timm as cifar_resnet8, 14, 20, 32, 44, 56 and 110.
+
+Importing this module is what registers them: ``timm.create_model("cifar_resnet20", num_classes=10)`` works afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers import SelectAdaptivePool2d  # type: ignore[attr-defined]  # public, but not marked as exported
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["CifarResNet"]
+
+# Mean and std are those of the widely used public weights (akamaster/pytorch_resnet_cifar10), not CIFAR's own.
+_CFG = {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "interpolation": "bilinear",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "first_conv": "conv1",
+    "classifier": "linear",
+}
+_DEPTHS = (8, 14, 20, 32, 44, 56, 110)
+
+default_cfgs = generate_default_cfgs({f"cifar_resnet{depth}": _CFG for depth in _DEPTHS})
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut without parameters."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.act2 = nn.ReLU(inplace=True)
+        self.stride = stride
+        self.missing_channels = channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        if self.missing_channels:
+            before = self.missing_channels // 2
+            x = F.pad(x, (0, 0, 0, 0, before, self.missing_channels - before))
+        out: Tensor = self.act2(residual + x)
+        return out
+
+
+class CifarResNet(nn.Module):
+    """The residual network of 6n + 2 layers for CIFAR, with timm's interface.
+
+    A 3x3 convolution, three stages of n basic blocks with ``width``, 2 and 4 times ``width`` channels at strides 1, 2
+    and 2, global pooling and a linear layer. Shortcuts have no parameters: where the resolution halves they take
+    every second pixel and pad the new channels with zeros, half before and half after (option A of the paper).
+
+    Source: K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv 1512.03385, section 4.2.
+    Parameter names are those of the public weights of akamaster/pytorch_resnet_cifar10, which load once the prefix
+    ``module.`` is taken off their keys. The initialisation of convolutions is normal with variance 2 / fan-out
+    (K. He et al., "Delving Deep into Rectifiers", ICCV 2015, arXiv 1502.01852); the linear layer keeps torch's default.
+
+    Args:
+        depth: Number of layers, 6n + 2 with n >= 1.
+        num_classes: Number of classes; 0 leaves the pooled features as the output.
+        in_chans: Channels of the images.
+        global_pool: "avg", "max", "avgmax", "catavgmax", or "" for maps (with ``num_classes=0``).
+        width: Channels of the first stage.
+        drop_rate: Probability of dropout before the classifier.
+
+    Raises:
+        ValueError: If the depth is not 6n + 2, or there are classes but no pooling.
+    """
+
+    global_pool: Any
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        width: int = 16,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth must be 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
+        blocks = (depth - 2) // 6
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.num_features = self.head_hidden_size = 4 * width
+        self.feature_info = [
+            {"num_chs": width << stage, "reduction": 1 << stage, "module": f"layer{stage + 1}"} for stage in range(3)
+        ]
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = nn.ReLU(inplace=True)
+        self.layer1 = _stage(width, width, blocks, stride=1)
+        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.reset_classifier(num_classes, global_pool)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer (an identity when there are no classes)."""
+        return self.linear
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a freshly initialised one.
+
+        Args:
+            num_classes: Number of classes; 0 removes the classifier.
+            global_pool: Another pooling; None keeps the present one.
+
+        Raises:
+            ValueError: If there are classes but no pooling.
+        """
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        if num_classes and not pool_type:
+            raise ValueError('global_pool="" gives maps, which the classifier cannot take: set num_classes=0')
+        self.num_classes = num_classes
+        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        self.head_hidden_size = self.num_features * (2 if pool_type == "catavgmax" else 1)
+        linear = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        self.linear = linear.to(self.conv1.weight)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Feature maps (B, 4 * width, H / 4, W / 4) of images (B, in_chans, H, W)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        out: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return out
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes) of feature maps, or the pooled features (B, head_hidden_size) if ``pre_logits``."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.linear(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, in_chans, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        _BasicBlock(in_channels, channels, stride), *(_BasicBlock(channels, channels, 1) for _ in range(blocks - 1))
+    )
+
+
+def _create(depth: int, pretrained: bool, **kwargs: Any) -> CifarResNet:
+    model: CifarResNet = build_model_with_cfg(
+        CifarResNet, f"cifar_resnet{depth}", pretrained, depth=depth, feature_cfg={"out_indices": (0, 1, 2)}, **kwargs
+    )
+    return model
+
+
+@register_model
+def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-8 for CIFAR."""
+    return _create(8, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet14(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-14 for CIFAR."""
+    return _create(14, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-20 for CIFAR."""
+    return _create(20, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-32 for CIFAR."""
+    return _create(32, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet44(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-44 for CIFAR."""
+    return _create(44, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-56 for CIFAR."""
+    return _create(56, pretrained, **kwargs)
+
+
+@register_model
+def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-110 for CIFAR."""
+    return _create(110, pretrained, **kwargs)

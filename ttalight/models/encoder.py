@@ -1,0 +1,200 @@
+"""Encoders: timm's networks without their classifier, with a stem that fits the size of the images."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import ResNet
+from torch import Tensor, nn
+
+from ttalight.models.cifar_resnet import CifarResNet
+
+__all__ = ["create_encoder"]
+
+_CLASSIFIERS = ("fc", "linear", "classifier", "head")  # names in common use, beside the network's own
+
+
+def create_encoder(
+    name: str,
+    *,
+    pretrained: bool | str = False,
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    in_chans: int = 3,
+) -> nn.Module:
+    """Build a timm network that maps images (B, in_chans, H, W) to pooled features (B, num_features).
+
+    With ``stem="cifar"`` a ResNet of timm starts with a 3x3 convolution of stride 1 and no max-pooling in place of
+    the 7x7 convolution of stride 2 and the pooling, so that 32- and 64-pixel images keep their resolution up to the
+    first stage (as in the public code of ClusT3, ReC-TTT and TTT++). Pretrained 7x7 kernels are cut to their 3x3
+    centre. The cifar_resnet* networks have that stem already.
+
+    ``num_features`` of the result is what the encoder puts out. For networks with a hidden layer in their head
+    (MobileNetV3 and others) timm gives that attribute another meaning, the channels before the head.
+
+    Args:
+        name: Name of a timm network, such as "resnet50", "resnet50.tv_in1k" or "cifar_resnet20".
+        pretrained: False for random weights, True for those that timm downloads, or the path of a local weight file
+            (.pth, .pt, .safetensors): a state dict, or a dict with one under "state_dict" or "model"; prefixes
+            "module." and classifier weights are dropped. Files are read without running code (``weights_only=True``).
+        stem: "cifar" or "imagenet" (the network as timm has it).
+        in_chans: Channels of the images.
+
+    Returns:
+        The encoder, in training mode. Its ``pretrained_cfg`` holds the mean and std that pretrained weights expect.
+
+    Raises:
+        ValueError: If there is no such network, it has no stem to be replaced, or a weight file is unreadable or does
+            not fit; the message lists the keys.
+        FileNotFoundError: If there is no such weight file.
+        RuntimeError: If timm cannot get pretrained weights.
+    """
+    if stem not in ("cifar", "imagenet"):
+        raise ValueError(f"stem must be cifar or imagenet, got {stem!r}")
+    if isinstance(pretrained, str) and not Path(pretrained).expanduser().is_file():
+        raise FileNotFoundError(
+            f"pretrained: there is no file {pretrained}. Give the path of a local weight file, true to let timm "
+            "download weights, or false for random ones"
+        )
+    encoder = _from_timm(name, download=pretrained is True, in_chans=in_chans)
+    if stem == "cifar" and not isinstance(encoder, CifarResNet):
+        _replace_stem(encoder, name, keep_weights=pretrained is True)
+    if isinstance(pretrained, str):
+        _load_file(encoder, name, Path(pretrained).expanduser())
+    return _with_measured_features(encoder, name, in_chans)
+
+
+def _from_timm(name: str, *, download: bool, in_chans: int) -> nn.Module:
+    architecture, _, tag = name.partition(".")
+    tags = timm.list_models(f"{architecture}.*", pretrained=True) if timm.is_model(architecture) else []
+    if not timm.is_model(architecture) or (tag and name not in tags):
+        known = tags or timm.list_models()
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() has all names"
+        raise ValueError(f"timm {timm.__version__} has no network named {name!r}; {hint}")
+    try:
+        encoder: nn.Module = timm.create_model(name, pretrained=download, num_classes=0, in_chans=in_chans)
+    except Exception as error:  # the hub's, the network's and timm's own errors share no base class
+        if not download:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise RuntimeError(
+            f"timm could not get pretrained weights for {name!r} ({type(error).__name__}: {reason}). Download them "
+            "elsewhere and give the path of the file as pretrained, or set pretrained to false"
+        ) from error
+    return encoder
+
+
+def _replace_stem(encoder: nn.Module, name: str, *, keep_weights: bool) -> None:
+    conv = getattr(encoder, "conv1", None)
+    if not isinstance(encoder, ResNet) or not isinstance(conv, nn.Conv2d):
+        reason = (
+            "a stem of several convolutions" if isinstance(encoder, ResNet) else "no ResNet stem (7x7 and max-pooling)"
+        )
+        raise ValueError(
+            f'{name} has {reason} that stem="cifar" could replace: use stem="imagenet", or a plain ResNet (resnet18, '
+            "resnet50) or cifar_resnet*"
+        )
+    small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False).to(conv.weight)
+    with torch.no_grad():
+        if keep_weights:
+            small.weight.copy_(_centre(conv.weight))
+        else:
+            nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    encoder.set_submodule("conv1", small)
+    encoder.set_submodule("maxpool", nn.Identity())
+
+
+def _centre(kernel: Tensor) -> Tensor:
+    margin = (kernel.shape[-1] - 3) // 2
+    return kernel[:, :, margin : margin + 3, margin : margin + 3]
+
+
+def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
+    own = encoder.state_dict()
+    found = _without_classifier(_read(path), encoder)
+    stem = found.get("conv1.weight")
+    if stem is not None and stem.shape[2:] == (7, 7) and own["conv1.weight"].shape[2:] == (3, 3):
+        found["conv1.weight"] = _centre(stem)
+    faults = {
+        "missing": [key for key in own if key not in found],
+        "unexpected": [key for key in found if key not in own],
+        "of another shape": [
+            f"{key} {tuple(found[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own
+            if key in found and found[key].shape != own[key].shape
+        ],
+    }
+    if any(faults.values()):
+        listing = "; ".join(f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in faults.items() if keys)
+        raise ValueError(
+            f"pretrained: the weights in {path} do not fit {name} ({listing}). Is it the same architecture, with the "
+            "same stem and in_chans?"
+        )
+    encoder.load_state_dict(found)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"pretrained: {path} is not a file of weights ({type(error).__name__}: {reason}). It must be complete and "
+            "hold tensors and plain values only"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    state = content.items() if isinstance(content, Mapping) else ()
+    weights = {str(key).removeprefix("module."): value for key, value in state if isinstance(value, Tensor)}
+    if not weights:
+        raise ValueError(f"pretrained: {path} holds no state dict (a {type(content).__name__} without tensors)")
+    return weights
+
+
+def _without_classifier(weights: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
+    own_names = _config(encoder).get("classifier") or ()
+    names = {*_CLASSIFIERS, *((own_names,) if isinstance(own_names, str) else own_names)}
+    own = encoder.state_dict()
+    return {
+        key: value
+        for key, value in weights.items()
+        if key in own or not any(key.startswith(f"{classifier}.") for classifier in names)
+    }
+
+
+def _with_measured_features(encoder: nn.Module, name: str, in_chans: int) -> nn.Module:
+    # ResNets take any size, so a small image is enough to tell.
+    size = (32, 32) if isinstance(encoder, ResNet) else _config(encoder)["input_size"][1:]
+    weight = next(encoder.parameters())
+    with torch.no_grad():
+        features = encoder.eval()(weight.new_zeros(1, in_chans, *size))
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        seen = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(
+            f"{name} puts out {seen} for one image, expected pooled features (1, D): choose another network"
+        )
+    if getattr(encoder, "num_features", None) != features.shape[1]:
+        encoder.num_features = features.shape[1]  # type: ignore[assignment]  # torch's stub knows tensors and modules only
+    return encoder.train()
+
+
+def _config(encoder: nn.Module) -> dict[str, Any]:
+    config: Any = encoder.pretrained_cfg
+    return dict(config)
+
+
+def _few(keys: list[str], most: int = 4) -> str:
+    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")

@@ -1,0 +1,309 @@
+"""All that an adaptation method sees of a model, whoever wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ttalight.models.norm import NormLayer, NormMode, find_norms
+
+__all__ = ["Head", "Network", "Outputs"]
+
+
+class Outputs(NamedTuple):
+    """What one pass of the network gives, in fp32 (fp64 stays).
+
+    Args:
+        logits: (B, C) or (B, C, H, W): classes are dimension 1.
+        features: What the classifier read, (B, D) or (B, D, H, W); None until ``net.head`` was asked for.
+    """
+
+    logits: Tensor
+    features: Tensor | None = None
+
+
+class Head(NamedTuple):
+    """The classifier: ``logits = scale * features @ weight.T + bias``.
+
+    Args:
+        weight: (C, D).
+        bias: (C,), or None.
+        scale: Factor on the product, 1 for an ordinary classifier.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float | Tensor = 1.0
+
+
+class Network:
+    """A model behind one narrow interface: passes, normalisation layers, classifier, free parameters.
+
+    Calling it runs the model's *original* forward, under the run's precision for that pass only, and counts it.
+
+    Args:
+        module: The model.
+        forward: Its original forward. The model's own one by default.
+        precision: Makes the context of a pass, for example autocast.
+        classifier: Name of the classifier among the model's modules; found by a probe when None.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        forward: Callable[[Tensor], Any] | None = None,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        classifier: str | None = None,
+    ) -> None:
+        self.module = module
+        self.original = forward if forward is not None else module.forward
+        self.precision = precision
+        self.classifier = classifier
+        self.norms: list[NormLayer] = find_norms(module)
+        self.parameters: list[nn.Parameter] = []
+        self.generator: torch.Generator = torch.Generator(device=self.device)
+        #: Passes so far, in whole batches; those that no step has gone backward through yet.
+        self.forwards = self.unclaimed = 0.0
+        self.images: Tensor | None = None
+        self.step: Callable[..., None] = _no_engine
+        self.draws: Callable[[int], torch.Generator] = _no_engine
+        self._raw: Any = None
+        self._head: nn.Module | None = None
+        self._features: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's first parameter or buffer."""
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def __call__(self, images: Tensor, norm: NormMode | None = None) -> Outputs:
+        """Run one pass.
+
+        Args:
+            images: (B, 3, H, W).
+            norm: Mode of the BatchNorm layers for this pass only; their present one by default.
+        """
+        self._features = None
+        with self.norm_mode(norm):
+            self._raw = self._pass(images)
+        features = self._features
+        return Outputs(_full(logits_of(self._raw)), None if features is None else _full(features))
+
+    def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the task's self-supervised loss, scalar or (B,), in fp32; counted as one pass for each view."""
+        self._before_pass(getattr(self.module, "auxiliary_views", 1))
+        with self.precision():
+            loss: Tensor = self.module.auxiliary_loss(images, generator)  # type: ignore[operator]
+        return _full(loss)
+
+    def _pass(self, images: Tensor) -> Any:
+        self._before_pass(1)
+        with self.precision():
+            return self.original(images)
+
+    def _before_pass(self, batches: float) -> None:
+        self.forwards += batches
+        if torch.is_grad_enabled():
+            self.unclaimed += batches
+        if self.module.training:  # somebody called train() since
+            self.module.eval()
+
+    # -- what moves
+
+    def free(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Let exactly these parameters receive gradients.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ValueError("there is no parameter to adapt: the selection is empty for this network")
+        self.module.requires_grad_(False)
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+    def norm_affines(self) -> list[nn.Parameter]:
+        """Return the weights and biases of all normalisation layers.
+
+        Raises:
+            ValueError: If the network has no such layer.
+        """
+        affines = [parameter for norm in self.norms for parameter in norm.affine]
+        if not affines:
+            raise ValueError(
+                f"{type(self.module).__name__} has no BatchNorm, GroupNorm or LayerNorm with weight and bias, and this "
+                "method adapts nothing else: use another network or another method"
+            )
+        return affines
+
+    def batch_norms(self) -> list[NormLayer]:
+        """Return the BatchNorm layers.
+
+        Raises:
+            ValueError: If the network has none.
+        """
+        layers = [norm for norm in self.norms if norm.is_batch_norm]
+        if not layers:
+            raise ValueError(
+                f"{type(self.module).__name__} has no BatchNorm layer, and this method works on batch statistics only: "
+                "use another network or another method"
+            )
+        return layers
+
+    def set_norm_mode(self, mode: NormMode, layers: Sequence[NormLayer] | None = None) -> None:
+        """Set the mode of the given normalisation layers, of all by default."""
+        for layer in self.norms if layers is None else layers:
+            layer.mode = mode
+
+    @contextmanager
+    def norm_mode(self, mode: NormMode | None) -> Iterator[None]:
+        """Set the mode of all normalisation layers for a while; None changes nothing."""
+        if mode is None:
+            yield
+            return
+        before = [layer.mode for layer in self.norms]
+        self.set_norm_mode(mode)
+        try:
+            yield
+        finally:
+            for layer, earlier in zip(self.norms, before, strict=True):
+                layer.mode = earlier
+
+    @contextmanager
+    def with_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
+        """Run with other values of the free parameters for a while: teachers, anchors, averages.
+
+        Args:
+            weights: One tensor for each of ``parameters``, of the same shape; used as they are, not copied.
+        """
+        own = [parameter.data for parameter in self.parameters]
+        try:
+            for parameter, value in zip(self.parameters, weights, strict=True):
+                parameter.data = value
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, own, strict=True):
+                parameter.data = value
+
+    # -- the classifier
+
+    @property
+    def head(self) -> Head:
+        """The classifier, found by asking whose output the logits are.
+
+        Raises:
+            ValueError: If no layer or more than one qualifies; the message lists the candidates.
+        """
+        if self._head is None:
+            self._head = self._find_head()
+            self._head.register_forward_pre_hook(self._keep_features)
+        weight: Tensor = self._head.weight  # type: ignore[assignment]
+        bias: Tensor | None = self._head.bias  # type: ignore[assignment]
+        return Head(weight.detach().flatten(1), None if bias is None else bias.detach())
+
+    def _keep_features(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._features = inputs[0]
+
+    def _find_head(self) -> nn.Module:
+        modules: dict[str, nn.Module] = {
+            name: module for name, module in self.module.named_modules() if _can_classify(module)
+        }
+        if self.classifier is not None:
+            if self.classifier not in modules:
+                raise ValueError(
+                    f"classifier={self.classifier!r} is not a Linear layer or 1x1 convolution of "
+                    f"{type(self.module).__name__}; it has {', '.join(modules) or 'none'}"
+                )
+            return modules[self.classifier]
+        if self.images is None:
+            raise RuntimeError("the classifier is found from a batch of images: ask for it in configure or adapt")
+        seen: dict[str, Tensor] = {}
+        hooks = [
+            module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.__setitem__(name, output))
+            for name, module in modules.items()
+        ]
+        try:
+            with torch.no_grad(), self.precision():
+                logits = logits_of(self.original(self.images[:2]))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        found = [name for name, output in seen.items() if _same_values(output, logits)]
+        if len(found) != 1:
+            raise ValueError(
+                f"the classifier of {type(self.module).__name__} cannot be found: {len(found)} layers give the logits "
+                f"({', '.join(found) or 'none'}). Name one with classifier=; candidates: {', '.join(seen) or 'none'}"
+            )
+        return modules[found[0]]
+
+    # -- the structure of what the model returns
+
+    def put_back(self, logits: Tensor) -> Any:
+        """Return ``logits`` in the structure that the model's last pass returned: tensor, dict or dataclass."""
+        raw = self._raw
+        if raw is None or isinstance(raw, Tensor):
+            return logits
+        if isinstance(raw, Mapping):
+            return type(raw)({**{key: _detached(value) for key, value in raw.items()}, _logits_key(raw): logits})  # type: ignore[call-arg]
+        return dataclasses.replace(raw, logits=logits)
+
+    def forget(self) -> None:
+        """Drop references to the last pass."""
+        self._raw = self._features = self.images = None
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits in what a model returned: a tensor, a dict with ``logits`` (or ``out``), or a dataclass.
+
+    Raises:
+        TypeError: If there are none; the message says what was returned.
+    """
+    if isinstance(output, Mapping):
+        output = output.get(_logits_key(output))
+    elif dataclasses.is_dataclass(output):
+        output = getattr(output, "logits", None)
+    if isinstance(output, Tensor) and output.ndim in (2, 4):
+        return output
+    seen = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"{type(output).__name__}"
+    raise TypeError(
+        f"the model returned {seen}; adaptation reads logits of shape (B, C) or (B, C, H, W) from a tensor, from the "
+        "key 'logits' (or 'out') of a dict, or from the field 'logits' of a dataclass"
+    )
+
+
+def _logits_key(output: Mapping[str, Any]) -> str:
+    return "logits" if "logits" in output else "out"
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _can_classify(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1) and module.groups == 1
+    return isinstance(module, nn.Linear)
+
+
+def _same_values(output: Any, logits: Tensor) -> bool:
+    return (
+        isinstance(output, Tensor)
+        and output.numel() == logits.numel()
+        and torch.equal(output.reshape(logits.shape).float(), logits.float())
+    )
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _no_engine(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("this network is not being adapted: an Adapter's run or wrap() puts an engine behind it")

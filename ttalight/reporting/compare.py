@@ -1,0 +1,109 @@
+"""Sets runs side by side: ``ttalight compare``."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from ttalight.reporting.files import write_files
+from ttalight.reporting.groups import Run, find_runs, group_runs, stream_differences
+from ttalight.reporting.overview import STREAM_FIELDS, progress
+from ttalight.reporting.render import render_markdown, render_text
+from ttalight.reporting.results import Metric
+from ttalight.reporting.table import table_csv, tabulate
+
+
+def compare(
+    runs: list[str],
+    different: list[str] | None = None,
+    output: str | None = None,
+    metric: Metric = "accuracy",
+    baseline: str | None = None,
+    partial: bool = False,
+) -> str:
+    """Set the results of several runs side by side.
+
+    Runs of one method with the same protocol and weights but different seeds are one row, mean ± sample standard
+    deviation. Numbers on different streams do not belong into one table: that is an error unless it is asked for.
+
+    Args:
+        runs: Folders of runs, or folders that hold such at any depth.
+        different: Settings of the stream that may differ: stream, stream_hash, severity, samples.
+        output: Folder for table.md and table.csv, which has the numbers as measured.
+        metric: What to compare.
+        baseline: Label or method of a row; a last column shows what each mean gains over it.
+        partial: Show unfinished runs as well, marked, without a mean.
+
+    Returns:
+        The text to print: what all rows share, the table, and what differs between rows.
+
+    Raises:
+        OSError: If a run or the output cannot be reached.
+        ValueError: If a run cannot be read, none is left, or the streams differ.
+    """
+    found, without = find_runs(runs)
+    unfinished = [run for run in found if not run.results["complete"]]
+    shown = found if partial else [run for run in found if run.results["complete"]]
+    if not shown:
+        left = f": {_unfinished(unfinished)}, show with --partial true" if unfinished else ", no results.json there"
+        raise ValueError(f"no finished run in {' '.join(runs)}{left}")
+    notes = [f"different {field}: {values}" for field, values in _allowed(shown, different or []).items()]
+    groups, remarks = group_runs(shown)
+    notes += remarks
+    if unfinished and not partial:
+        notes.append(f"left out, not finished: {_unfinished(unfinished)}")
+    if without:
+        notes.append(f"left out, no results.json: {' '.join(without)}")
+    table = tabulate(groups, metric, baseline)
+    if output is not None:
+        write_files(output, {"table.csv": table_csv(table), "table.md": render_markdown(table, notes)})
+    return render_text(table, notes)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: The words after ``ttalight compare``; those of the process by default.
+
+    Raises:
+        SystemExit: With code 2 and one line on stderr if anything is wrong.
+    """
+    about = "Set the results of several runs side by side."
+    parser = ArgumentParser(prog="ttalight compare", description=about, exit_on_error=False)
+    parser.add_argument("runs", nargs="+", type=str, help="Folders of runs, or folders that hold such at any depth.")
+    parser.add_argument(
+        "--different", nargs="+", type=str, metavar="FIELD", help=f"May differ though it should not: {STREAM_FIELDS}."
+    )
+    parser.add_function_arguments(compare, skip={"runs", "different"})
+    try:
+        options = parser.parse_args(None if args is None else list(args))
+        sys.stdout.write(compare(**options.as_dict()) + "\n")
+    except (ArgumentError, OSError, ValueError) as error:
+        sys.stderr.write(f"ttalight compare: error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None
+
+
+def _allowed(runs: Sequence[Run], different: Sequence[str]) -> dict[str, str]:
+    """Return the differences between streams, or refuse them."""
+    unknown = [field for field in different if field not in STREAM_FIELDS]
+    if unknown:
+        raise ValueError(
+            f"--different got {' '.join(unknown)}, which is no setting of the stream: "
+            f"it takes {' '.join(STREAM_FIELDS)} (other settings may differ anyway; give the runs before this option)"
+        )
+    differences = stream_differences(runs)
+    if differences.keys() - set(different):
+        values = "; ".join(f"{field} is {values}" for field, values in differences.items() if field not in different)
+        raise ValueError(
+            f"these runs were not measured on the same stream: {values}. "
+            f"To set them side by side all the same, add --different {' '.join(differences)}"
+        )
+    return differences
+
+
+def _unfinished(runs: Sequence[Run]) -> str:
+    return ", ".join(f"{run.name} ({progress(run.results)})" for run in runs)

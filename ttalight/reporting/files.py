@@ -1,0 +1,42 @@
+"""Writes files so that a crash leaves either the old or the new text, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_files(folder: str | Path, texts: Mapping[str, str]) -> None:
+    """Write text files into a folder, which is made if need be.
+
+    All texts are on the disk under temporary names before the first file is replaced, in the order given.
+
+    Args:
+        folder: Where to write.
+        texts: File name -> contents, written as UTF-8 with line ends as given.
+
+    Raises:
+        OSError: If the disk is full or the folder not writable; names the path. Files not yet replaced are untouched.
+    """
+    folder = Path(folder)
+    targets = {folder / name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
+    path = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            path = folder / name
+            with open(targets[path], "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in targets.items():
+            os.replace(temporary, path)
+    except OSError as error:
+        reason = f"{error.strerror or error}: could not write, what was there before is kept"
+        raise OSError(error.errno, reason, str(path)) from error
+    finally:
+        for temporary in targets.values():
+            with contextlib.suppress(OSError):  # replaced, or never made
+                temporary.unlink()

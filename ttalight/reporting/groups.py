@@ -1,0 +1,198 @@
+"""Finds runs and puts those that differ only in their seed together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ttalight.reporting.overview import STREAM_FIELDS, progress, protocol_fields
+from ttalight.reporting.results import Results, read_results
+from ttalight.reporting.text import plain
+
+#: More settings than these in a row's label would not be read; the name of the run's folder is.
+_LABEL_FIELDS = 2
+
+#: Longest value in a message: of a hash, its beginning tells enough.
+_SHORT = 16
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result file and what it holds."""
+
+    file: Path
+    results: Results
+
+    @property
+    def name(self) -> str:
+        """The run's folder, or the file if it has another name than usual."""
+        return (self.file.parent if self.file.name == "results.json" else self.file).as_posix()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed, or a single run: one row of a table."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Results:
+        """The results that stand for what all runs of the group share."""
+        return self.runs[0].results
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return all(run.results["complete"] for run in self.runs)
+
+
+def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Read the runs in files and folders.
+
+    Args:
+        paths: Result files, folders of runs, or folders that hold such at any depth.
+
+    Returns:
+        The runs, in the order of ``paths`` and by name within a folder, each once; and the paths without any, such as
+        the folder of a training stage.
+
+    Raises:
+        FileNotFoundError: If a path does not exist.
+        ValueError: If result files cannot be read; names all of them.
+    """
+    files: dict[Path, Path] = {}
+    without = []
+    for path in map(Path, paths):
+        found = _result_files(path)
+        if not found:
+            without.append(path.as_posix())
+        for file in found:
+            files.setdefault(file.resolve(), file)
+    runs, errors = [], []
+    for file in files.values():
+        try:
+            runs.append(Run(file, read_results(file)))
+        except (OSError, ValueError) as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError("; ".join(errors))
+    return runs, without
+
+
+def _result_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix == ".json" else []
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: give folders of runs, or a folder that holds them")
+    own = path / "results.json"
+    return [own] if own.is_file() else sorted(path.rglob("results.json"))
+
+
+def stream_differences(runs: Sequence[Run]) -> dict[str, str]:
+    """Find what forbids to set runs side by side: settings of the stream that are not equal.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        Field -> every value with the runs that have it.
+
+    Raises:
+        ValueError: If runs name the same stream but hold other domains, so that one of the files is not true.
+    """
+    for same in _by(runs, lambda run: run.results["protocol"]["stream_hash"]).values():
+        _check_domains([run for run in same if run.results["complete"] and run.results["protocol"]["stream_hash"]])
+    differences = {}
+    for field in STREAM_FIELDS:
+        values = _by(runs, lambda run, field=field: json.dumps(run.results["protocol"][field]))  # type: ignore[misc]
+        if len(values) > 1:
+            differences[field] = ", ".join(
+                f"{plain(json.loads(value))[:_SHORT] or 'none'} in {_list([run.name for run in members])}"
+                for value, members in values.items()
+            )
+    return differences
+
+
+def _check_domains(runs: Sequence[Run]) -> None:
+    def rows(run: Run) -> Any:
+        return [(row["name"], row["severity"], row["visit"], row["samples"]) for row in run.results["domains"]]
+
+    odd = next((run for run in runs if rows(run) != rows(runs[0])), None)
+    if odd is not None:
+        raise ValueError(
+            f"{runs[0].name} and {odd.name} have the same stream_hash but not the same domains and samples: "
+            "one of them saw only part of the stream or was edited; repeat it"
+        )
+
+
+def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Put runs of the same method, protocol and source weights with different seeds together.
+
+    If one seed occurs twice, something else differs that the files do not say: then each run stays alone. So does a
+    run that is not complete.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        The groups in the order of their first run, with the unadapted network (method "Source") first; and a remark
+        for each set of runs that was not averaged.
+    """
+    members: list[tuple[Run, ...]] = []
+    remarks = []
+    for same in _by(runs, _identity).values():
+        if len({run.results["seed"] for run in same}) == len(same):
+            members.append(tuple(same))
+        else:
+            members.extend((run,) for run in same)
+            names = _list([f"{run.name} (seed {plain(run.results['seed'])})" for run in same])
+            remarks.append(f"not averaged, since a seed occurs twice: {names}")
+    order = {run.file: index for index, run in enumerate(runs)}
+    members.sort(key=lambda group: (group[0].results["method"] != "Source", order[group[0].file]))
+    return [Group(label, group) for label, group in zip(_labels(members), members, strict=True)], remarks
+
+
+def _identity(run: Run) -> str:
+    results = run.results
+    source = results["source"]["sha256"] or results["source"]["file"]
+    alone = None if results["complete"] else run.name
+    return json.dumps([results["method"], results["protocol"], source, alone], sort_keys=True)
+
+
+def _labels(members: Sequence[tuple[Run, ...]]) -> list[str]:
+    """Name groups by their method and, where it has several, by what differs between them."""
+    methods = _by((group[0] for group in members), lambda run: run.results["method"])
+    labels = {}
+    for method, rivals in methods.items():
+        for run, distinction in zip(rivals, _distinctions(rivals), strict=True):
+            unfinished = "" if run.results["complete"] else f" (partial, {progress(run.results)})"
+            labels[run.file] = method + (f" ({distinction})" if distinction else "") + unfinished
+    return [labels[group[0].file] for group in members]
+
+
+def _distinctions(runs: Sequence[Run]) -> list[str]:
+    """Tell runs of one method apart: by one or two settings, else by the shortest of folder name and path."""
+    if len(runs) == 1:
+        return [""]
+    fields = [protocol_fields(run.results) for run in runs]
+    differing = [name for name in fields[0] if len({own.get(name) for own in fields}) > 1]
+    settings = [", ".join(f"{name} {own.get(name) or 'none'}" for name in differing) for own in fields]
+    folders = [Path(run.name).name for run in runs]
+    choices = [settings] if len(differing) <= _LABEL_FIELDS else []
+    return next((choice for choice in [*choices, folders] if len(set(choice)) == len(runs)), [run.name for run in runs])
+
+
+def _by(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return groups
+
+
+def _list(names: Sequence[str], most: int = 4) -> str:
+    rest = len(names) - most
+    return " ".join(names) if rest <= 0 else f"{' '.join(names[:most])} and {rest} more"

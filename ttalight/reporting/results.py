@@ -1,0 +1,232 @@
+"""The result file of a run: its schema, and how it is written, read and summarised."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from ttalight.reporting.files import write_files
+
+SCHEMA = 1
+
+#: The measures that are averaged over domains.
+Metric = Literal["accuracy", "error", "nll", "ece"]
+
+
+class DomainResult(TypedDict):
+    """One visit of a domain: fractions in [0, 1], ``nll`` in nats; None is not finite, or ``top5`` of 5 classes."""
+
+    name: str
+    severity: int | None
+    visit: int
+    samples: int
+    accuracy: float | None
+    error: float | None
+    top5: float | None
+    nll: float | None
+    ece: float | None
+    seconds: float | None
+    images_per_second: float | None
+
+
+class Summary(TypedDict):
+    """Averages over domains."""
+
+    accuracy: float | None
+    error: float | None
+    nll: float | None
+    ece: float | None
+
+
+class RunProtocol(TypedDict):
+    """What must be equal for numbers to be comparable; ``samples`` counts the images of the whole stream."""
+
+    stream: str | None
+    stream_hash: str | None
+    severity: int | list[int] | None
+    samples: int | None
+    reset: str | int | None
+    prediction: str | None
+    batch_size: int | None
+    steps: int | None
+    optimizer: str | None
+    lr: float | None
+    norm: str | None
+    sharding: str | None
+
+
+class Cost(TypedDict):
+    """What the run took."""
+
+    forwards_per_batch: float | None
+    backwards_per_batch: float | None
+    peak_memory_bytes: int | None
+    images_per_second: float | None
+    adapted_parameters: int | None
+
+
+class Source(TypedDict):
+    """The file that the source weights came from."""
+
+    file: str | None
+    sha256: str | None
+
+
+class _Optional(TypedDict, total=False):
+    model: str
+
+
+class Results(_Optional):
+    """Everything that ``results.json`` holds; ``complete`` is False while domains are missing."""
+
+    schema: int
+    complete: bool
+    method: str
+    seed: int | None
+    protocol: RunProtocol
+    domains: list[DomainResult]
+    mean: Summary
+    weighted_mean: Summary
+    cost: Cost
+    source: Source
+    environment: dict[str, Any]
+
+
+def summarize(domains: Sequence[DomainResult]) -> tuple[Summary, Summary]:
+    """Average over rows.
+
+    Args:
+        domains: The rows.
+
+    Returns:
+        The mean that counts every row once and the mean that counts every sample once. A measure is None without
+        rows, or if it is missing or not finite in any of them: a mean over fewer domains would look better or worse
+        than it is.
+    """
+    return _mean(domains, lambda row: 1), _mean(domains, lambda row: row["samples"])
+
+
+def _mean(rows: Sequence[DomainResult], weight: Callable[[DomainResult], int]) -> Summary:
+    total = sum(map(weight, rows))
+
+    def mean(metric: Metric) -> float | None:
+        values = [(row[metric], weight(row)) for row in rows]
+        known = [value * times for value, times in values if value is not None and math.isfinite(value)]
+        return math.fsum(known) / total if total and len(known) == len(rows) else None
+
+    return {"accuracy": mean("accuracy"), "error": mean("error"), "nll": mean("nll"), "ece": mean("ece")}
+
+
+def write_results(folder: str | Path, results: Results) -> None:
+    """Write ``results.json`` and ``domains.csv``, the latter with one line for every row of ``domains``.
+
+    Strict JSON: what is not finite becomes null.
+
+    Args:
+        folder: The run's folder.
+        results: What to write.
+
+    Raises:
+        OSError: If the disk is full or the folder not writable; names the path, and earlier files are untouched.
+    """
+    plain = _finite(results)
+    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
+    table = io.StringIO()
+    writer = csv.DictWriter(table, DomainResult.__annotations__, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain["domains"])
+    # The JSON file comes last: it is the one that says how far the run got.
+    write_files(folder, {"domains.csv": table.getvalue(), "results.json": text})
+
+
+def read_results(path: str | Path) -> Results:
+    """Read and check a result file.
+
+    Args:
+        path: ``results.json``, or the folder that holds it.
+
+    Returns:
+        The results; keys that this version does not know are kept.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, not strict JSON, of another schema, or keys are missing or of wrong types.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: give the folder of a run that adapt, test or validate has written")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a result file, it is damaged or not JSON ({error}): repeat the run") from error
+    version = results.get("schema") if isinstance(results, dict) else None
+    if version != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {version!r}, this version of ttalight reads schema {SCHEMA}: "
+            "repeat the run or use the version of ttalight that wrote it"
+        )
+    try:
+        _check(results, Results, "")
+    except ValueError as error:
+        raise ValueError(f"{path} does not follow schema {SCHEMA}: {error}; repeat the run") from error
+    checked: Results = results
+    return checked
+
+
+def _finite(value: Any) -> Any:
+    """Copy a tree of plain values with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _check(value: Any, expected: Any, where: str) -> None:
+    """Compare a tree of plain values with the type hints of the schema."""
+    if is_typeddict(expected):
+        _expect(isinstance(value, dict), value, "a mapping", where)
+        missing = sorted(expected.__required_keys__ - value.keys())
+        if missing:
+            raise ValueError(f"{where or 'the top level'} lacks {', '.join(missing)}")
+        hints = get_type_hints(expected)
+        for key in [key for key in hints if key in value]:
+            _check(value[key], hints[key], f"{where}.{key}" if where else key)
+    elif get_origin(expected) is list:
+        _expect(isinstance(value, list), value, "a list", where)
+        for index, part in enumerate(value):
+            _check(part, get_args(expected)[0], f"{where}[{index}]")
+    elif get_origin(expected) is dict:
+        _expect(isinstance(value, dict), value, "a mapping", where)
+    else:
+        branches = get_args(expected) if get_origin(expected) in (Union, types.UnionType) else (expected,)
+        names = " or ".join("null" if branch is types.NoneType else _name(branch) for branch in branches)
+        _expect(any(_fits(value, branch) for branch in branches), value, names, where)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(part, get_args(kind)[0]) for part in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _name(kind: Any) -> str:
+    return f"list of {_name(get_args(kind)[0])}" if get_origin(kind) is list else str(kind.__name__)
+
+
+def _expect(holds: bool, value: Any, expected: str, where: str) -> None:
+    if not holds:
+        raise ValueError(f"{where or 'the top level'} is {value!r:.60}, expected {expected}")

@@ -1,0 +1,90 @@
+"""Tables and values as plain text and as Markdown."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+
+#: Columns of the terminal that tables are made for.
+WIDTH = 120
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Write a value with fixed digits, and ``nan`` for one that is missing or not finite."""
+    return "nan" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def plain(value: object) -> str:
+    """Write a setting: nothing for None, list items with spaces between."""
+    if value is None:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def enumerate_fields(fields: Mapping[str, str]) -> str:
+    """Write settings as ``name value, name value``, without those that have no value."""
+    return ", ".join(f"{name} {value}" for name, value in fields.items() if value)
+
+
+def wrap(text: str) -> str:
+    """Break one paragraph into lines of the terminal's width."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def text_blocks(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[str]:
+    """Align a table; columns that do not fit follow in further blocks with the first column repeated.
+
+    Args:
+        header: Names of the columns; the first is aligned left, the others right.
+        rows: Cells, as many as the header has.
+        width: Widest line, exceeded only if two columns are wider.
+
+    Returns:
+        The blocks, each of several lines without an end.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str], columns: Sequence[int]) -> str:
+        shown = [cells[0].ljust(widths[0])] + [cells[column].rjust(widths[column]) for column in columns]
+        return " ".join(shown).rstrip()
+
+    return [
+        "\n".join(line(cells, columns) for cells in (header, ["-" * size for size in widths], *rows))
+        for columns in _split(widths, width)
+    ]
+
+
+def _split(widths: Sequence[int], width: int) -> Iterator[list[int]]:
+    """Distribute columns 1, 2, ... over blocks, each beside column 0."""
+    block: list[int] = []
+    used = widths[0]
+    for column in range(1, len(widths)):
+        if block and used + 1 + widths[column] > width:
+            yield block
+            block, used = [], widths[0]
+        block.append(column)
+        used += 1 + widths[column]
+    yield block
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table in Markdown, the first column aligned left and the others right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def abbreviate(names: Sequence[str], length: int) -> list[str]:
+    """Cut names to a length, or to the next one at which different names stay different.
+
+    Args:
+        names: The names; equal ones are cut alike.
+        length: Characters wanted.
+
+    Returns:
+        As many names.
+    """
+    distinct = len(set(names))
+    while len({name[:length] for name in names}) < distinct:
+        length += 1
+    return [name[:length] for name in names]

@@ -1,0 +1,143 @@
+"""Cross-task alignment: the self-supervised encoder learns to speak to the supervised classifier."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ttalight.losses import alignment_loss
+from ttalight.models import Normalize, create_encoder
+from ttalight.tasks.steps import ClassifierSteps
+from ttalight.tasks.two_view import TwoViewTask
+from ttalight.transforms import RandomCropFlip
+
+__all__ = ["AlignmentTask"]
+
+
+class AlignmentTask(ClassifierSteps, TwoViewTask):
+    """Aligns pi(g(x)) with the features f(x) of a frozen supervised model by a contrastive loss.
+
+    Second stage of A. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221.
+    Supervised encoder f and classifier h stay frozen, in eval mode; what it classifies with is h(pi(g(x))). Where the
+    paper is ambiguous: the target is f(x), not h(f(x)), since h reads pi(g(x)) later; the teacher sees the clean
+    image; the sibling view counts as a negative, as Eq. 4 has it.
+
+    Args:
+        supervised: Checkpoint of a ``SupervisedTask``.
+        self_supervised: Checkpoint of a ``ContrastiveTask``.
+        num_classes: Number of classes C.
+        temperature: Temperature of the alignment loss.
+        teacher_view: What the teacher sees: ``clean`` images, whose features are computed once, or a ``weak``
+            augmentation (padded crop and flip), computed anew for every batch.
+        sibling: What the other view of an image is to a view: ``negative``, ``exclude`` or ``positive``.
+        kwargs: See ``TwoViewTask`` and ``BaseTask``.
+
+    Raises:
+        ValueError: If an argument is out of range, or a file does not fit.
+        FileNotFoundError: If a file does not exist.
+    """
+
+    def __init__(
+        self,
+        supervised: str | None = None,
+        self_supervised: str | None = None,
+        encoder: str = "resnet50",
+        num_classes: int = 10,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        temperature: float = 0.5,
+        teacher_view: Literal["clean", "weak"] = "clean",
+        sibling: Literal["negative", "exclude", "positive"] = "negative",
+        flip: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoder=encoder, stem=stem, temperature=temperature, flip=flip, **kwargs)
+        self.num_classes = num_classes
+        self.teacher_view = teacher_view
+        self.sibling = sibling
+        self.teacher = nn.ModuleDict({"normalize": Normalize(), "encoder": create_encoder(encoder, stem=stem)})
+        self.classifier = nn.Linear(self.encoder.num_features, num_classes)  # type: ignore[arg-type]
+        self.teacher.requires_grad_(False)
+        self.classifier.requires_grad_(False)
+        self.weak = RandomCropFlip(flip=flip)
+        #: Mean norms of f(x) and pi(g(x)) over recent batches; the ratio rescales features at test time.
+        self.register_buffer("feature_norms", torch.ones(2))
+        self.feature_norms: Tensor
+        self._cache: Tensor | None = None
+        shared = {"encoder": encoder, "stem": stem}
+        if supervised is not None:
+            parts = {"normalize.": "teacher.normalize.", "encoder.": "teacher.encoder.", "classifier.": "classifier."}
+            self.load_stage(supervised, "supervised", "SupervisedTask", parts, shared | {"num_classes": num_classes})
+        if self_supervised is not None:
+            parts = {name: name for name in ("normalize.", "encoder.", "projector.")}
+            self.load_stage(self_supervised, "self_supervised", "ContrastiveTask", parts, shared)
+        self._complete = supervised is not None and self_supervised is not None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits h(pi(g(x))), (B, C), of images in [0, 1], (B, 3, H, W)."""
+        logits: Tensor = self.classifier(self.project(images))
+        return logits
+
+    def train(self, mode: bool = True) -> AlignmentTask:
+        """Set the mode; teacher and classifier stay in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        self.classifier.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Ask the data module for the samples' indices, by which teacher features are kept."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if not self._complete:
+            raise ValueError(
+                "alignment starts from two trained models: give supervised= (checkpoint of a SupervisedTask) and "
+                "self_supervised= (checkpoint of a ContrastiveTask)"
+            )
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.teacher_view == "clean" and hasattr(data, "with_index"):
+            data.with_index = True
+
+    def on_train_start(self) -> None:
+        """Compute the teacher's features of all training images once."""
+        super().on_train_start()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.teacher_view == "clean" and getattr(data, "with_index", False):
+            self._cache = self._teacher_features(data)
+
+    @torch.no_grad()
+    def _teacher_features(self, data: Any) -> Tensor:
+        loader = DataLoader(data.train_set, data.batch_size, collate_fn=lambda batch: batch)
+        batches = (data.on_after_batch_transfer((batch[0].to(self.device),), 0)[0] for batch in loader)
+        return torch.cat([self.teach(images) for images in batches])
+
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> Tensor:
+        """Return the frozen model's features f(x), (B, D), of images in [0, 1], (B, 3, H, W)."""
+        features: Tensor = self.teacher["encoder"](self.teacher["normalize"](images))
+        return features
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the alignment loss of two fresh views with the teacher's features."""
+        images = batch[0]
+        if self.teacher_view == "weak":
+            target = self.teach(self.weak(images, self.draws))
+        elif self._cache is not None:
+            target = self._cache[batch[2]]
+        else:
+            target = self.teach(images)
+        first, second = self.project(self.views(images, self.draws)).chunk(2)
+        loss = alignment_loss(first, second, target, self.temperature, sibling=self.sibling, gather=self.gathers)
+        self._note_norms(target, first)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    @torch.no_grad()
+    def _note_norms(self, target: Tensor, aligned: Tensor) -> None:
+        norms = torch.stack([target.float().norm(dim=1).mean(), aligned.float().norm(dim=1).mean()])
+        self.feature_norms.lerp_(norms, 0.05)
+        self.log("train/teacher_norm", norms[0])
+        self.log("train/aligned_norm", norms[1])

@@ -1,0 +1,134 @@
+"""Reading the weights that one stage hands to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_architecture", "file_sha256", "load_weights", "read_checkpoint", "select"]
+
+
+def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
+    """Read a checkpoint or weight file; nothing in it can run code.
+
+    Args:
+        path: A local file.
+        argument: The task argument that named it, for messages.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or holds anything but tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{argument}: there is no file {path}. Run the stage that writes it first, or name another file with "
+            f"--model.{argument}"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{argument}: {path} is not a readable checkpoint ({_first_line(error)}): is it complete?"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{argument}: {path} was refused: it holds something other than tensors and plain values "
+            f"({_first_line(error)}). Files that could run code are never opened; save a state_dict instead"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{argument}: {path} holds a {type(content).__name__}, expected a checkpoint or a state_dict")
+    return content
+
+
+def check_architecture(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], path: str, argument: str) -> None:
+    """Compare the networks' hyper-parameters in a checkpoint with the task's own.
+
+    Args:
+        checkpoint: What the file holds; files without hyper-parameters pass.
+        expected: Names and values that must agree.
+        path: The file, for messages.
+        argument: The task argument that named it.
+
+    Raises:
+        ValueError: If any differs; the message names each.
+    """
+    saved = checkpoint.get("hyper_parameters", {})
+    differing = {name: value for name, value in expected.items() if name in saved and saved[name] != value}
+    if differing:
+        listing = "; ".join(f"{name}: file {saved[name]!r}, here {value!r}" for name, value in differing.items())
+        raise ValueError(
+            f"{argument}: {path} is of another architecture ({listing}). Set these arguments to the file's values, or "
+            "name another file"
+        )
+
+
+def select(checkpoint: Mapping[str, Any], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return the part of a checkpoint's state dict under some prefixes, with the prefixes replaced.
+
+    Args:
+        checkpoint: What the file holds: a Lightning checkpoint, ``{"state_dict": ...}``, or a bare state dict.
+        prefixes: Old prefix to new prefix; keys under none are left out.
+    """
+    state = checkpoint.get("state_dict", checkpoint)
+    return {
+        new + key[len(old) :]: value
+        for key, value in state.items()
+        for old, new in prefixes.items()
+        if key.startswith(old) and isinstance(value, Tensor)
+    }
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, argument: str) -> None:
+    """Load a state dict, all of it or nothing.
+
+    Args:
+        module: Receives the weights.
+        state: The weights, by the module's own names.
+        path: The file they come from, for messages.
+        argument: The task argument that named it.
+
+    Raises:
+        ValueError: If keys are missing or left over, or shapes differ; the message lists them.
+    """
+    own = module.state_dict()
+    faults = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own.keys() & state.keys()
+            if state[key].shape != own[key].shape
+        ],
+    }
+    if any(faults.values()):
+        listing = "; ".join(f"{len(keys)} {kind}: {_shortened(keys)}" for kind, keys in faults.items() if keys)
+        raise ValueError(f"{argument}: {path} does not fit this {type(module).__name__}: {listing}")
+    module.load_state_dict(dict(state))
+
+
+def file_sha256(path: str) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
+def _shortened(keys: list[str], most: int = 4) -> str:
+    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")

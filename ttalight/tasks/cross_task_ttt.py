@@ -1,0 +1,87 @@
+"""Test-time training on an aligned model: the last stage of CTA."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ttalight.adapters import Adapter, TestTimeTraining
+from ttalight.tasks.steps import ClassifierSteps
+from ttalight.tasks.two_view import TwoViewTask
+
+__all__ = ["CrossTaskTTT"]
+
+
+class CrossTaskTTT(ClassifierSteps, TwoViewTask):
+    """Classifies by h(pi(g(x))) and adapts g and pi by the contrastive loss that they were trained with.
+
+    Last stage of A. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221: two
+    fresh views of every image in one forward, temperature 0.01; all of g and pi adapt, h is frozen. Steps, learning
+    rate and reset are the adapter's, by default ``TestTimeTraining()``.
+
+    Args:
+        aligned: Checkpoint of an ``AlignmentTask``.
+        num_classes: Number of classes C.
+        rescale_features: Bring pi(g(x)) to the mean norm of f(x) before the classifier. The cosine losses leave that
+            norm free, so confidences, and with them NLL and ECE, mean little without it; accuracy hardly changes.
+        kwargs: See ``TwoViewTask`` and ``BaseTask``.
+
+    Raises:
+        ValueError: If an argument is out of range, or the file does not fit.
+        FileNotFoundError: If the file does not exist.
+    """
+
+    auxiliary_views = 2
+
+    def __init__(
+        self,
+        aligned: str | None = None,
+        encoder: str = "resnet50",
+        num_classes: int = 10,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        rescale_features: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoder=encoder, stem=stem, **kwargs)
+        self.num_classes = num_classes
+        self.rescale_features = rescale_features
+        self.classifier = nn.Linear(self.encoder.num_features, num_classes)  # type: ignore[arg-type]
+        self.register_buffer("feature_norms", torch.ones(2))
+        self.feature_norms: Tensor
+        if aligned is not None:
+            parts = {name: name for name in ("normalize.", "encoder.", "projector.", "classifier.")}
+            architecture = {"encoder": encoder, "stem": stem, "num_classes": num_classes}
+            checkpoint = self.load_stage(aligned, "aligned", "AlignmentTask", parts, architecture)
+            self.feature_norms.copy_(checkpoint["state_dict"]["feature_norms"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits h(pi(g(x))), (B, C), of images in [0, 1], (B, 3, H, W)."""
+        features = self.project(images)
+        if self.rescale_features:
+            features = features * (self.feature_norms[0] / self.feature_norms[1])
+        logits: Tensor = self.classifier(features)
+        return logits
+
+    def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the contrastive loss of two fresh views, a scalar.
+
+        A single image has nothing to be told from: its loss is zero, and only normalisation statistics can move.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            generator: Source of the views' random draws.
+        """
+        views = self.views(images, generator)
+        if len(images) == 1:
+            return self.project(views).sum() * 0
+        return self.contrast(views)
+
+    def adaptable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of g and pi."""
+        return [*self.encoder.parameters(), *self.projector.parameters()]
+
+    def default_adapter(self) -> Adapter:
+        """Return the paper's test-time training."""
+        return TestTimeTraining()

@@ -1,0 +1,97 @@
+"""Source training by cross-entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ttalight.models import create_encoder
+from ttalight.tasks.base import BaseTask
+from ttalight.tasks.checkpoint import file_sha256, load_weights, read_checkpoint, select
+from ttalight.tasks.steps import ClassifierSteps
+from ttalight.transforms import RandomCropFlip, RandomResizedCropFlip
+
+__all__ = ["SupervisedTask"]
+
+
+class SupervisedTask(ClassifierSteps, BaseTask):
+    """A classifier h(f(x)) trained by cross-entropy: the source model of every method.
+
+    First stage of A. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221.
+    The works it takes its augmentation from disagree; ``crop="resized"`` (random resized crops) is what the paper's
+    unadapted numbers point to, ``"padded"`` is the other one. It moves those numbers by about ten points.
+
+    Args:
+        encoder: Name of a timm backbone.
+        num_classes: Number of classes C.
+        stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
+        pretrained: ``true`` for timm's weights, or a local file.
+        weights: File with trained weights: a checkpoint of this task, or a state dict of encoder and classifier under
+            the backbone's own names.
+        crop: ``resized``, ``padded`` or ``none``.
+        crop_scale: Range of a resized crop's share of the image.
+        padding: Pixels on each side for padded crops.
+        flip: Probability of a horizontal flip.
+        kwargs: See ``BaseTask``.
+
+    Raises:
+        ValueError: If an argument is out of range, or a file does not fit.
+        FileNotFoundError: If a file does not exist.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "resnet50",
+        num_classes: int = 10,
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        pretrained: bool | str = False,
+        weights: str | None = None,
+        crop: Literal["resized", "padded", "none"] = "resized",
+        crop_scale: Sequence[float] = (0.2, 1.0),
+        padding: int = 4,
+        flip: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.encoder = create_encoder(encoder, pretrained=pretrained if weights is None else False, stem=stem)
+        self.classifier = nn.Linear(self.encoder.num_features, num_classes)  # type: ignore[arg-type]
+        self.augment: nn.Module | None = None
+        if crop == "resized":
+            self.augment = RandomResizedCropFlip(scale=crop_scale, flip=flip)
+        elif crop == "padded":
+            self.augment = RandomCropFlip(padding=padding, flip=flip)
+        if weights is not None:
+            self._load(weights, {"encoder": encoder, "num_classes": num_classes, "stem": stem})
+
+    def _load(self, path: str, architecture: dict[str, Any]) -> None:
+        checkpoint = read_checkpoint(path, "weights")
+        if "ttalight" in checkpoint:
+            same = {name: name for name in ("normalize.", "encoder.", "classifier.")}
+            self.load_stage(path, "weights", "SupervisedTask", same, architecture)
+            return
+        state = {key.removeprefix("module."): value for key, value in select(checkpoint, {"": ""}).items()}
+        theirs = f"{getattr(self.encoder, 'pretrained_cfg', {}).get('classifier', 'fc')}."
+        named = {
+            f"classifier.{key.removeprefix(theirs)}" if key.startswith(theirs) else f"encoder.{key}": value
+            for key, value in state.items()
+        }
+        load_weights(nn.ModuleDict({"encoder": self.encoder, "classifier": self.classifier}), named, path, "weights")
+        self.source = {"file": path, "sha256": file_sha256(path)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (B, C), of images in [0, 1], (B, 3, H, W)."""
+        logits: Tensor = self.classifier(self.encode(images))
+        return logits
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the cross-entropy of augmented images."""
+        images, labels = batch[:2]
+        if self.augment is not None:
+            images = self.augment(images, self.draws)
+        loss = cross_entropy(self(images), labels)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss

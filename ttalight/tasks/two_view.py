@@ -1,0 +1,91 @@
+"""What the tasks that contrast two views share: encoder, projector, views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ttalight.losses import contrastive_loss
+from ttalight.models import create_encoder
+from ttalight.tasks.base import BaseTask
+from ttalight.transforms import SimCLRViews
+
+__all__ = ["TwoViewTask"]
+
+
+class TwoViewTask(BaseTask):
+    """Base of the tasks with a self-supervised encoder g, a linear projector pi and SimCLR's views.
+
+    The views are those of T. Chen et al., *A Simple Framework for Contrastive Learning of Visual Representations*,
+    ICML 2020, arXiv 2002.05709, as used on CIFAR: random resized crop, flip, colour jitter, greyscale, no blur.
+
+    Args:
+        encoder: Name of a timm backbone.
+        stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
+        pretrained: ``true`` for timm's weights, or a local file.
+        temperature: Temperature of the contrastive loss.
+        view_size: Side of a view in pixels; the images' own by default.
+        crop_scale: Range of a crop's share of the image.
+        flip: Probability of a horizontal flip.
+        jitter: Strength of brightness, contrast, saturation and hue jitter.
+        jitter_probability: Probability of colour jitter.
+        grayscale: Probability of greyscale.
+        blur: Probability of Gaussian blur.
+        kwargs: See ``BaseTask``.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "resnet50",
+        stem: Literal["cifar", "imagenet"] = "cifar",
+        pretrained: bool | str = False,
+        temperature: float = 0.01,
+        view_size: int | None = None,
+        crop_scale: Sequence[float] = (0.2, 1.0),
+        flip: float = 0.5,
+        jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
+        jitter_probability: float = 0.8,
+        grayscale: float = 0.2,
+        blur: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.temperature = temperature
+        self.encoder = create_encoder(encoder, pretrained=pretrained, stem=stem)
+        width: int = self.encoder.num_features  # type: ignore[assignment]
+        self.projector = nn.Linear(width, width)
+        self.views = SimCLRViews(
+            view_size,
+            crop_scale,
+            flip=flip,
+            jitter=jitter,
+            jitter_probability=jitter_probability,
+            grayscale=grayscale,
+            blur=blur,
+        )
+
+    def project(self, images: Tensor) -> Tensor:
+        """Return pi(g(x)), (B, D), of images in [0, 1], (B, 3, H, W)."""
+        features: Tensor = self.projector(self.encode(images))
+        return features
+
+    def contrast(self, views: Tensor) -> Tensor:
+        """Return the contrastive loss of two views in one tensor, (2B, 3, H, W): a scalar.
+
+        Negatives come from all processes while training on several.
+        """
+        first, second = self.project(views).chunk(2)
+        return contrastive_loss(first, second, self.temperature, gather=self.gathers)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether negatives come from other processes too."""
+        trainer = self._trainer
+        return trainer is not None and trainer.training and trainer.world_size > 1

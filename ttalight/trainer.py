@@ -1,0 +1,106 @@
+"""Lightning's Trainer with one more verb: adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning
+from lightning import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from ttalight.adapters import Adapter
+from ttalight.callbacks import Progress, Recorder
+from ttalight.reporting import Results
+
+__all__ = ["Trainer"]
+
+
+class Trainer(lightning.Trainer):
+    """Lightning's Trainer, which records evaluations and can adapt a model to the stream it is evaluated on.
+
+    Unless the callbacks have their own, it adds a ``Recorder``, a progress bar, and a checkpoint callback that keeps
+    ``checkpoints/last.ckpt`` as of the end of every epoch.
+
+    Args:
+        default_root_dir: Folder of the run: everything is written there, without version folders. By default
+            Lightning's own folders are used.
+        callbacks: As Lightning's.
+        logger: As Lightning's; TensorBoard in the run's folder by default.
+        kwargs: As Lightning's.
+    """
+
+    def __init__(
+        self,
+        *,
+        default_root_dir: str | None = None,
+        callbacks: list[Callback] | Callback | None = None,
+        logger: Logger | Iterable[Logger] | bool | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        chosen = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+
+        def lacks(kind: type[Callback]) -> bool:
+            return not any(isinstance(callback, kind) for callback in chosen)
+
+        if lacks(Recorder):
+            chosen.append(Recorder())
+        if enable_progress_bar is not False and lacks(ProgressBar):
+            chosen.append(Progress())
+        if enable_checkpointing is not False and lacks(ModelCheckpoint) and not kwargs.get("fast_dev_run"):
+            chosen.append(ModelCheckpoint(save_top_k=0, save_last=True))
+        if default_root_dir is not None and logger in (None, True):
+            logger = TensorBoardLogger(save_dir=default_root_dir, name="", version="")
+        super().__init__(
+            default_root_dir=default_root_dir,
+            callbacks=chosen,
+            logger=logger,
+            enable_checkpointing=enable_checkpointing,
+            enable_progress_bar=enable_progress_bar,
+            **kwargs,
+        )
+
+    def adapt(
+        self,
+        model: LightningModule | None = None,
+        datamodule: LightningDataModule | None = None,
+        adapter: Adapter | None = None,
+    ) -> Results:
+        """Adapt a model to a stream while measuring it.
+
+        The module's own ``test_step`` runs on the data module's test loader, with the adapter standing in for the
+        module's forward. Afterwards the model is what it was before; what adaptation changed is in
+        ``adapter.state_dict()``.
+
+        Args:
+            model: The module to adapt, with trained weights.
+            datamodule: Delivers the stream.
+            adapter: The method; by default the one that the model's ``default_adapter()`` returns.
+
+        Returns:
+            The results, as written to ``results.json``.
+
+        Raises:
+            ValueError: If there is no model, no data or no adapter, or an adapter is among the callbacks already.
+        """
+        if model is None or datamodule is None:
+            raise ValueError("adapt needs a model and a datamodule")
+        if adapter is None:
+            if not hasattr(model, "default_adapter"):
+                raise ValueError(
+                    f"{type(model).__name__} has no adapter of its own: give one, for example --adapter Tent "
+                    "(adapter=Tent() in Python)"
+                )
+            adapter = model.default_adapter()  # type: ignore[operator]
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        callbacks.insert(0, adapter)
+        try:
+            self.test(model, datamodule=datamodule, verbose=False)
+        finally:
+            callbacks.remove(adapter)
+        recorder = next(callback for callback in callbacks if isinstance(callback, Recorder))
+        assert recorder.results is not None
+        return recorder.results
