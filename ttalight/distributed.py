@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 __all__ = ["gather_with_gradients", "rank_and_world_size"]
 
@@ -35,4 +36,23 @@ def gather_with_gradients(tensor: Tensor) -> Tensor:
     """
     if rank_and_world_size()[1] == 1:
         return tensor
-    return torch.cat(all_gather(tensor, group=dist.group.WORLD))  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        rank, ranks = rank_and_world_size()
+        ctx.rows = slice(rank * len(tensor), (rank + 1) * len(tensor))
+        parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(ranks)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # All-reduce and slice: gloo has no reduce-scatter in the older torch versions supported.
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        rows: Tensor = total[ctx.rows]
+        return rows

@@ -144,6 +144,22 @@ def test_fallback_is_the_largest_central_crop_within_the_ratio():
     assert tall.tolist() == [[40, 0, 20, 10]] * 3
 
 
+def chi_squared(values: torch.Tensor, kinds: int) -> float:
+    """Pearson's statistic of integers against the uniform distribution on 0 .. kinds - 1."""
+    counts = torch.bincount(values, minlength=kinds).double()
+    assert len(counts) == kinds
+    expected = len(values) / kinds
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_boxes_lie_uniformly_at_every_place_where_they_fit():
+    boxes = draw_boxes(9000, 8, 12, (1 / 6, 1 / 6), (1.0, 1.0), seeded())
+    assert torch.equal(boxes[:, 2:], torch.full((9000, 2), 4))
+    assert chi_squared(boxes[:, 0], 5) < 18.5  # 4 degrees of freedom, p = 0.001
+    assert chi_squared(boxes[:, 1], 9) < 26.1  # 8 degrees of freedom
+    assert chi_squared(boxes[:, 0] * 9 + boxes[:, 1], 45) < 78.7  # 44 degrees of freedom
+
+
 def test_padded_crop_equals_padding_and_slicing():
     images = torch.rand(30, 3, 9, 7, generator=seeded())
     offsets = draw_offsets(30, 4, seeded(1))
@@ -159,9 +175,7 @@ def test_padded_crop_equals_padding_and_slicing():
 def test_offsets_are_uniform_over_every_shift():
     offsets = draw_offsets(18_000, 4, seeded())
     for column in offsets.unbind(1):
-        counts = torch.bincount(column, minlength=9)
-        assert len(counts) == 9
-        assert float(((counts - 2000.0) ** 2 / 2000.0).sum()) < 26.1  # chi-squared, 8 degrees of freedom, p = 0.001
+        assert chi_squared(column, 9) < 26.1  # 8 degrees of freedom, p = 0.001
 
 
 def test_random_crop_without_padding_is_the_identity():

@@ -155,7 +155,13 @@ def test_no_value_is_read_and_no_shape_depends_on_one(module):
     with OneDevice():
         made = module(images)
     assert made.device.type == "meta"
-    assert module(images, seeded()).device.type == "meta"  # a generator of another device draws there
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_generator_of_another_device_draws_there(module):
+    generator = seeded()
+    assert module(torch.empty(6, 3, 32, 28, device="meta"), generator).device.type == "meta"
+    assert not torch.equal(generator.get_state(), seeded().get_state())
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -170,13 +176,22 @@ def test_compiles_into_one_graph(module):
     assert torch.equal(made, expected)
 
 
-def test_rendering_compiles_where_a_generator_draws():
-    images = torch.rand(40, 3, 32, 32, generator=seeded())
+def test_rendering_compiles_into_one_pass_where_a_generator_draws(monkeypatch):
+    images = torch.rand(20, 3, 32, 32, generator=seeded())
     module = SimCLRViews()
-    parameters = module.draw(80, 32, 32, seeded(1))
-    made = torch.compile(module.render, fullgraph=True, backend="eager")(images, parameters)
+    expected = module(images, seeded(1))
+    parameters = module.draw(40, 32, 32, seeded(1))
+    gathers = []
+
+    def count_gathers(graph, _):
+        gathers.append(sum("embedding_bag" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(simclr, "_CACHED_VALUES", 1)
+    made = torch.compile(module.render, fullgraph=True, backend=count_gathers)(images, parameters)
     torch._dynamo.reset()
-    assert torch.equal(made, module(images, seeded(1)))
+    assert torch.equal(made, expected)
+    assert gathers == [2]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -28,7 +28,7 @@ class DigitsDataModule(ImageDataModule):
 
     num_classes = 10
     mean = (0.305, 0.305, 0.305)
-    std = (0.338, 0.338, 0.338)
+    std = (0.324, 0.324, 0.324)
 
     def load(self, split: Split) -> ImageArrays:
         """Return the clean images of a split."""

@@ -75,10 +75,11 @@ def main(args: Sequence[str] | None = None) -> None:
     about = "Set the results of several runs side by side."
     parser = ArgumentParser(prog="ttalight compare", description=about, exit_on_error=False)
     parser.add_argument("runs", nargs="+", type=str, help="Folders of runs, or folders that hold such at any depth.")
+    fields = " ".join(STREAM_FIELDS)
     parser.add_argument(
-        "--different", nargs="+", type=str, metavar="FIELD", help=f"May differ though it should not: {STREAM_FIELDS}."
+        "--different", nargs="+", type=str, metavar="FIELD", help=f"Settings of the stream that may differ: {fields}."
     )
-    parser.add_function_arguments(compare, skip={"runs", "different"})
+    parser.add_function_arguments(compare, skip={"runs", "different"}, as_group=False)
     try:
         options = parser.parse_args(None if args is None else list(args))
         sys.stdout.write(compare(**options.as_dict()) + "\n")

@@ -108,12 +108,12 @@ def _show(cell: Cell, factor: float, digits: int, pattern: str, sign: str = "") 
 
 
 def _winners(cells: Sequence[Cell], complete: Sequence[bool], highest: bool, factor: float, digits: int) -> list[bool]:
-    """Find the best of at least two finished rows; those that read the same are equally good."""
+    """Find the best of the finished rows: none if all read the same, several if some do."""
     values = [
         None if cell.mean is None or not whole else round(factor * cell.mean, digits)
         for cell, whole in zip(cells, complete, strict=True)
     ]
-    known = [value for value in values if value is not None]
+    known = {value for value in values if value is not None}
     if len(known) < 2:
         return [False] * len(values)
     best = max(known) if highest else min(known)

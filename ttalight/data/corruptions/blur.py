@@ -120,13 +120,13 @@ def copied_from(offsets: Tensor, height: int, width: int, reach: int) -> Tensor:
         Index into the flattened image for every pixel, int64, shape (N, H * W).
     """
     pixels = torch.arange(height * width).view(height, width)
-    inside = (slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1))
+    rows, columns = slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1)
     visited = torch.zeros(height, width, dtype=torch.bool)
-    visited[inside] = True
+    visited[rows, columns] = True
     source = pixels.flatten().expand(len(offsets), -1)
     for step in offsets.unbind(1):
         partner = pixels.repeat(len(offsets), 1, 1)
-        partner[:, *inside] += step[..., 0] * width + step[..., 1]
+        partner[:, rows, columns] += step[..., 0] * width + step[..., 1]
         partner = partner.flatten(1)
         chained = visited.flatten()[partner] & (partner > pixels.flatten())
         last = torch.where(chained, partner, pixels.flatten())

@@ -97,5 +97,5 @@ def pad_mirrored(images: Tensor, radius: int) -> Tensor:
 
 def luma(levels: Tensor) -> Tensor:
     """Brightness of (N, 3, H, W) images with the weights of ITU-R BT.601: shape (N, 1, H, W)."""
-    red, green, blue = levels.split(1, dim=1)
+    red, green, blue = levels[:, 0:1], levels[:, 1:2], levels[:, 2:3]
     return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ttalight
+from ttalight.distributed import gather_with_gradients
+
+RANKS = 2
+SCRIPT = Path(__file__).with_name("two_processes.py")
+_spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
+worker = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(worker)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> list[dict]:
+    """What each rank saved."""
+    folder = tmp_path_factory.mktemp("ranks")
+    package = str(Path(ttalight.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((package, os.environ.get("PYTHONPATH", "")))}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(rank), str(RANKS), folder / "store", folder / f"{rank}.pt"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    try:
+        logs = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for process, log in zip(processes, logs, strict=True):
+        assert process.returncode == 0, log
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize("size", [worker.SIZE, RANKS])
+@pytest.mark.parametrize("name", worker.LOSSES)
+def test_two_ranks_are_one_process_with_the_whole_batch(results, name, size):
+    encoders = worker.Encoders()
+    expected = worker.LOSSES[name](*encoders(worker.batch(size)), False)
+    expected.backward()
+    losses = [result[name, size][0] for result in results]
+    torch.testing.assert_close(torch.stack(losses).mean(), expected.detach(), rtol=1e-10, atol=0)
+    for result in results:
+        torch.testing.assert_close(result[name, size][1], worker.gradients(encoders), rtol=1e-10, atol=1e-14)
+
+
+def test_losses_of_the_ranks_are_those_of_their_own_anchors(results):
+    first, second = (result["contrastive", worker.SIZE][0] for result in results)
+    assert not torch.isclose(first, second)
+
+
+def test_gather_is_in_rank_order_and_sums_gradients_over_ranks(results):
+    for rank, result in enumerate(results):
+        gathered, gradient = result["gather"]
+        assert torch.equal(gathered, torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3))
+        weights = torch.arange(12.0).view(4, 3)
+        assert torch.equal(gradient, (1 + 2) * weights[2 * rank : 2 * rank + 2])
+
+
+def test_gather_alone_is_the_identity():
+    tensor = torch.ones(2, 3)
+    assert gather_with_gradients(tensor) is tensor

@@ -1,0 +1,77 @@
+"""One rank of the distributed loss tests: python two_processes.py RANK RANKS STORE OUTPUT."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import ttalight  # noqa: F401  (first: it makes torchvision importable)
+from ttalight.distributed import gather_with_gradients
+from ttalight.losses import alignment_loss, contrastive_loss
+
+# Each takes (first, second, target) and the value of gather.
+LOSSES = {
+    "contrastive": lambda a, b, w, gather: contrastive_loss(a, b, 0.1, gather=gather),
+    "contrastive, one-sided": lambda a, b, w, gather: contrastive_loss(a, b, 0.1, symmetric=False, gather=gather),
+    "alignment": lambda a, b, w, gather: alignment_loss(a, b, w, 0.2, gather=gather),
+    "alignment, exclude": lambda a, b, w, gather: alignment_loss(a, b, w, 0.2, sibling="exclude", gather=gather),
+    "alignment, positive": lambda a, b, w, gather: alignment_loss(a, b, w, 0.2, sibling="positive", gather=gather),
+    "alignment, frozen": lambda a, b, w, gather: alignment_loss(a, b, w.detach(), 0.2, gather=gather),
+}
+SIZE = 6  # images of the whole batch
+
+
+class Encoders(nn.Module):
+    """Two small encoders with the same start everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)).double()
+        self.teacher = nn.Linear(5, 4).double()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.student(images[0]), self.student(images[1]), self.teacher(images[2])
+
+
+def batch(size: int) -> Tensor:
+    return torch.randn(3, size, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(encoders: nn.Module) -> list[Tensor]:
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in encoders.parameters()]
+
+
+def main(rank: int, ranks: int, store: str, output: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+    )
+    results = {}
+    for size in (SIZE, ranks):  # the second has one image a rank, which is enough when vectors are gathered
+        images = batch(size).chunk(ranks, dim=1)[rank]
+        for name, loss_of in LOSSES.items():
+            encoders = DistributedDataParallel(Encoders(), find_unused_parameters=name.endswith(("frozen", "sided")))
+            if name.startswith("contrastive") or name.endswith("frozen"):
+                encoders.module.teacher.requires_grad_(False)
+                encoders = DistributedDataParallel(encoders.module)
+            loss = loss_of(*encoders(images), True)
+            loss.backward()
+            results[name, size] = (loss.detach(), gradients(encoders))
+
+    rows = torch.full((2, 3), float(rank), requires_grad=True)
+    gathered = gather_with_gradients(rows)
+    weights = (rank + 1) * torch.arange(12.0).view(4, 3)
+    (gathered * weights).sum().backward()
+    results["gather"] = (gathered.detach(), rows.grad)
+    torch.save(results, output)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import csv
+import errno
+import itertools
+import os
+import statistics
+from pathlib import Path
+
+import pytest
+
+from ttalight.reporting.compare import compare, main
+
+CORRUPTIONS = (
+    "gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow frost fog "
+    "brightness contrast elastic_transform pixelate jpeg_compression"
+).split()
+
+
+def main_table(text: str) -> dict[str, list[str]]:
+    """Cells of the first table of a printed comparison by label; the header has the key "method"."""
+    lines = text.split("\n\n")[1].splitlines()
+    edge = lines[1].index(" ")
+    return {line[:edge].rstrip(): line[edge:].split() for line in (lines[0], *lines[2:])}
+
+
+def second_table(text: str) -> dict[str, list[str]]:
+    lines = text.split("\n\n")[-1].splitlines()
+    edge = lines[1].index(" ")
+    return {line[:edge].rstrip(): line[edge:].split() for line in (lines[0], *lines[2:])}
+
+
+def fails(capsys, *words: str) -> str:
+    """Run the command, which must fail; return its one line."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(words))
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("ttalight compare: error: ")
+    return captured.err
+
+
+class TestTable:
+    def test_methods_against_domains(self, make_run):
+        runs = [
+            make_run("tent", "Tent", (0.5, 0.7)),
+            make_run("eata", "EATA", (0.625, 0.6)),
+            make_run("source", "Source", (0.2, 0.3)),
+        ]
+        assert main_table(compare(runs)) == {
+            "method": ["n", "noise", "blur", "mean"],
+            "Source": ["1", "20.00", "30.00", "25.00"],
+            "Tent": ["1", "50.00", "70.00*", "60.00"],
+            "EATA": ["1", "62.50*", "60.00", "61.25*"],
+        }
+
+    def test_unadapted_first_then_as_given(self, make_run):
+        runs = [make_run("z", "Tent"), make_run("source", "Source"), make_run("a", "EATA")]
+        assert list(main_table(compare(runs))) == ["method", "Source", "Tent", "EATA"]
+
+    def test_lower_is_better_for_all_but_accuracy(self, make_run):
+        runs = [make_run("tent", "Tent", (0.5, 0.7)), make_run("eata", "EATA", (0.6, 0.6))]
+        table = main_table(compare(runs, metric="nll"))
+        assert table["Tent"] == ["1", "1.500", "1.300*", "1.400"]
+        assert table["EATA"] == ["1", "1.400*", "1.400", "1.400"]
+        assert main_table(compare(runs, metric="error"))["Tent"] == ["1", "50.00", "30.00*", "40.00"]
+        assert main_table(compare(runs, metric="ece"))["Tent"] == ["1", "5.00*", "7.00", "6.00"]
+
+    def test_what_reads_the_same_is_equally_good(self, make_run):
+        runs = [make_run(name, name, (a, 0.7)) for name, a in (("A", 0.50001), ("B", 0.50002), ("C", 0.4))]
+        column = [cells[1] for cells in main_table(compare(runs)).values()]
+        assert column == ["noise", "50.00*", "50.00*", "40.00"]
+
+    def test_one_row_wins_nothing(self, make_run):
+        assert "*" not in compare([make_run("tent")])
+
+    def test_severities_are_separate_columns(self, make_run, make_domain):
+        rows = [make_domain("clean", 0.9, severity=0), make_domain("fog", 0.5, severity=1), make_domain("fog", 0.4)]
+        table = main_table(compare([make_run("tent", domains=rows, samples=300)]))
+        assert table["method"] == ["n", "clean", "fog-1", "fog-5", "mean"]
+        assert table["Tent"] == ["1", "90.00", "50.00", "40.00", "60.00"]
+
+    def test_visits_are_averaged(self, make_run, make_domain):
+        rows = [make_domain("fog", 0.5), make_domain("snow", 0.9), make_domain("fog", 0.3, visit=1)]
+        text = compare([make_run("tent", domains=rows, samples=300)])
+        assert main_table(text)["Tent"] == ["1", "40.00", "90.00", "56.67"]
+        assert "visits of a domain averaged" in text
+
+    def test_value_that_is_not_finite_never_wins(self, make_run, make_domain):
+        broken = [make_domain("noise", 0.5), make_domain("blur", 0.7)]
+        broken[0]["nll"] = None
+        runs = [make_run("tent", "Tent", domains=broken), make_run("eata", "EATA"), make_run("sar", "SAR", (0.1, 0.1))]
+        assert main_table(compare(runs, metric="nll"))["Tent"] == ["1", "nan", "1.300*", "nan"]
+
+    def test_baseline(self, make_run):
+        runs = [make_run("tent", "Tent", (0.5, 0.7)), make_run("source", "Source", (0.7, 0.75))]
+        table = main_table(compare(runs, baseline="Source"))
+        assert table["method"][-2:] == ["over", "Source"]
+        assert table["Tent"][-1] == "-12.50"
+        assert table["Source"][-1] == "+0.00"
+
+    def test_baseline_is_subtracted_seed_by_seed(self, make_run):
+        """Seeds differ by far more than methods do: only the paired spread is small."""
+        runs = [make_run(f"source-{s}", "Source", (0.1 + 0.2 * s, 0.1 + 0.2 * s), seed=s) for s in range(3)]
+        gains = (0.01, 0.02, 0.06)
+        runs += [
+            make_run(f"tent-{s}", "Tent", (0.1 + 0.2 * s + g, 0.1 + 0.2 * s + g), seed=s) for s, g in enumerate(gains)
+        ]
+        assert main_table(compare(runs, baseline="Source"))["Tent"][-1] == "+3.00±2.65"
+
+
+class TestSeeds:
+    values = ((0.50, 0.60), (0.54, 0.70), (0.58, 0.65))
+
+    def test_mean_and_sample_deviation(self, make_run):
+        runs = [make_run(f"tent-{seed}", "Tent", value, seed=seed) for seed, value in enumerate(self.values)]
+        text = compare([*runs, make_run("source", "Source", (0.1, 0.1))])
+        # Noise: deviations -4, 0, 4 from 54; blur: -5, 5, 0 from 65; means 55, 62, 61.5 of the runs.
+        assert main_table(text)["Tent"] == ["3", "54.00±4.00*", "65.00±5.00*", "59.50±3.91*"]
+        assert statistics.stdev((55, 62, 61.5)) == pytest.approx(3.91, abs=5e-3)
+        assert main_table(text)["Source"] == ["1", "10.00", "10.00", "10.00"]
+        assert second_table(text)["Tent"][:3] == ["0", "1", "2"]
+
+    def test_costs_are_averaged(self, make_run):
+        runs = [make_run(f"tent-{seed}", seed=seed) for seed in range(3)]
+        assert second_table(compare(runs))["Tent"] == ["1.00", "1.00", "51"]
+
+    def test_a_seed_that_failed_is_not_averaged_away(self, make_run, make_domain):
+        broken = [make_domain("noise", 0.5), make_domain("blur", 0.7)]
+        broken[0]["nll"] = None
+        runs = [make_run("tent-0"), make_run("tent-1", seed=1, domains=broken)]
+        assert main_table(compare(runs, metric="nll"))["Tent"] == ["2", "nan", "1.300±0.000", "nan"]
+
+    @pytest.mark.parametrize("difference", [{"lr": 0.1}, {"reset": "batch"}, {"weights": "b"}])
+    def test_only_seeds_are_averaged(self, make_run, difference):
+        runs = [make_run("tent-0"), make_run("tent-1", seed=1, **difference)]
+        assert [cells[0] for cells in main_table(compare(runs)).values()] == ["n", "1", "1"]
+
+    def test_same_seed_twice_is_not_averaged(self, make_run):
+        """A setting that the result file does not know must differ."""
+        text = compare([make_run("margin4"), make_run("margin5"), make_run("margin5-1", seed=1)])
+        assert list(main_table(text)) == ["method", "Tent (margin4)", "Tent (margin5)", "Tent (margin5-1)"]
+        assert "not averaged, since a seed occurs twice: " in text
+
+    def test_same_run_twice_counts_once(self, make_run):
+        run = make_run("tent")
+        ways = [run, os.path.relpath(run), f"{run}/results.json", str(Path(run).parent)]
+        assert main_table(compare(ways))["Tent"][0] == "1"
+
+
+class TestLabels:
+    def test_settings_tell_rows_of_a_method_apart(self, make_run):
+        runs = [make_run("a", lr=0.1), make_run("b", lr=0.2), make_run("c", "EATA", lr=0.3)]
+        assert list(main_table(compare(runs)))[1:] == ["Tent (lr 0.1)", "Tent (lr 0.2)", "EATA"]
+
+    def test_weights_tell_rows_of_a_method_apart(self, make_run):
+        runs = [make_run("x"), make_run("y", weights="b")]
+        assert list(main_table(compare(runs)))[1:] == ["Tent (source a.pt aaaaaaaa)", "Tent (source b.pt bbbbbbbb)"]
+
+    def test_folders_do_where_settings_would_be_too_many(self, make_run):
+        runs = [make_run("a"), make_run("b", lr=0.2, steps=3, reset="never", prediction="after")]
+        assert list(main_table(compare(runs)))[1:] == ["Tent (a)", "Tent (b)"]
+
+    def test_paths_do_where_folders_have_one_name(self, make_run):
+        runs = [make_run("x/tent"), make_run("y/tent")]
+        assert list(main_table(compare(runs)))[1:] == [f"Tent ({Path(run).as_posix()})" for run in runs]
+
+
+class TestProtocol:
+    def test_what_all_rows_share_is_above_and_what_differs_below(self, make_run):
+        text = compare([make_run("tent"), make_run("cotta", "CoTTA", reset="never", lr=0.01, weights="b")])
+        above = " ".join(text.split("\n\n")[0].split())
+        assert (
+            "stream PerDomain, stream_hash 12345678, severity 5, samples 200, prediction before, batch_size 64" in above
+        )
+        for name in ("reset", "lr 0", "a.pt"):
+            assert name not in above
+        below = second_table(text)
+        assert below["method"] == ["reset", "lr", "forwards/batch", "backwards/batch", "images/s", "source"]
+        assert below["Tent"] == ["domain", "0.001", "1.00", "1.00", "50", "a.pt", "aaaaaaaa"]
+        assert below["CoTTA"] == ["never", "0.01", "1.00", "1.00", "50", "b.pt", "bbbbbbbb"]
+
+    @pytest.mark.parametrize(
+        ("field", "value", "shown"),
+        [
+            ("stream", "Continual", "PerDomain in {a}, Continual in {b}"),
+            ("stream_hash", "ffff" * 16, "1234567890abcdef in {a}, ffffffffffffffff in {b}"),
+            ("severity", [1, 3], "5 in {a}, 1 3 in {b}"),
+            ("samples", None, "200 in {a}, none in {b}"),
+        ],
+    )
+    def test_other_streams_are_refused(self, make_run, capsys, field, value, shown):
+        runs = [make_run("tent"), make_run("eata", "EATA", **{field: value})]
+        message = fails(capsys, *runs)
+        assert f"{field} is {shown.format(a=runs[0], b=runs[1])}" in message
+        assert message.endswith(f"add --different {field}\n")
+        main([*runs, "--different", field])
+        text = " ".join(capsys.readouterr().out.split("\n\n")[0].split())
+        assert f"different {field}: {shown.format(a=runs[0], b=runs[1])}" in text
+
+    def test_every_difference_must_be_named(self, make_run, capsys):
+        runs = [make_run("tent"), make_run("eata", "EATA", stream="Mixed", stream_hash="f" * 64)]
+        assert "add --different stream stream_hash" in fails(capsys, *runs)
+        message = fails(capsys, *runs, "--different", "stream_hash")
+        assert "stream is PerDomain" in message
+        assert "stream_hash is" not in message
+        assert message.endswith("add --different stream stream_hash\n")
+
+    def test_values_of_many_runs_stay_readable(self, make_run, capsys):
+        runs = [make_run(f"r{i}", f"Method{i}", severity=3 if i else 5) for i in range(8)]
+        assert f"3 in {' '.join(runs[1:5])} and 3 more" in fails(capsys, *runs)
+
+    def test_domains_that_only_one_stream_has(self, make_run, make_domain):
+        runs = [
+            make_run("tent"),
+            make_run("eata", "EATA", domains=[make_domain("fog", 0.5), make_domain("blur", 0.8)], stream_hash="f" * 64),
+        ]
+        table = main_table(compare(runs, different=["stream_hash"]))
+        assert table["Tent"] == ["1", "50.00", "70.00", "-", "60.00"]
+        assert table["EATA"] == ["1", "-", "80.00*", "50.00", "65.00*"]
+
+    def test_same_hash_but_other_domains(self, make_run, make_domain, capsys):
+        runs = [make_run("tent"), make_run("eata", "EATA", domains=[make_domain("noise", 0.5)])]
+        assert "same stream_hash but not the same domains" in fails(capsys, *runs)
+
+    def test_field_that_is_not_of_the_stream(self, make_run, capsys):
+        message = fails(capsys, make_run("tent"), "--different", "lr")
+        assert "got lr, which is no setting of the stream: it takes stream stream_hash severity samples" in message
+
+
+class TestRuns:
+    def test_parents_are_searched(self, make_run, tmp_path):
+        make_run("digits/b", "B")
+        make_run("digits/deep/a", "A")
+        assert list(main_table(compare([str(tmp_path)]))) == ["method", "B", "A"]
+
+    def test_a_training_run_has_nothing_to_show(self, make_run, tmp_path):
+        run = make_run("tent")
+        (tmp_path / "runs" / "fit" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "runs" / "table.md").write_text("")
+        text = compare(sorted(map(str, (tmp_path / "runs").iterdir())))
+        assert main_table(text).keys() == {"method", "Tent"}
+        noted = " ".join(text.split())
+        assert f"left out, no results.json: {tmp_path}/runs/fit {tmp_path}/runs/table.md" in noted
+        assert run not in noted
+
+    def test_unfinished_runs_are_left_out(self, make_run, make_domain):
+        part = make_run("part", "Part", domains=[make_domain("noise", 0.99)], complete=False)
+        text = compare([make_run("tent"), part])
+        assert main_table(text).keys() == {"method", "Tent"}
+        assert f"left out, not finished: {part} (100/200 images)" in " ".join(text.split())
+
+    def test_unfinished_runs_are_marked_where_asked_for(self, make_run, make_domain):
+        part = make_run("part", "Tent", domains=[make_domain("noise", 0.99)], complete=False)
+        text = compare([make_run("tent"), part, make_run("eata", "EATA", (0.4, 0.4))], partial=True)
+        table = main_table(text)
+        assert table["Tent (part) (partial, 100/200 images)"] == ["1", "99.00", "-", "-"]
+        assert table["Tent (tent)"] == ["1", "50.00*", "70.00*", "60.00*"]
+        assert "left out" not in text
+
+    def test_unfinished_seeds_are_not_averaged(self, make_run, make_domain):
+        part = make_run("part", seed=1, domains=[make_domain("noise", 0.99)], complete=False)
+        table = main_table(compare([make_run("tent"), part], partial=True))
+        assert [cells[0] for cells in table.values()] == ["n", "1", "1"]
+
+    def test_nothing_finished(self, make_run, capsys, tmp_path):
+        part = make_run("part", complete=False)
+        message = fails(capsys, part)
+        assert f"no finished run in {part}: {part} (200/200 images), show with --partial true" in message
+        (tmp_path / "empty").mkdir()
+        assert "no results.json there" in fails(capsys, str(tmp_path / "empty"))
+
+    def test_missing_run(self, make_run, capsys):
+        assert "there is no nowhere: give folders of runs" in fails(capsys, make_run("tent"), "nowhere")
+
+    def test_every_unreadable_run_is_named(self, make_run, capsys):
+        runs = [make_run(name) for name in ("a", "b", "c")]
+        for run in runs[1:]:
+            file = Path(run) / "results.json"
+            file.write_text(file.read_text()[:-40])
+        message = fails(capsys, *runs)
+        assert f"{runs[1]}/results.json is not a result file" in message
+        assert f"{runs[2]}/results.json is not a result file" in message
+        assert f"{runs[0]}/" not in message
+
+
+class TestOutput:
+    def test_csv_has_the_numbers_as_measured(self, make_run, tmp_path):
+        runs = [make_run(f"tent-{seed}", "Tent", value, seed=seed) for seed, value in enumerate(TestSeeds.values)]
+        runs.append(make_run("source", "Source", (0.123456789, 0.3)))
+        compare(runs, output=str(tmp_path / "out"))
+        with open(tmp_path / "out" / "table.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["label"], row["domain"], row["severity"], row["n"]) for row in rows] == [
+            ("Source", "noise", "5", "1"),
+            ("Source", "blur", "5", "1"),
+            ("Source", "mean", "", "1"),
+            ("Tent", "noise", "5", "3"),
+            ("Tent", "blur", "5", "3"),
+            ("Tent", "mean", "", "3"),
+        ]
+        assert [row["std"] for row in rows[:3]] == ["", "", ""]
+        assert float(rows[0]["mean"]) == 0.123456789
+        assert [float(row["mean"]) for row in rows[3:]] == pytest.approx([0.54, 0.65, 0.595])
+        assert [float(row["std"]) for row in rows[3:]] == pytest.approx(
+            [0.04, 0.05, statistics.stdev((0.55, 0.62, 0.615))]
+        )
+
+    def test_markdown(self, make_run, make_domain, tmp_path):
+        part = make_run("part", domains=[make_domain("noise", 0.99)], complete=False)
+        runs = [make_run("a", "Tent|x", (0.5, 0.7)), make_run("b", "EATA", (0.6, 0.6), lr=0.1), part]
+        compare(runs, output=str(tmp_path))
+        text = (tmp_path / "table.md").read_text(encoding="utf-8")
+        assert "| method | n | noise | blur | mean |\n| --- | ---: | ---: | ---: | ---: |" in text
+        assert "| Tent\\|x | 1 | 50.00 | **70.00** | 60.00 |" in text
+        assert "| EATA | 1 | **60.00** | 60.00 | 60.00 |" in text
+        assert f"- left out, not finished: {part}" in text
+        assert "| method | lr | forwards/batch | backwards/batch | images/s |" in text
+        assert "*: best" not in text
+
+    def test_folder_that_cannot_be_written(self, make_run, capsys, monkeypatch, tmp_path):
+        run = make_run("tent")
+
+        def fail(*args):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(os, "replace", fail)
+        message = fails(capsys, run, "--output", str(tmp_path / "out"))
+        assert "Read-only file system" in message
+        assert str(tmp_path / "out" / "table.csv") in message
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+class TestWidth:
+    def many(self, make_run, make_domain, seeds: int, names=CORRUPTIONS) -> str:
+        runs = []
+        for method, seed in itertools.product(("Source", "CrossTaskTTT"), range(seeds)):
+            rows = [make_domain(name, 0.5 + seed / 100 + len(method) / 99) for name in names]
+            runs.append(make_run(f"{method}-{seed}", method, domains=rows, seed=seed, samples=len(rows) * 100))
+        return compare(runs)
+
+    def test_names_stay_whole_where_there_is_room(self, make_run, make_domain):
+        assert main_table(self.many(make_run, make_domain, 1, CORRUPTIONS[:5]))["method"][1:-1] == CORRUPTIONS[:5]
+
+    def test_fifteen_corruptions_fit_on_a_line(self, make_run, make_domain):
+        text = self.many(make_run, make_domain, 1)
+        assert max(map(len, text.splitlines())) <= 120
+        table = main_table(text)
+        assert table["method"] == ["n", *(name[:4] for name in CORRUPTIONS), "mean"]
+        assert len(table["CrossTaskTTT"]) == 17
+
+    def test_what_does_not_fit_follows_below(self, make_run, make_domain):
+        text = self.many(make_run, make_domain, 3)
+        assert max(map(len, text.splitlines())) <= 120
+        _, first, second, _ = text.split("\n\n")
+        cells = [line.split() for block in (first, second) for line in block.splitlines()]
+        tent = list(itertools.chain(*(line[1:] for line in cells if line[0] == "CrossTaskTTT")))
+        assert len(tent) == 1 + 16
+        assert tent[-1].startswith("63.12±1.00")
+
+    def test_different_names_are_never_abbreviated_alike(self, make_run, make_domain):
+        names = [f"rotated_by_{angle}" for angle in range(10, 31)]
+        shown = [
+            name
+            for block in self.many(make_run, make_domain, 1, names).split("\n\n")[1:-1]
+            for name in block.splitlines()[0].split()
+            if name.startswith("rot")
+        ]
+        assert shown == names
+
+
+class TestMain:
+    def test_prints_the_table_and_writes_it(self, make_run, capsys, tmp_path):
+        runs = [make_run("a", "Tent", (0.5, 0.7)), make_run("b", "EATA", (0.6, 0.6))]
+        main([*runs, "--output", str(tmp_path / "out"), "--metric", "error", "--baseline", "Tent"])
+        assert capsys.readouterr().out == compare(runs, metric="error", baseline="Tent") + "\n"
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table.csv", "table.md"]
+
+    def test_partial(self, make_run, capsys):
+        main([make_run("a", complete=False), "--partial", "true"])
+        assert "(partial, 200/200 images)" in capsys.readouterr().out
+
+    def test_words_that_make_no_sense(self, make_run, capsys):
+        run = make_run("tent")
+        assert "the following arguments are required: runs" in fails(capsys)
+        assert "Got value: speed" in fails(capsys, run, "--metric", "speed")
+        assert "unrecognized arguments: --faster" in fails(capsys, run, "--faster")
+        assert "baseline 'Nobody' names 0 rows: give one of 'Tent'" in fails(capsys, run, "--baseline", "Nobody")
+
+    def test_help(self, capsys):
+        with pytest.raises(SystemExit) as caught:
+            main(["--help"])
+        assert caught.value.code == 0
+        assert "--different" in capsys.readouterr().out
