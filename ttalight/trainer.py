@@ -51,7 +51,7 @@ class Trainer(lightning.Trainer):
         if enable_progress_bar is not False and lacks(ProgressBar):
             chosen.append(Progress())
         if enable_checkpointing is not False and lacks(ModelCheckpoint) and not kwargs.get("fast_dev_run"):
-            chosen.append(ModelCheckpoint(save_top_k=0, save_last=True))
+            chosen.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
         if default_root_dir is not None and logger in (None, True):
             logger = TensorBoardLogger(save_dir=default_root_dir, name="", version="")
         super().__init__(

@@ -171,7 +171,9 @@ class TestErrors:
                 self.net(batch[0])
 
         before = state_of(net)
-        with pytest.raises(RuntimeError, match=r"Tent was never reached: the step of Bypass does not call\s+self\(images\)"):
+        with pytest.raises(
+            RuntimeError, match=r"Tent was never reached: the step of Bypass does not call\s+self\(images\)"
+        ):
             trainer(Tent()).test(Bypass(net), loader)
         same_state(net, before)
 

@@ -71,7 +71,7 @@ class Engine:
         self.visit += 1
         self.batch = 0
 
-    @torch.compiler.disable  # a compiled step would trace the optimizer too, and round otherwise
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step would trace the optimizer too, and round otherwise
     def __call__(self, images: Tensor) -> Any:
         """Adapt to a batch and return its logits, free of any graph, in the structure that the model returns."""
         try:

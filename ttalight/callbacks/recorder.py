@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -18,7 +18,7 @@ from ttalight.data.stream import Domain, Stream, Visit
 from ttalight.losses import entropy
 from ttalight.metrics import StreamingClassification
 from ttalight.models.network import logits_of
-from ttalight.reporting import Results, domain_table, protocol_header, summarize, write_results
+from ttalight.reporting import Results, Source, domain_table, protocol_header, summarize, write_results
 from ttalight.seeding import global_seed
 
 __all__ = ["Recorder"]
@@ -163,7 +163,7 @@ class Recorder(Callback):
             "mean": mean,
             "weighted_mean": weighted_mean,
             "cost": self._cost(adapter, rows),
-            "source": source if isinstance(source, dict) else {"file": None, "sha256": None},
+            "source": cast(Source, source) if isinstance(source, dict) else {"file": None, "sha256": None},
             "environment": environment(trainer),
         }
         self.results = results
@@ -172,13 +172,14 @@ class Recorder(Callback):
             write_results(folder, results)
 
     def _protocol(self, trainer: Trainer, adapter: Adapter | None, rows: list[Any]) -> Any:
-        severities = sorted({row["severity"] for row in rows})
+        domains = self._stream.domains if self._stream is not None else ()
+        severities = sorted({domain.severity for domain in domains if domain.severity})
         method = adapter.protocol() if adapter is not None else dict.fromkeys(_METHOD_FIELDS)
         order = getattr(getattr(trainer, "datamodule", None), "order", None)
         return {
             "stream": type(order).__name__ if self._stream is not None else None,
             "stream_hash": self._stream.hash if self._stream is not None else None,
-            "severity": severities[-1] if len([s for s in severities if s]) == 1 else severities,
+            "severity": severities[0] if len(severities) == 1 else severities,
             "samples": len(self._stream) if self._stream is not None else sum(row["samples"] for row in rows),
             "batch_size": self._batch_size,
             "sharding": None,

@@ -61,6 +61,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
         self.classifier = nn.Linear(self.encoder.num_features, num_classes)  # type: ignore[arg-type]
         self.teacher.requires_grad_(False)
         self.classifier.requires_grad_(False)
+        self.train()  # the trainer takes the modes as it finds them
         self.weak = RandomCropFlip(flip=flip)
         #: Mean norms of f(x) and pi(g(x)) over recent batches; the ratio rescales features at test time.
         self.register_buffer("feature_norms", torch.ones(2))

@@ -98,6 +98,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, argu
         ValueError: If keys are missing or left over, or shapes differ; the message lists them.
     """
     own = module.state_dict()
+    # A counter that weights from before PyTorch 0.4.1 do not have, and that no forward reads.
+    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | dict(state)
     faults = {
         "missing": sorted(own.keys() - state.keys()),
         "unexpected": sorted(state.keys() - own.keys()),
@@ -110,7 +112,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, argu
     if any(faults.values()):
         listing = "; ".join(f"{len(keys)} {kind}: {_shortened(keys)}" for kind, keys in faults.items() if keys)
         raise ValueError(f"{argument}: {path} does not fit this {type(module).__name__}: {listing}")
-    module.load_state_dict(dict(state))
+    module.load_state_dict(state)
 
 
 def file_sha256(path: str) -> str:

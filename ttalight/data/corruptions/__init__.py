@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from ttalight.data.corruptions.frost import FROST_FILES, FROST_PICTURES, FROST_PROCEDURAL, frost_source
 from ttalight.data.corruptions.generate import corrupt, corrupt_chunk
 from ttalight.data.corruptions.tables import COMMON, EXTRA, TABLES, parameters
 
-__all__ = ["COMMON", "EXTRA", "TABLES", "corrupt", "corrupt_chunk", "parameters"]
+__all__ = [
+    "COMMON",
+    "EXTRA",
+    "FROST_FILES",
+    "FROST_PICTURES",
+    "FROST_PROCEDURAL",
+    "TABLES",
+    "corrupt",
+    "corrupt_chunk",
+    "frost_source",
+    "parameters",
+]

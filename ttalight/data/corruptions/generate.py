@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
 
 from ttalight.data.corruptions import blur, digital, noise, weather
+from ttalight.data.corruptions.frost import frost
+from ttalight.data.corruptions.spatter import spatter
 from ttalight.data.corruptions.tables import parameters
 
 _FIXED: Mapping[str, Callable[..., Tensor]] = {
@@ -31,6 +34,7 @@ _RANDOM: Mapping[str, Callable[..., Tensor]] = {
     "fog": weather.fog,
     "elastic_transform": digital.elastic_transform,
     "speckle_noise": noise.speckle_noise,
+    "spatter": spatter,
 }
 
 # Working memory is a few times this many pixels, and draws come in blocks of this size: part of the result.
@@ -121,15 +125,16 @@ def corrupt_chunk(
     """
     _check(images)
     values = parameters(table, corruption, severity)
-    generator = _generator(seed, corruption, severity, chunk)
+    function = _FIXED.get(corruption)
+    if function is None:
+        generator = _generator(seed, corruption, severity, chunk)
+        random = partial(frost, frost_dir=frost_dir) if corruption == "frost" else _RANDOM[corruption]
+        function = partial(random, generator=generator)
     block = max(1, _BLOCK_PIXELS // (images.shape[-1] * images.shape[-2]))
     corrupted = torch.empty_like(images, memory_format=torch.contiguous_format)
     for start in range(0, len(images), block):
-        part = images[start : start + block]
-        if corruption in _FIXED:
-            corrupted[start : start + block] = _FIXED[corruption](part, *values)
-        else:
-            corrupted[start : start + block] = _RANDOM[corruption](part, *values, generator=generator)
+        part = slice(start, start + block)
+        corrupted[part] = function(images[part], *values)
     return corrupted
 
 

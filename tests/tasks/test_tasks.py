@@ -1,0 +1,376 @@
+"""The four tasks: what is trained, what stays, what travels in the files, and resuming."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from lightning import Callback
+from torch.nn.functional import cross_entropy
+
+from ttalight.adapters import EMABN, Source, TestTimeTraining
+from ttalight.losses import alignment_loss, contrastive_loss
+from ttalight.tasks import AlignmentTask, ContrastiveTask, CrossTaskTTT, SupervisedTask
+
+SMALL = {"encoder": "cifar_resnet8", "lr": 1e-3}
+
+
+def tensors(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.fixture
+def batch(make_data):
+    data = make_data()
+    data.setup("test")
+    return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+
+
+class TestStages:
+    def test_teacher_and_classifier_stay_as_they_were(self, stages):
+        source, aligned = tensors(stages["source"]), tensors(stages["align"])
+        for name, value in source.items():
+            kept = name if name.startswith("classifier.") else f"teacher.{name}"
+            assert torch.equal(aligned[kept], value), name
+
+    def test_encoder_and_projector_have_moved(self, stages):
+        before, after = tensors(stages["simclr"]), tensors(stages["align"])
+        assert not torch.equal(before["encoder.conv1.weight"], after["encoder.conv1.weight"])
+        assert not torch.equal(before["projector.weight"], after["projector.weight"])
+
+    def test_a_file_holds_all_that_the_next_stage_needs(self, stages, batch, tmp_path):
+        moved = shutil.copy(stages["align"], tmp_path / "only.ckpt")
+        task = CrossTaskTTT(aligned=str(moved), encoder="cifar_resnet8").eval()
+        aligned = AlignmentTask.load_from_checkpoint(moved, supervised=None, self_supervised=None).eval()
+        with torch.no_grad():
+            expected = aligned.classifier(aligned.projector(aligned.encoder(aligned.normalize(batch[0]))))
+            assert torch.equal(task(batch[0]), expected)
+            assert torch.equal(aligned(batch[0]), expected)
+        assert task.source["file"] == str(moved)
+
+    def test_normalisation_comes_from_the_data_and_travels(self, stages, make_data):
+        for path in stages.values():
+            assert tensors(path)["normalize.mean"].tolist() == pytest.approx(make_data().mean)
+
+    def test_files_are_plain(self, stages):
+        for path in stages.values():
+            parameters = torch.load(path, weights_only=True)["hyper_parameters"]
+            assert {"optimizer", "scheduler"}.isdisjoint(parameters)
+            assert parameters["encoder"] == "cifar_resnet8"
+
+    def test_rescaling_keeps_predictions_and_brings_the_norm_of_the_teacher(self, stages, batch):
+        plain = CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8").eval()
+        rescaled = CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8", rescale_features=True).eval()
+        ratio = rescaled.feature_norms[0] / rescaled.feature_norms[1]
+        with torch.no_grad():
+            expected = plain.classifier(plain.project(batch[0]) * ratio)
+            torch.testing.assert_close(rescaled(batch[0]), expected)
+
+
+class TestLosses:
+    @pytest.fixture
+    def trained(self, make_trainer, make_data, tmp_path, monkeypatch):
+        """Run one training step of a task and return its loss and what it was computed from."""
+
+        def run(task, **seen):
+            monkeypatch.setattr(type(task), "log", lambda self, name, value, **kwargs: seen.__setitem__(name, value))
+            monkeypatch.setattr(
+                type(task),
+                "on_train_batch_end",
+                lambda self, outputs, batch, batch_idx: seen.__setitem__("batch", batch),
+            )
+            data = make_data()
+            make_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(task, datamodule=data)
+            return seen
+
+        return run
+
+    def test_supervised(self, trained):
+        task = SupervisedTask(crop="none", **SMALL)
+        inputs = []
+        task.classifier.register_forward_hook(lambda module, args, output: inputs.append(output.detach()))
+        seen = trained(task)
+        assert seen["train/loss"].item() == pytest.approx(cross_entropy(inputs[0], seen["batch"][1]).item())
+
+    @pytest.mark.parametrize("temperature", [0.01, 0.5])
+    def test_contrastive(self, trained, temperature):
+        task = ContrastiveTask(temperature=temperature, **SMALL)
+        outputs = []
+        task.projector.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
+        loss = trained(task)["train/loss"]
+        assert outputs[0].shape[0] == 100  # two views of fifty images in one forward
+        assert loss.item() == pytest.approx(contrastive_loss(*outputs[0].chunk(2), temperature).item())
+
+    @pytest.mark.parametrize("teacher_view", ["clean", "weak"])
+    def test_alignment(self, trained, stages, teacher_view):
+        task = AlignmentTask(
+            supervised=stages["source"], self_supervised=stages["simclr"], teacher_view=teacher_view,
+            sibling="exclude", **SMALL,
+        )  # fmt: skip
+        outputs, taught = [], []
+        task.projector.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
+        task.teacher["encoder"].register_forward_hook(lambda module, args, output: taught.append(output))
+        seen = trained(task)
+        if teacher_view == "clean":  # computed once, for all 1,000 training images, before the first step
+            assert sum(map(len, taught)) == 1000
+            target = task.teach(seen["batch"][0])
+        else:
+            target = taught[0]
+        expected = alignment_loss(*outputs[0].chunk(2), target, 0.5, sibling="exclude")
+        assert seen["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+        assert seen["train/teacher_norm"].item() == pytest.approx(target.norm(dim=1).mean().item(), rel=1e-5)
+        assert not task.teacher.training
+        assert task.encoder.training
+
+    def test_bf16_accumulation_and_channels_last(self, make_trainer, make_data, tmp_path):
+        task = ContrastiveTask(channels_last=True, **SMALL)
+        before = task.encoder.conv1.weight.detach().clone()
+        trainer = make_trainer(tmp_path, precision="bf16-mixed", accumulate_grad_batches=2, limit_train_batches=4)
+        trainer.fit(task, datamodule=make_data())
+        assert trainer.global_step == 2
+        assert task.encoder.layer2[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+        assert task.encoder.conv1.weight.isfinite().all()
+        assert not torch.equal(task.encoder.conv1.weight, before)
+
+
+class TestSchedule:
+    def test_table_3(self, make_trainer, make_data, tmp_path):
+        task = SupervisedTask(encoder="cifar_resnet8")
+        rates = []
+        task.on_train_batch_end = lambda *args: rates.append(task.optimizers().param_groups[0]["lr"])
+        make_trainer(tmp_path, max_epochs=10, limit_val_batches=0).fit(task, datamodule=make_data())
+        assert len(rates) == 30
+        assert max(rates) == pytest.approx(5e-4)
+        assert rates[5] == pytest.approx(5e-4)  # two of ten epochs of warm-up, three steps each
+        assert rates[:6] == sorted(rates[:6])
+        assert rates[6:] == sorted(rates[6:], reverse=True)
+        assert rates[-1] == pytest.approx(1e-6, rel=0.01)
+
+    def test_another_optimizer_and_scheduler(self, make_trainer, make_data, tmp_path):
+        task = SupervisedTask(
+            encoder="cifar_resnet8",
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+            scheduler=lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5, total_iters=9),
+        )
+        make_trainer(tmp_path).fit(task, datamodule=make_data())
+        assert isinstance(task.optimizers().optimizer, torch.optim.SGD)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"lr": 1e-7}, "0 < final_lr <= lr, got lr=1e-07"),
+            ({"warmup_epochs": -1}, "warmup_epochs must be at least 0"),
+            ({"mean": [0.5, 0.5, 0.5]}, "give both mean and std"),
+            ({"encoder": "cifar_resnet9"}, "cifar_resnet8"),
+        ],
+    )
+    def test_says_what_is_wrong_with_arguments(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            SupervisedTask(**({"encoder": "cifar_resnet8"} | arguments))
+
+
+class TestResume:
+    @pytest.mark.parametrize("stage", ["source", "align"])
+    def test_gives_the_weights_of_the_uninterrupted_run(self, stage, stages, make_trainer, make_data, tmp_path):
+        def task():
+            if stage == "source":
+                return SupervisedTask(**SMALL)
+            return AlignmentTask(supervised=stages["source"], self_supervised=stages["simclr"], **SMALL)
+
+        torch.manual_seed(0)
+        whole = task()
+        make_trainer(tmp_path / "whole", max_epochs=3).fit(whole, datamodule=make_data())
+
+        class Killed(Exception):
+            pass
+
+        class Kill(Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                if trainer.current_epoch == 2 and batch_idx == 1:
+                    raise Killed
+
+        torch.manual_seed(0)
+        with pytest.raises(Killed):
+            make_trainer(tmp_path / "part", max_epochs=3, callbacks=Kill()).fit(task(), datamodule=make_data())
+        torch.manual_seed(99)
+        resumed = task()
+        last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+        make_trainer(tmp_path / "part", max_epochs=3).fit(resumed, datamodule=make_data(), ckpt_path=str(last))
+        for name, value in whole.state_dict().items():
+            assert torch.equal(resumed.state_dict()[name], value), name
+
+    def test_from_another_class_is_refused(self, stages, make_trainer, make_data, tmp_path):
+        with pytest.raises(ValueError, match="written by SupervisedTask, and ckpt_path resumes the same class only"):
+            make_trainer(tmp_path).fit(ContrastiveTask(**SMALL), datamodule=make_data(), ckpt_path=stages["source"])
+
+
+class TestCrossTaskTTT:
+    @pytest.fixture
+    def task(self, stages):
+        return CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8")
+
+    @pytest.fixture
+    def adapt(self, make_trainer, make_data, tmp_path):
+        """Adapt and return results and logits."""
+
+        def run(task, adapter, **data):
+            logits = []
+            handle = task.register_forward_hook(lambda module, args, output: logits.append(output))
+            results = make_trainer(tmp_path).adapt(
+                task, datamodule=make_data(domains=["contrast"], **data), adapter=adapter
+            )
+            handle.remove()
+            return results, torch.cat(logits)
+
+        return run
+
+    @pytest.mark.parametrize("reset", ["batch", "domain"])
+    def test_zero_rate_is_the_control_on_the_same_views(self, task, adapt, reset):
+        _, trained = adapt(task, TestTimeTraining(steps=3, lr=0.0, reset=reset))
+        _, control = adapt(task, EMABN(steps=3, reset=reset))
+        assert torch.equal(trained, control)
+        _, source = adapt(task, Source())
+        assert not torch.equal(trained, source)
+
+    def test_zero_steps_are_the_source_model(self, task, adapt):
+        _, source = adapt(task, Source())
+        assert torch.equal(adapt(task, TestTimeTraining(steps=0))[1], source)
+
+    def test_moves_encoder_and_projector_and_nothing_else(self, task, adapt):
+        before = {name: value.clone() for name, value in task.state_dict().items()}
+        adapter = TestTimeTraining(steps=2, lr=1e-3, reset="never")
+        adapt(task, adapter)
+        moved = {name for name in adapter.state_dict()["tensors"] if "statistics" not in name}
+        assert moved == {name for name, _ in task.named_parameters() if not name.startswith("classifier.")}
+        assert all(
+            not torch.equal(adapter.state_dict()["tensors"][name], before[name])
+            for name in ("encoder.conv1.weight", "projector.bias", "encoder.layer1.0.bn1.weight")
+        )
+        assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+    def test_against_a_plain_loop(self, task, adapt, make_data):
+        """Two steps on every batch in train mode, prediction in eval mode, everything restored for the next one."""
+        from ttalight.seeding import derive_seed
+
+        results, logits = adapt(task, TestTimeTraining(steps=2, lr=1e-3))
+        source = {name: value.clone() for name, value in task.state_dict().items()}
+        data = make_data(domains=["contrast"])
+        data.setup("test")
+        expected = []
+        for index, batch in enumerate(data.test_dataloader()):
+            images = data.on_after_batch_transfer(batch, 0)[0]
+            task.load_state_dict(source)
+            optimizer = torch.optim.Adam(
+                [*task.encoder.parameters(), *task.projector.parameters()], lr=1e-3, foreach=True
+            )
+            for step in range(2):
+                task.train()
+                generator = torch.Generator().manual_seed(derive_seed(0, "adapt", 0, index, step))
+                views = task.views(images, generator)
+                loss = contrastive_loss(*task.projector(task.encoder(task.normalize(views))).chunk(2), 0.01)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            with torch.no_grad():
+                expected.append(task.eval()(images))
+        task.load_state_dict(source)
+        torch.testing.assert_close(logits, torch.cat(expected), rtol=1e-4, atol=1e-4)
+        assert results["cost"]["forwards_per_batch"] == 5  # two views twice, and the prediction
+        assert results["cost"]["backwards_per_batch"] == 4
+
+    @pytest.mark.parametrize("norm", ["batch", "source"])
+    def test_normalisation_at_prediction(self, task, adapt, norm):
+        _, ema = adapt(task, TestTimeTraining(steps=1, lr=0.0))
+        _, other = adapt(task, TestTimeTraining(steps=1, lr=0.0, norm=norm))
+        _, source = adapt(task, Source())
+        assert torch.equal(other, source) == (norm == "source")
+        assert not torch.equal(other, ema)
+
+    def test_predictions_do_not_depend_on_batch_order(self, stages, batch):
+        task = SupervisedTask(weights=stages["source"], encoder="cifar_resnet8")
+        batches = batch[0].chunk(5)
+        adapted = EMABN(steps=2, reset="batch").wrap(task)
+        forwards = [adapted(images) for images in batches]
+        backwards = [adapted(images) for images in reversed(batches)]
+        assert all(map(torch.equal, forwards, reversed(backwards)))
+
+    def test_ragged_and_single_batches(self, task, adapt):
+        _, logits = adapt(task, TestTimeTraining(steps=2, lr=1e-3), batch_size=59)  # batches of 59 and 1
+        assert logits.shape == (60, 10)
+        assert logits.isfinite().all()
+
+    def test_is_its_own_default(self, task):
+        adapter = task.default_adapter()
+        assert isinstance(adapter, TestTimeTraining)
+        protocol = adapter.protocol()
+        assert (protocol["steps"], protocol["lr"], protocol["optimizer"]) == (20, 1e-6, "Adam")
+        assert (protocol["reset"], protocol["prediction"], protocol["norm"]) == ("batch", "after", "ema")
+        assert task.temperature == 0.01
+
+    def test_other_models_are_refused(self, stages, adapt):
+        task = SupervisedTask(weights=stages["source"], encoder="cifar_resnet8")
+        with pytest.raises(TypeError, match="SupervisedTask has no auxiliary_loss and no adaptable_parameters"):
+            adapt(task, TestTimeTraining())
+
+
+class TestFiles:
+    def test_missing(self):
+        with pytest.raises(FileNotFoundError, match=r"weights: there is no file nowhere.ckpt.*--model.weights"):
+            SupervisedTask(weights="nowhere.ckpt", **SMALL)
+
+    def test_of_another_class(self, stages):
+        with pytest.raises(ValueError, match=r"aligned: .* was written by SupervisedTask, expected .* AlignmentTask"):
+            CrossTaskTTT(aligned=stages["source"], encoder="cifar_resnet8")
+
+    def test_of_another_architecture(self, stages):
+        with pytest.raises(
+            ValueError, match=r"of another architecture \(encoder: file 'cifar_resnet8', here 'cifar_resnet14'"
+        ):
+            SupervisedTask(weights=stages["source"], encoder="cifar_resnet14")
+
+    def test_truncated(self, stages, tmp_path):
+        content = open(stages["source"], "rb").read()
+        (tmp_path / "cut.ckpt").write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match="is not a readable checkpoint"):
+            SupervisedTask(weights=str(tmp_path / "cut.ckpt"), **SMALL)
+
+    def test_with_code_inside(self, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "owned"), "w"))
+
+        torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+        with pytest.raises(ValueError, match="was refused: it holds something other than tensors"):
+            SupervisedTask(weights=str(tmp_path / "evil.ckpt"), **SMALL)
+        assert not (tmp_path / "owned").exists()
+
+    def test_foreign_weights_by_the_backbone_s_names(self, tmp_path, batch):
+        import timm
+
+        net = timm.create_model("resnet10t", num_classes=10).eval()
+        torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "net.pth")
+        task = SupervisedTask(weights=str(tmp_path / "net.pth"), encoder="resnet10t", stem="imagenet").eval()
+        with torch.no_grad():
+            torch.testing.assert_close(task(batch[0]), net(batch[0]))
+        del net.fc
+        torch.save(net.state_dict(), tmp_path / "headless.pth")
+        with pytest.raises(
+            ValueError, match=r"does not fit this ModuleDict: 2 missing: classifier.bias, classifier.weight"
+        ):
+            SupervisedTask(weights=str(tmp_path / "headless.pth"), encoder="resnet10t", stem="imagenet")
+
+    @pytest.mark.data
+    def test_public_resnet20(self, shared_data):
+        task = SupervisedTask(weights=str(shared_data / "resnet20-12fca82f.th"), encoder="cifar_resnet20")
+        assert task.source["sha256"].startswith("12fca82f")
+
+
+def test_classes_must_agree_with_the_data(make_trainer, make_data, tmp_path):
+    with pytest.raises(ValueError, match="DigitsDataModule has 10 classes, SupervisedTask was made for 7"):
+        make_trainer(tmp_path).fit(SupervisedTask(num_classes=7, **SMALL), datamodule=make_data())
+
+
+def test_alignment_without_its_stages(make_trainer, make_data, tmp_path):
+    with pytest.raises(ValueError, match="alignment starts from two trained models"):
+        make_trainer(tmp_path).fit(AlignmentTask(**SMALL), datamodule=make_data())
