@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 
@@ -56,10 +57,9 @@ def main(rank: int, ranks: int, store: str, output: str) -> None:
     for size in (SIZE, ranks):  # the second has one image a rank, which is enough when vectors are gathered
         images = batch(size).chunk(ranks, dim=1)[rank]
         for name, loss_of in LOSSES.items():
-            encoders = DistributedDataParallel(Encoders(), find_unused_parameters=name.endswith(("frozen", "sided")))
-            if name.startswith("contrastive") or name.endswith("frozen"):
-                encoders.module.teacher.requires_grad_(False)
-                encoders = DistributedDataParallel(encoders.module)
+            encoders = Encoders()
+            encoders.teacher.requires_grad_(name in ("alignment", "alignment, exclude", "alignment, positive"))
+            encoders = DistributedDataParallel(encoders)
             loss = loss_of(*encoders(images), True)
             loss.backward()
             results[name, size] = (loss.detach(), gradients(encoders))
@@ -70,7 +70,9 @@ def main(rank: int, ranks: int, store: str, output: str) -> None:
     (gathered * weights).sum().backward()
     results["gather"] = (gathered.detach(), rows.grad)
     torch.save(results, output)
-    dist.destroy_process_group()
+    dist.barrier()
+    # Tearing down gloo beside a DistributedDataParallel can deadlock (its thread and the interpreter wait for each other).
+    os._exit(0)
 
 
 if __name__ == "__main__":
