@@ -70,7 +70,9 @@ def fails(capsys):
 
 
 class TestConfigs:
-    @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+    @pytest.mark.parametrize(
+        "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+    )
     def test_every_file_is_parsed(self, path, capsys):
         verb = "fit" if path.stem in DIGITS[:3] else "adapt"
         with pytest.raises(SystemExit) as stop:
@@ -136,7 +138,9 @@ class TestRuns:
         assert results["protocol"]["reset"] == "never"
 
     def test_another_optimizer_in_a_file(self, work):
-        Path("sgd.yaml").write_text("adapter: {class_path: Tent, init_args: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.01}}}}")
+        Path("sgd.yaml").write_text(
+            "adapter: {class_path: Tent, init_args: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.01}}}}"
+        )
         adapt("unadapted", "--config", "sgd.yaml", "--name", "sgd")
         protocol = json.loads(Path("runs/sgd/results.json").read_text())["protocol"]
         assert (protocol["optimizer"], protocol["lr"]) == ("SGD", 0.01)
@@ -149,7 +153,8 @@ class TestRuns:
         main(["test", *words, "--name", "tested"])
         adapt("unadapted")
         tested, unadapted = (
-            json.loads(Path(f"runs/{name}/results.json").read_text())["domains"] for name in ("tested", "digits/unadapted")
+            json.loads(Path(f"runs/{name}/results.json").read_text())["domains"]
+            for name in ("tested", "digits/unadapted")
         )
         assert [row["nll"] for row in tested] == [row["nll"] for row in unadapted]
         main(["predict", *words, "--name", "predicted"])

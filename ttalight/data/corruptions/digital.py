@@ -155,5 +155,5 @@ def jpeg_compression(images: Tensor, quality: float) -> Tensor:
 def _through_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     file = BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=quality)
-    with Image.open(file) as decoded:
+    with Image.open(file, formats=("JPEG",)) as decoded:
         return np.asarray(decoded)
