@@ -155,6 +155,18 @@ def test_compiled_modules_move_as_eager_ones(compiled, net, loader, trainer, exp
         torch.testing.assert_close(logits, wanted, rtol=1e-8, atol=1e-8)
 
 
+def test_mixed_precision_reaches_the_passes_and_not_the_mathematics(net, images, trainer):
+    seen = []
+    net.float()[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    loader = DataLoader(TensorDataset(images.float(), torch.zeros(6, dtype=torch.int64)), batch_size=4)
+    module = Stranger(net)
+    adapter = Tent(lr=0.1)
+    trainer(adapter, precision="bf16-mixed").test(module, loader)
+    assert set(seen) == {torch.bfloat16}
+    assert {logits.dtype for logits in module.seen} == {torch.float32}
+    assert adapter.state_dict()["counters"]["updates"] == 2
+
+
 def test_several_loaders_are_domains(net, loader, trainer):
     module = Stranger(net)
     trainer(Tent(lr=0.1)).test(module, [loader, loader])

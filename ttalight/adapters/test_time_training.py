@@ -23,7 +23,7 @@ class TestTimeTraining(GradientAdapter):
     the source weights, statistics and optimizer are restored, N steps taken on the batch and the un-augmented batch
     predicted after the last one. N passes of the auxiliary loss, N backwards and one forward a batch.
 
-    Defaults are CTA's: A. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv
+    Defaults are CTA's: S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv
     2507.05221: 20 steps at 1e-6 on batches of 128. The paper names no optimizer; Adam is what its comparison methods
     use. It does not say either whether weights are restored for every batch; ``reset="domain"`` is the other reading.
 

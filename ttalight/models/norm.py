@@ -116,5 +116,6 @@ def _check_forward(name: str, module: nn.Module) -> None:
     if not fused and type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
         raise TypeError(
             f"layer {name} is a {type(module).__name__}, a BatchNorm with a forward of its own; its statistics "
-            "cannot be chosen. Use torch.nn.BatchNorm2d, or a layer with 'drop' and 'act' submodules like timm's BatchNormAct2d"
+            "cannot be chosen. Use torch.nn.BatchNorm2d, or a layer with 'drop' and 'act' submodules like timm's "
+            "BatchNormAct2d"
         )

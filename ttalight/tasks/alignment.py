@@ -20,7 +20,7 @@ __all__ = ["AlignmentTask"]
 class AlignmentTask(ClassifierSteps, TwoViewTask):
     """Aligns pi(g(x)) with the features f(x) of a frozen supervised model by a contrastive loss.
 
-    Second stage of A. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221.
+    Second stage of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221.
     Supervised encoder f and classifier h stay frozen, in eval mode; what it classifies with is h(pi(g(x))). Where the
     paper is ambiguous: the target is f(x), not h(f(x)), since h reads pi(g(x)) later; the teacher sees the clean
     image; the sibling view counts as a negative, as Eq. 4 has it.

@@ -23,7 +23,7 @@ __all__ = ["BaseTask"]
 class BaseTask(LightningModule, ABC):
     """Base of the tasks.
 
-    The default schedule is the one of A. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*,
+    The default schedule is the one of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*,
     arXiv 2507.05221, Table 3: Adam, two epochs of warm-up, cosine annealing from 5e-4 to 1e-6. The paper leaves the
     shape of the warm-up open; here it is linear from the final learning rate, and both move at every step.
 

@@ -15,7 +15,7 @@ __all__ = ["ContrastiveTask"]
 class ContrastiveTask(TwoViewTask):
     """A self-supervised model pi(g(x)) trained by contrasting two views of each image.
 
-    Second part of the first stage of A. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*,
+    Second part of the first stage of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*,
     arXiv 2507.05221; its temperature is 0.01. The projector is one linear layer that keeps the dimension, so that the
     aligned projection can stand where the supervised features stood.
 

@@ -17,7 +17,7 @@ __all__ = ["CrossTaskTTT"]
 class CrossTaskTTT(ClassifierSteps, TwoViewTask):
     """Classifies by h(pi(g(x))) and adapts g and pi by the contrastive loss that they were trained with.
 
-    Last stage of A. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221: two
+    Last stage of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221: two
     fresh views of every image in one forward, temperature 0.01; all of g and pi adapt, h is frozen. Steps, learning
     rate and reset are the adapter's, by default ``TestTimeTraining()``.
 

@@ -20,7 +20,7 @@ __all__ = ["SupervisedTask"]
 class SupervisedTask(ClassifierSteps, BaseTask):
     """A classifier h(f(x)) trained by cross-entropy: the source model of every method.
 
-    First stage of A. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221.
+    First stage of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221.
     The works it takes its augmentation from disagree; ``crop="resized"`` (random resized crops) is what the paper's
     unadapted numbers point to, ``"padded"`` is the other one. It moves those numbers by about ten points.
 

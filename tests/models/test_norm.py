@@ -1,0 +1,111 @@
+"""Normalisation layers: found by type, moded per layer, whatever stands around them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from ttalight.models import NormLayer, find_norms
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "count"),
+    [
+        (lambda: torchvision.models.resnet50(), nn.BatchNorm2d, 53),  # those of the downsampling paths included
+        (lambda: timm.create_model("resnet50"), nn.BatchNorm2d, 53),
+        (lambda: timm.create_model("tf_efficientnet_lite0"), BatchNormAct2d, 49),
+        (lambda: torchvision.models.vit_b_16(), nn.LayerNorm, 25),
+        (lambda: timm.create_model("vit_base_patch16_224"), nn.LayerNorm, 25),
+        (lambda: timm.create_model("resnet50_gn"), nn.GroupNorm, 53),
+    ],
+)
+def test_every_layer_is_found(make, kind, count):
+    with torch.device("meta"):
+        norms = find_norms(make())
+    assert len(norms) == count
+    assert all(isinstance(norm.module, kind) for norm in norms)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def layer(module: nn.Module) -> tuple[nn.Module, NormLayer]:
+    module = module.double().eval()
+    norm = NormLayer("norm", module)
+    norm.attach()
+    return module, norm
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm2d, BatchNormAct2d, nn.SyncBatchNorm])
+def test_modes_equal_the_layers_own(make, x):
+    if make is nn.SyncBatchNorm and not torch.cuda.is_available():
+        reference = nn.BatchNorm2d(4).double()  # the layer itself refuses input on the CPU in train mode
+    else:
+        reference = make(4).double()
+    nn.init.normal_(reference.weight)
+    nn.init.normal_(reference.bias)
+    reference.running_mean.normal_()
+    module = make(4).double()
+    module.load_state_dict(reference.state_dict())
+    module, norm = layer(module)
+    source = copy.deepcopy(reference).eval()(x)
+    batch = copy.deepcopy(reference).train()(x)
+    assert torch.equal(module(x), source)
+    norm.mode = "batch"
+    before = module.running_mean.clone()
+    torch.testing.assert_close(module(x), batch, rtol=1e-12, atol=1e-12)
+    assert torch.equal(module.running_mean, before)
+    norm.mode = "ema"
+    torch.testing.assert_close(module(x), batch, rtol=1e-12, atol=1e-12)
+    reference.train()(x)
+    torch.testing.assert_close(module.running_mean, reference.running_mean)
+    torch.testing.assert_close(module.running_var, reference.running_var)
+    norm.detach()
+    assert "forward" not in vars(module)
+
+
+def test_a_fused_activation_is_kept(x):
+    module, norm = layer(BatchNormAct2d(4))
+    for mode in ("source", "batch", "ema"):
+        norm.mode = mode
+        assert module(x).min() == 0
+
+
+def test_one_infinite_batch_leaves_batch_mode_unharmed(x):
+    module, norm = layer(nn.BatchNorm2d(4))
+    norm.mode = "batch"
+    expected = module(x)
+    module(x * float("inf"))
+    assert torch.equal(module(x), expected)
+    assert module.running_mean.isfinite().all()
+
+
+def test_train_and_eval_change_nothing(x):
+    module, norm = layer(nn.BatchNorm2d(4))
+    for mode in ("source", "batch"):
+        norm.mode = mode
+        assert torch.equal(module.train()(x), module.eval()(x))
+
+
+def test_a_layer_without_running_statistics_always_uses_the_batch(x):
+    module, _ = layer(nn.BatchNorm2d(4, track_running_stats=False))
+    torch.testing.assert_close(module(x).mean((0, 2, 3)), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="layer norm sees one value a channel and has no running statistics"):
+        module(x[:1, :, :1, :1])
+
+
+def test_a_forward_of_its_own_is_refused():
+    class Odd(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    with pytest.raises(TypeError, match="layer stem is a Odd, a BatchNorm with a forward of its own"):
+        NormLayer("stem", Odd(4))
