@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from ttalight.cli import main
+from ttalight.reporting.figures import can_plot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DIGITS = ("source", "simclr", "align", "unadapted", "ptbn", "ema_bn", "tent", "cta")
@@ -172,6 +173,8 @@ class TestRuns:
         assert {"clean/accuracy", "contrast/accuracy"} <= tags
         assert [event.step for event in events.Scalars("adapt/loss")] == list(range(1, 11))
         assert events.Tags()["tensors"] == ["results/text_summary"]
+        if can_plot():
+            assert events.Tags()["images"] == ["domains"]
 
 
 class TestCheckpointPath:

@@ -17,6 +17,7 @@ import ttalight.adapters
 import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
 from ttalight.callbacks import Recorder
+from ttalight.data.corrupt_command import main as corrupt
 from ttalight.reporting import domain_table, protocol_header
 from ttalight.reporting.compare import main as compare
 from ttalight.trainer import Trainer
@@ -29,6 +30,7 @@ _RUNS = "runs"
 
 _OTHER: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "compare": (compare, "Set the results of several runs side by side."),
+    "corrupt": (corrupt, "Write a corrupted copy of a labelled image set."),
 }
 
 

@@ -115,7 +115,7 @@ def test_module_passes_its_arguments_on(triplet):
 
 def test_errors(triplet):
     first, second, target = triplet
-    with pytest.raises(ValueError, match="at least 2 images in a batch, got 1: use a batch size of 2.*drop_last"):
+    with pytest.raises(ValueError, match=r"at least 2 images in a batch, got 1: use a batch size of 2.*drop_last"):
         alignment_loss(*triplet[:, :1], 0.1)
     with pytest.raises(ValueError, match=r"first \(6, 8\), second \(6, 8\), target \(6, 7\)"):
         alignment_loss(first, second, target[:, :7], 0.1)

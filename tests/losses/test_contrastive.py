@@ -121,7 +121,7 @@ def test_module_passes_its_arguments_on(views):
 
 def test_errors(views):
     first, second = views
-    with pytest.raises(ValueError, match="at least 2 images in a batch, got 1: use a batch size of 2.*drop_last"):
+    with pytest.raises(ValueError, match=r"at least 2 images in a batch, got 1: use a batch size of 2.*drop_last"):
         contrastive_loss(first[:1], second[:1], 0.1)
     with pytest.raises(ValueError, match=r"first \(6, 8\), second \(5, 8\)"):
         contrastive_loss(first, second[:5], 0.1)

@@ -71,7 +71,7 @@ def main(rank: int, ranks: int, store: str, output: str) -> None:
     results["gather"] = (gathered.detach(), rows.grad)
     torch.save(results, output)
     dist.barrier()
-    # Tearing down gloo beside a DistributedDataParallel can deadlock (its thread and the interpreter wait for each other).
+    # Tearing down gloo beside a DistributedDataParallel can deadlock: its thread and the interpreter's wait mutually.
     os._exit(0)
 
 

@@ -105,7 +105,9 @@ def test_takes_3x3_kernels_in_a_file_as_they_are_and_only_with_the_cifar_stem(tm
     torch.save(encoder.state_dict(), path)
     again = create_encoder("resnet18", pretrained=str(path), stem="cifar")
     assert torch.equal(again.conv1.weight, encoder.conv1.weight)
-    with pytest.raises(ValueError, match=r"1 of another shape: conv1.weight \(64, 3, 3, 3\) instead of \(64, 3, 7, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"1 of another shape: conv1.weight \(64, 3, 3, 3\) instead of \(64, 3, 7, 7\)"
+    ):
         create_encoder("resnet18", pretrained=str(path), stem="imagenet")
 
 
@@ -130,13 +132,13 @@ def test_a_failed_download_says_how_to_go_on(monkeypatch):
         raise socket.gaierror("no route to the hub\nwith details")
 
     monkeypatch.setattr(timm, "create_model", create)
-    with pytest.raises(RuntimeError, match="no route to the hub.*path of the file.*set pretrained to false") as caught:
+    with pytest.raises(RuntimeError, match=r"no route to the hub.*path of the file.*set pretrained to false") as caught:
         create_encoder("resnet18", pretrained=True)
     assert "with details" not in str(caught.value)
 
 
 def test_networks_without_public_weights_say_so():
-    with pytest.raises(RuntimeError, match="cifar_resnet20.*No pretrained weights.*path of the file"):
+    with pytest.raises(RuntimeError, match=r"cifar_resnet20.*No pretrained weights.*path of the file"):
         create_encoder("cifar_resnet20", pretrained=True)
 
 
@@ -150,12 +152,37 @@ def test_reports_keys_that_do_not_fit(tmp_path):
         create_encoder(CIFAR, pretrained=str(path))
 
 
+def test_files_older_than_the_batch_counters_of_batch_norm_load(tmp_path):
+    state = {key: value for key, value in _state(1).items() if not key.endswith("num_batches_tracked")}
+    path = tmp_path / "old.pth"
+    torch.save(state, path)
+    encoder = create_encoder(CIFAR, pretrained=str(path))
+    assert torch.equal(encoder.layer3[0].conv2.weight, state["layer3.0.conv2.weight"])
+    assert encoder.bn1.num_batches_tracked == 0
+
+
+@pytest.mark.data
+def test_loads_real_weight_files(shared_data):
+    encoder = create_encoder("cifar_resnet20", pretrained=str(shared_data / "resnet20-12fca82f.th"))
+    state = torch.load(shared_data / "resnet20-12fca82f.th", map_location="cpu", weights_only=True)["state_dict"]
+    assert torch.equal(encoder.layer3[2].bn2.running_var, state["module.layer3.2.bn2.running_var"])
+    file = shared_data / "efficientnet_lite0_imagenet_timm.pth"
+    encoder = create_encoder("tf_efficientnet_lite0", pretrained=str(file), stem="imagenet")
+    assert torch.equal(
+        encoder.conv_stem.weight, torch.load(file, map_location="cpu", weights_only=True)["conv_stem.weight"]
+    )
+    assert encoder.num_features == 1280
+
+
 def test_reports_another_architecture_briefly(tmp_path):
     path = tmp_path / "deep.pth"
     torch.save(_state(1, "cifar_resnet20"), path)
     with pytest.raises(ValueError, match=r"72 unexpected: .*, \.\.\.") as caught:
         create_encoder(CIFAR, pretrained=str(path))
     assert len(str(caught.value)) < 500
+    torch.save(_state(1, "resnet18"), path)
+    with pytest.raises(ValueError, match="do not fit test_convnext"):
+        create_encoder("test_convnext", pretrained=str(path), stem="imagenet")
 
 
 def test_missing_and_unreadable_files(tmp_path):
@@ -199,7 +226,7 @@ def test_networks_without_a_replaceable_stem_are_refused(name):
 
 
 def test_deep_stems_are_refused():
-    with pytest.raises(ValueError, match='several convolutions.*stem="imagenet"'):
+    with pytest.raises(ValueError, match=r'several convolutions.*stem="imagenet"'):
         create_encoder("resnet26d")
 
 

@@ -19,6 +19,7 @@ from ttalight.losses import entropy
 from ttalight.metrics import StreamingClassification
 from ttalight.models.network import logits_of
 from ttalight.reporting import Results, Source, domain_table, protocol_header, summarize, write_results
+from ttalight.reporting.figures import can_plot, domain_figure
 from ttalight.seeding import global_seed
 
 __all__ = ["Recorder"]
@@ -216,6 +217,9 @@ class Recorder(Callback):
             if callable(add_text):
                 table = f"{protocol_header(self.results)}\n{domain_table(self.results)}"
                 add_text("results", "\n".join(f"    {line}" for line in table.splitlines()))
+            add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
+            if callable(add_figure) and can_plot():
+                add_figure("domains", domain_figure(self.results))
             logger.save()
 
     # -- Lightning

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ttalight.data.arrays import ImageArrays, StreamDataset
-from ttalight.data.corruptions import corrupt
+from ttalight.data.corruptions import FROST_PROCEDURAL, corrupt, frost_source
+from ttalight.data.image_files import ImageFiles, as_is
 from ttalight.data.stream import Domain, PerDomain, Stream, StreamOrder, StreamSampler
 from ttalight.seeding import global_seed
 
@@ -22,7 +23,7 @@ Split = Literal["train", "validation", "test"]
 
 
 class ImageDataModule(LightningDataModule, ABC):
-    """Data module over image sets that fit into memory; subclasses say where the images come from.
+    """Data module over labelled image sets; subclasses say where the images come from.
 
     Loaders yield ``(image, label)``: uint8 RGB until the batch is on the device, float in [0, 1] from then on.
     ``test_dataloader`` and ``predict_dataloader`` deliver one stream over the domains named by ``domains``.
@@ -35,6 +36,8 @@ class ImageDataModule(LightningDataModule, ABC):
         stream_split: Split that the stream's images come from. Hyper-parameters are chosen on ``validation``.
         limit: Use only the first so many images of that split in every domain.
         seed: Seed of the corruptions and of the stream. The order of the training samples follows the global seed.
+        frost_dir: Folder with the original pictures of frost. Without it frost is made of procedural textures, and
+            the domain's name in results is ``frost_procedural``.
     """
 
     num_classes: int
@@ -43,6 +46,12 @@ class ImageDataModule(LightningDataModule, ABC):
     std: tuple[float, float, float]
     #: Table of corruption parameters that fits the images' size.
     corruption_table: str = "cifar"
+    #: Images that share a generator while they are corrupted; another number gives other draws.
+    corruption_chunk: int = 1000
+    #: Processes that read batches of training and validation images; 0 reads in this one.
+    num_workers: int = 0
+    #: Whether there are images to validate on.
+    has_validation: bool = True
 
     def __init__(
         self,
@@ -53,6 +62,7 @@ class ImageDataModule(LightningDataModule, ABC):
         stream_split: Literal["validation", "test"] = "test",
         limit: int | None = None,
         seed: int = 0,
+        frost_dir: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -68,38 +78,74 @@ class ImageDataModule(LightningDataModule, ABC):
         self.stream_split = stream_split
         self.limit = limit
         self.seed = seed
+        self.frost_dir = frost_dir
         #: Whether training batches carry the samples' indices as a third field; a task that caches sets this.
         self.with_index = False
-        self.train_set: ImageArrays | None = None
-        self.validation_set: ImageArrays | None = None
+        self.train_set: ImageArrays | ImageFiles | None = None
+        self.validation_set: ImageArrays | ImageFiles | None = None
         self.stream: Stream | None = None
         self._stream_set: StreamDataset | None = None
 
     @abstractmethod
     def load(self, split: Split) -> ImageArrays:
-        """Return the clean images of a split."""
+        """Return the clean images of a split, in memory."""
+
+    def open(self, split: Split) -> ImageArrays | ImageFiles:
+        """Return the clean images of a split as training and validation read them."""
+        return self.load(split)
 
     def setup(self, stage: str) -> None:
         """Load what a stage needs; called by the Trainer."""
         if stage == "fit" and self.train_set is None:
-            self.train_set = self.load("train")
-        if stage in ("fit", "validate") and self.validation_set is None:
-            self.validation_set = self.load("validation")
+            self.train_set = self.open("train")
+        if (stage == "validate" or (stage == "fit" and self.has_validation)) and self.validation_set is None:
+            self.validation_set = self.open("validation")
         if stage in ("test", "predict") and self._stream_set is None:
             self._setup_stream()
 
     def _setup_stream(self) -> None:
-        clean = self.load(self.stream_split)
-        images, labels = clean.images[: self.limit], clean.labels[: self.limit]
-        domains = [Domain(name, 0 if name == "clean" else self.severity) for name in self.domains]
-        sets = [ImageArrays(self._corrupted(images, domain), labels) for domain in domains]
+        domains, sets = zip(*self.load_domains(), strict=True)
         self.stream = self.order.build(domains, [part.labels.numpy() for part in sets], self.batch_size, self.seed)
         self._stream_set = StreamDataset(self.stream, sets)
 
-    def _corrupted(self, images: Tensor, domain: Domain) -> Tensor:
-        if domain.name == "clean":
-            return images
-        return corrupt(images, domain.name, domain.severity, seed=self.seed, table=self.corruption_table)
+    def load_domains(self) -> list[tuple[Domain, ImageArrays]]:
+        """Return the stream's domains, in the order of ``domains``, with their images."""
+        clean = self.load(self.stream_split)
+        labels = clean.labels[: self.limit]
+        return [(self.domain(name), ImageArrays(self.corrupted(clean.images, name), labels)) for name in self.domains]
+
+    def domain(self, name: str) -> Domain:
+        """Return the domain that images which this module corrupts itself belong to."""
+        if name == "clean":
+            return Domain(name)
+        if name == "frost" and frost_source(self.frost_dir) == FROST_PROCEDURAL:
+            name = f"frost_{FROST_PROCEDURAL}"
+        return Domain(name, self.severity)
+
+    def corrupted(self, clean: Tensor, name: str) -> Tensor:
+        """Return the first ``limit`` images of the corrupted set; those of any limit are the same.
+
+        Args:
+            clean: The clean images, uint8 (N, 3, H, W).
+            name: Name of the corruption, or ``clean``.
+        """
+        if name != "clean":
+            clean = corrupt(
+                clean[: self.clean_needed(len(clean))],
+                name,
+                self.severity,
+                seed=self.seed,
+                table=self.corruption_table,
+                frost_dir=self.frost_dir,
+                chunk_size=self.corruption_chunk,
+            )
+        return clean[: self.limit]
+
+    def clean_needed(self, count: int) -> int:
+        """Return how many of ``count`` clean images it takes to corrupt ``limit``: whole chunks share their draws."""
+        if self.limit is None:
+            return count
+        return min(count, -(-self.limit // self.corruption_chunk) * self.corruption_chunk)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return the training loader; its order is a function of (global seed, epoch), whatever ran before."""
@@ -114,12 +160,24 @@ class ImageDataModule(LightningDataModule, ABC):
             seed=global_seed(),
             drop_last=True,
         )
-        return DataLoader(self.train_set, self.batch_size, sampler=sampler, drop_last=True, collate_fn=_as_is)
+        return self._loader(self.train_set, sampler=sampler, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return the clean validation images in order."""
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]] | list[Any]:
+        """Return the clean validation images in order; an empty list where there are none to validate on."""
+        if self.validation_set is None and not self.has_validation:
+            return []
         assert self.validation_set is not None, "setup('validate') comes first"
-        return DataLoader(self.validation_set, self.batch_size, collate_fn=_as_is)
+        return self._loader(self.validation_set)
+
+    def _loader(self, images: ImageArrays | ImageFiles, **kwargs: Any) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(
+            images,
+            self.batch_size,
+            collate_fn=as_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            **kwargs,
+        )
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Return the stream."""
@@ -135,7 +193,3 @@ class ImageDataModule(LightningDataModule, ABC):
         """Turn the images of a batch from uint8 to float in [0, 1], on the device."""
         images, *rest = batch
         return (images.to(torch.float32).div_(255), *rest)
-
-
-def _as_is(batch: Any) -> Any:
-    return batch

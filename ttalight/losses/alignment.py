@@ -7,13 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ttalight.losses.similarity import (
-    check_temperature,
-    check_vectors,
-    full_precision,
-    gather_candidates,
-    unit_vectors,
-)
+from ttalight.losses.similarity import check_temperature, check_vectors, gather_candidates, unit_vectors
 
 __all__ = ["AlignmentLoss", "Sibling", "alignment_loss"]
 
@@ -65,7 +59,7 @@ def alignment_loss(
     check_temperature(temperature)
     _check_sibling(sibling)
     check_vectors(first=first, second=second, target=target)
-    with full_precision(first.device):
+    with torch.autocast(first.device.type, enabled=False):
         first, second, target = unit_vectors(first), unit_vectors(second), unit_vectors(target)
         candidates, offset = gather_candidates(first, second, target, gather=gather)
         logits = (torch.cat((first, second)) / temperature) @ candidates.T

@@ -6,13 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttalight.losses.similarity import (
-    check_temperature,
-    check_vectors,
-    full_precision,
-    gather_candidates,
-    unit_vectors,
-)
+from ttalight.losses.similarity import check_temperature, check_vectors, gather_candidates, unit_vectors
 
 __all__ = ["ContrastiveLoss", "contrastive_loss"]
 
@@ -27,7 +21,7 @@ def contrastive_loss(
     is the mean of the terms.
 
     Similarities are float32 even for half-precision input and under autocast (float64 stays float64): at temperature
-    0.01 bfloat16 would add noise of about 0.4 to every logit. Zero vectors have similarity 0 to everything and no
+    0.01 bfloat16 would shift logits by up to about 0.4. Zero vectors have similarity 0 to everything and no
     gradient.
 
     Source: T. Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, arXiv
@@ -52,7 +46,7 @@ def contrastive_loss(
     """
     check_temperature(temperature)
     check_vectors(first=first, second=second)
-    with full_precision(first.device):
+    with torch.autocast(first.device.type, enabled=False):
         first, second = unit_vectors(first), unit_vectors(second)
         candidates, offset = gather_candidates(first, second, gather=gather)
         anchors = torch.cat((first, second)) if symmetric else first

@@ -59,7 +59,8 @@ def create_encoder(
     """
     if stem not in ("cifar", "imagenet"):
         raise ValueError(f"stem must be cifar or imagenet, got {stem!r}")
-    if isinstance(pretrained, str) and not Path(pretrained).expanduser().is_file():
+    file = None if isinstance(pretrained, bool) else Path(pretrained).expanduser()
+    if file is not None and not file.is_file():
         raise FileNotFoundError(
             f"pretrained: there is no file {pretrained}. Give the path of a local weight file, true to let timm "
             "download weights, or false for random ones"
@@ -67,8 +68,8 @@ def create_encoder(
     encoder = _from_timm(name, download=pretrained is True, in_chans=in_chans)
     if stem == "cifar" and not isinstance(encoder, CifarResNet):
         _replace_stem(encoder, name, keep_weights=pretrained is True)
-    if isinstance(pretrained, str):
-        _load_file(encoder, name, Path(pretrained).expanduser())
+    if file is not None:
+        _load_file(encoder, name, file)
     return _with_measured_features(encoder, name, in_chans)
 
 
@@ -120,9 +121,10 @@ def _centre(kernel: Tensor) -> Tensor:
 
 def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
     own = encoder.state_dict()
-    found = _without_classifier(_read(path), encoder)
-    stem = found.get("conv1.weight")
-    if stem is not None and stem.shape[2:] == (7, 7) and own["conv1.weight"].shape[2:] == (3, 3):
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}  # old files have none
+    found = counters | _without_classifier(_read(path), encoder)
+    stem, own_stem = found.get("conv1.weight"), own.get("conv1.weight")
+    if stem is not None and own_stem is not None and stem.shape[2:] == (7, 7) and own_stem.shape[2:] == (3, 3):
         found["conv1.weight"] = _centre(stem)
     faults = {
         "missing": [key for key in own if key not in found],

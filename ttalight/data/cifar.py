@@ -1,0 +1,140 @@
+"""CIFAR-10 and CIFAR-100 from their published files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from ttalight.data.arrays import ImageArrays
+from ttalight.data.download import DATA_VARIABLE, data_root, fetch, unpack
+from ttalight.data.module import ImageDataModule, Split
+from ttalight.data.splits import spread_order
+
+__all__ = ["CIFARDataModule"]
+
+#: torchvision's class has names, addresses and checksums; then the number of classes, mean and std of the training
+#: pixels.
+_SETS: dict[str, tuple[Any, int, tuple[float, float, float], tuple[float, float, float]]] = {
+    "cifar10": (CIFAR10, 10, (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "cifar100": (CIFAR100, 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+class CIFARDataModule(ImageDataModule):
+    """50,000 training and 10,000 test images of 32 x 32 pixels in 10 or 100 classes.
+
+    Reads the original "python version" files, as torchvision keeps them: ROOT/cifar-10-batches-py/data_batch_1 and so
+    on. They are pickles, so each is compared with its published MD5 before it is opened. The test files alone are
+    enough for evaluation. Images are held in memory as one tensor, and a batch is one read.
+
+    Validation images are taken from the training images: the last ``validation`` of a fixed, stratified random order,
+    the same for every seed. Labels of the test images are for metrics only.
+
+    Source: A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, technical report, 2009. Mean and
+    std are those over all training pixels; the smaller stds (0.2023, 0.1994, 0.2010) that some code has are means of
+    the images' own.
+
+    Args:
+        dataset: ``cifar10`` or ``cifar100`` (its fine labels).
+        root: Folder with the data sets; by default what the environment variable TTALIGHT_DATA names, else ``data``.
+        download: Fetch what is missing (170 MB).
+        validation: Number of training images kept for validation. With 0 all of them are trained on and nothing is
+            validated.
+        kwargs: See ``ImageDataModule``.
+
+    Raises:
+        ValueError: If an argument is out of range or, once data are read, a file is not the published one.
+        FileNotFoundError: Once data are read, if files are missing.
+    """
+
+    def __init__(
+        self,
+        dataset: Literal["cifar10", "cifar100"] = "cifar10",
+        root: str | None = None,
+        download: bool = False,
+        validation: int = 5000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if dataset not in _SETS:
+            raise ValueError(f"dataset must be cifar10 or cifar100, got {dataset!r}")
+        if validation < 0:
+            raise ValueError(f"validation must be at least 0, got {validation}")
+        self.dataset = dataset
+        self.files, self.num_classes, self.mean, self.std = _SETS[dataset]
+        self.root = data_root(root)
+        self.download = download
+        self.validation = validation
+        self.has_validation = validation > 0
+
+    @property
+    def clean_folder(self) -> Path:
+        """Folder that the published files lie in."""
+        return self.root / str(self.files.base_folder)
+
+    def prepare_data(self) -> None:
+        """Fetch the files if that was asked for and some are missing; the Trainer calls this on one process."""
+        if self.download:
+            self.fetch_clean()
+
+    def fetch_clean(self) -> None:
+        """Download and unpack what is missing of the clean set."""
+        names = [name for name, _ in self.files.train_list + self.files.test_list]
+        if all((self.clean_folder / name).is_file() for name in names):
+            return
+        archive = self.root / self.files.filename
+        fetch(self.files.url, archive, self.files.tgz_md5)
+        unpack(archive, self.root, [f"{self.files.base_folder}/{name}" for name in names])
+
+    def load(self, split: Split) -> ImageArrays:
+        """Return the clean images of a split."""
+        if split == "test":
+            return self._read(self.files.test_list)
+        if split == "validation" and not self.has_validation:
+            raise ValueError("there are no validation images: validation is 0, so all training images are trained on")
+        whole = self._read(self.files.train_list)
+        if self.validation >= len(whole):
+            raise ValueError(f"validation must be less than the {len(whole)} training images, got {self.validation}")
+        order = spread_order(whole.labels.numpy())
+        cut = len(whole) - self.validation
+        chosen = torch.from_numpy(np.sort(order[:cut] if split == "train" else order[cut:]))
+        return ImageArrays(whole.images[chosen], whole.labels[chosen])
+
+    def _read(self, files: list[Any]) -> ImageArrays:
+        missing = [name for name, _ in files if not (self.clean_folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(self._advice(missing))
+        batches = [_unpickle(self.clean_folder / name, md5) for name, md5 in files]
+        images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        key = "labels" if "labels" in batches[0] else "fine_labels"
+        labels = np.concatenate([np.asarray(batch[key], dtype=np.int64) for batch in batches])
+        return ImageArrays(torch.from_numpy(images), torch.from_numpy(labels))
+
+    def _advice(self, missing: list[str]) -> str:
+        return (
+            f"no {', '.join(missing)} in {self.clean_folder} ({DATA_VARIABLE} is "
+            f"{os.environ.get(DATA_VARIABLE) or 'not set'}). To get the set, use download: true "
+            f"(--data.download true), or unpack {self.files.url} in {self.root}. If it is elsewhere, name the folder "
+            f"that has {self.files.base_folder} in it by root (--data.root) or by the environment variable "
+            f"{DATA_VARIABLE}"
+        )
+
+
+def _unpickle(path: Path, md5: str) -> dict[str, Any]:
+    """Read a pickle if it is the published one, byte for byte."""
+    content = path.read_bytes()
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise ValueError(
+            f"{path} is not the published file and was not opened: its md5 is {found}, expected {md5}. Remove it and "
+            "use download: true, or unpack the published archive again"
+        )
+    batch: dict[str, Any] = pickle.loads(content, encoding="latin1")
+    return batch

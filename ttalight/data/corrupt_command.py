@@ -1,0 +1,203 @@
+"""Writes a corrupted copy of a labelled image set: ``ttalight corrupt``."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from jsonargparse import ArgumentParser
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+import ttalight
+from ttalight.data.arrays import ImageArrays
+from ttalight.data.corruptions import COMMON, EXTRA, corrupt_chunk, frost_source, parameters
+from ttalight.data.layout import LABELS, SETTINGS, read_settings, write_npy, write_settings
+from ttalight.data.module import ImageDataModule
+
+__all__ = ["main", "write_corrupted"]
+
+_SEVERITIES = (1, 2, 3, 4, 5)
+_ALL = "all"
+
+
+def write_corrupted(
+    data: ImageDataModule,
+    output: str,
+    corruptions: Sequence[str] = COMMON,
+    severities: Sequence[int] = _SEVERITIES,
+    split: Literal["train", "validation", "test"] = "test",
+    seed: int = 0,
+    table: Literal["cifar", "tiny_imagenet", "imagenet"] | None = None,
+    frost_dir: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a corrupted copy of a labelled image set in the layout of the public benchmarks.
+
+    ``<corruption>.npy`` has the images of all severities, uint8 (S * N, H, W, 3), block after block; ``labels.npy`` the
+    label of each; ``corruptions.json`` says how they were made. The bytes are a function of the arguments and the
+    version of this package, however often the work was interrupted: the same call goes on with the corruption that
+    was not finished. More corruptions can be added later.
+
+    Args:
+        data: The image set; of its own settings, ``limit`` counts here.
+        output: Folder to write to.
+        corruptions: Names of corruptions; by default the common fifteen, ``all`` adds the four extra ones.
+        severities: Severities in the order of the blocks. The public sets have all five.
+        split: Split to corrupt.
+        seed: Seed of the random draws.
+        table: Whose strengths to use; by default the table that fits the size of the images.
+        frost_dir: Folder with the original pictures of frost; procedural textures by default.
+        overwrite: Replace what is in the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        FileExistsError: If the folder has files that were made otherwise, or is complete already.
+        FileNotFoundError: If data are missing.
+        OSError: If a file cannot be written.
+    """
+    names = [*COMMON, *EXTRA] if list(corruptions) == [_ALL] else list(dict.fromkeys(corruptions))
+    table = table or data.corruption_table  # type: ignore[assignment]
+    assert table is not None
+    _check(names, severities, table)
+    data.prepare_data()
+    clean = data.load(split)
+    count = len(clean) if data.limit is None else min(data.limit, len(clean))
+    clean_images = clean.images[: data.clean_needed(len(clean))]
+    labels = clean.labels[:count].numpy()
+    settings = {
+        "ttalight": ttalight.__version__,
+        "source": _source(data, ImageArrays(clean.images[:count], clean.labels[:count])),
+        "split": split,
+        "samples": count,
+        "seed": seed,
+        "table": table,
+        "severities": list(severities),
+        "images_per_chunk": data.corruption_chunk,
+        "frost": frost_dir if frost_dir is not None else frost_source(None),
+    }
+    folder = Path(output)
+    _claim(folder, settings, names, overwrite)
+    write_npy(folder / LABELS, (len(severities) * count,), np.int64, (labels for _ in severities))
+    shape = (len(severities) * count, *clean.images.shape[2:], 3)
+    with tqdm(total=len(names) * shape[0], unit="image", mininterval=0.2 if sys.stderr.isatty() else 10) as bar:
+        for name in names:
+            bar.set_description(name, refresh=False)
+            if (folder / f"{name}.npy").is_file():
+                bar.update(shape[0])
+                continue
+            draws: dict[str, Any] = {"seed": seed, "table": table, "frost_dir": frost_dir}
+            parts = _corrupt(clean_images, name, severities, count, data.corruption_chunk, draws)
+            try:
+                write_npy(folder / f"{name}.npy", shape, np.uint8, _counted(parts, bar))
+            except OSError as error:
+                raise OSError(
+                    f"cannot write {name}.npy ({error}): the files before it are complete, and the same command goes "
+                    "on with this one"
+                ) from error
+    return folder
+
+
+def _corrupt(
+    images: Tensor, name: str, severities: Sequence[int], count: int, chunk_size: int, draws: dict[str, Any]
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the first ``count`` corrupted images of each severity, (n, H, W, 3) at a time."""
+    for severity in severities:
+        for chunk, start in enumerate(range(0, count, chunk_size)):
+            part = corrupt_chunk(images[start : start + chunk_size], name, severity, chunk=chunk, **draws)
+            yield part[: count - start].permute(0, 2, 3, 1).numpy()
+
+
+def _counted(parts: Iterator[npt.NDArray[np.uint8]], bar: Any) -> Iterator[npt.NDArray[np.uint8]]:
+    for part in parts:
+        yield part
+        bar.update(len(part))
+
+
+def _check(names: Sequence[str], severities: Sequence[int], table: str) -> None:
+    if not names or not severities:
+        raise ValueError("name at least one corruption and one severity")
+    if len(set(severities)) < len(severities):
+        raise ValueError(f"severities must differ, got {' '.join(map(str, severities))}")
+    for name in names:
+        for severity in severities:
+            parameters(table, name, severity)
+
+
+def _source(data: ImageDataModule, clean: ImageArrays) -> dict[str, Any]:
+    digest = hashlib.sha256(clean.labels.numpy().astype("<i8").tobytes())
+    for start in range(0, len(clean), 1000):
+        digest.update(clean.images[start : start + 1000].contiguous().numpy())
+    return {"data": type(data).__name__, "shape": list(clean.images.shape), "sha256": digest.hexdigest()}
+
+
+def _claim(folder: Path, settings: dict[str, Any], names: Sequence[str], overwrite: bool) -> None:
+    """Make sure that everything in the folder belongs to these settings, and note what is going to be there."""
+    known = [folder / f"{name}.npy" for name in (*COMMON, *EXTRA)]
+    present = [path for path in (*known, folder / LABELS, folder / SETTINGS) if path.is_file()]
+    if overwrite:
+        for path in present:
+            path.unlink()
+        present = []
+    found = read_settings(folder) if present else None
+    if present and found is None:
+        raise FileExistsError(
+            f"{folder} has {present[0].name} but no {SETTINGS}, so it was not made by this command: give another "
+            "--output, or replace it with --overwrite"
+        )
+    before: list[str] = (found or {}).pop("corruptions", [])
+    if found is not None and found != settings:
+        differences = "; ".join(
+            f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here"
+            for key in {**settings, **found}
+            if found.get(key) != settings.get(key)
+        )
+        raise FileExistsError(
+            f"{folder} was made with other settings ({differences}): give another --output, or replace it with "
+            "--overwrite"
+        )
+    if all((folder / f"{name}.npy").is_file() for name in names):
+        raise FileExistsError(f"{folder} is complete: give another --output, or replace it with --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder, settings | {"corruptions": list(dict.fromkeys([*before, *names]))})
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: The words after ``ttalight corrupt``; those of the process by default.
+
+    Raises:
+        SystemExit: With code 2 and one line on stderr if anything is wrong, 130 if it was interrupted.
+    """
+    about = "Write a corrupted copy of a labelled image set in the layout of the public benchmarks."
+    parser = ArgumentParser(prog="ttalight corrupt", description=about, exit_on_error=False)
+    parser.add_function_arguments(write_corrupted, skip={"corruptions", "severities"}, as_group=False)
+    parser.add_argument(
+        "--corruptions", nargs="+", type=str, default=list(COMMON), metavar="NAME",
+        help=f"Names of corruptions (default: the common fifteen); '{_ALL}' adds the four extra ones.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--severities", nargs="+", type=int, default=list(_SEVERITIES), metavar="S",
+        help="Severities, in the order in which their images are written (default: 1 2 3 4 5).",
+    )  # fmt: skip
+    try:
+        options = parser.instantiate_classes(parser.parse_args(None if args is None else list(args)))
+        folder = write_corrupted(**options.as_dict())
+        sys.stdout.write(f"Corrupted images: {folder}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("ttalight corrupt: interrupted; the same command goes on from here\n")
+        raise SystemExit(130) from None
+    except (ArgumentError, OSError, ValueError) as error:
+        sys.stderr.write(f"ttalight corrupt: error: {' '.join(str(error).split())}\n")
+        raise SystemExit(2) from None

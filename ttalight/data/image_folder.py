@@ -1,0 +1,244 @@
+"""Any folder of images, one subfolder a class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from ttalight.data.arrays import ImageArrays
+from ttalight.data.download import DATA_VARIABLE, data_root
+from ttalight.data.image_files import ImageFiles
+from ttalight.data.module import ImageDataModule, Split
+from ttalight.data.splits import spread_order
+from ttalight.data.stream import Domain
+
+__all__ = ["ImageFolderDataModule"]
+
+_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("val", "validation", "valid"),
+    "test": ("test",),
+}
+_GIGABYTE = 10**9
+_MOST_WORKERS = 8
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """Images in ROOT/train, ROOT/val and ROOT/test, each with one subfolder a class, as torchvision's ImageFolder.
+
+    Every image becomes the square centre of ``resize`` pixels, uint8. Training and validation images are decoded when
+    a batch is read, by worker processes. The images of the stream are decoded once and stay in memory; corrupted
+    domains are made from them when they are first read, all at once, and only as many are kept as ``memory_limit``
+    allows. Each corruption is a function of ``seed`` and of the place in the order below, not of the stream.
+
+    Samples stand in a fixed random order that spreads the classes evenly, so that ``limit`` takes a balanced part.
+    Classes are those of ROOT/train, by name, or of the split itself where there is no such folder. Without a
+    validation folder nothing is validated while training.
+
+    The parameters of the corruptions are ImageNet-C's from 128 pixels on, Tiny-ImageNet-C's from 48 and CIFAR-10-C's
+    below; ImageNet-C was made from crops of 224 pixels.
+
+    Args:
+        root: Folder with the splits; by default what the environment variable TTALIGHT_DATA names, else ``data``.
+        resize: Side of the images in pixels; their shorter side is scaled to it.
+        crop: Side of the centre that a network should look at, for example 224 of 256; the whole image by default.
+            Methods that make views see the whole image.
+        num_workers: Processes that decode; by default one a core, eight at most.
+        memory_limit: Most gigabytes (10^9 bytes) that images in memory may take.
+        kwargs: See ``ImageDataModule``.
+
+    Raises:
+        ValueError: If an argument is out of range or, once data are read, an image cannot be read or the images do
+            not fit into ``memory_limit``.
+        FileNotFoundError: Once data are read, if a folder or the images of a class are missing.
+    """
+
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+    corruption_chunk = 50  # of 256 pixels a side as many bytes as 3,200 of 32
+
+    def __init__(
+        self,
+        root: str | None = None,
+        resize: int = 256,
+        crop: int | None = None,
+        num_workers: int | None = None,
+        memory_limit: float = 8.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if resize < 1:
+            raise ValueError(f"resize must be at least 1 pixel, got {resize}")
+        if crop is not None and not 1 <= crop <= resize:
+            raise ValueError(f"crop must be between 1 and resize ({resize}) pixels, got {crop}")
+        if num_workers is not None and num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+        self.root = data_root(root)
+        self.resize = resize
+        self.crop = crop
+        self.num_workers = min(os.cpu_count() or 1, _MOST_WORKERS) if num_workers is None else num_workers
+        self.memory_limit = memory_limit
+        self.corruption_table = "imagenet" if resize >= 128 else "tiny_imagenet" if resize >= 48 else "cifar"
+
+    def setup(self, stage: str) -> None:
+        """Find the classes, and read what a stage needs; called by the Trainer."""
+        self.has_validation = self._find("validation") is not None
+        super().setup(stage)
+
+    def open(self, split: Split) -> ImageFiles:
+        """Return the images of a split, decoded when they are read."""
+        folder = self._folder(split)
+        classes = self._classes(folder)
+        samples = make_dataset(
+            str(folder), {name: index for index, name in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True
+        )
+        labels = np.array([label for _, label in samples], dtype=np.int64)
+        self._check_present(folder, classes, labels)
+        self.num_classes = len(classes)
+        order = spread_order(labels)
+        files = [os.path.relpath(samples[index][0], folder) for index in order]
+        return ImageFiles(folder, files, torch.from_numpy(labels[order]), self.resize)
+
+    def load(self, split: Split) -> ImageArrays:
+        """Return the images of a split, decoded into memory."""
+        files = self.open(split)
+        self._check_memory(len(files), 1, files.folder)
+        return files.decode(len(files), self.num_workers)
+
+    def load_domains(self) -> list[tuple[Domain, ImageArrays]]:
+        """Return the stream's domains, in the order of ``domains``; corrupted images are made when they are read."""
+        files = self.open(self.stream_split)
+        count = self.clean_needed(len(files))
+        made = len({name for name in self.domains if name != "clean"})
+        kept = min(made, max(1, self._sets_that_fit(count) - 1))
+        self._check_memory(count, 1 + kept, files.folder)
+        clean = files.decode(count, self.num_workers)
+        shown = ImageArrays(clean.images[: self.limit], clean.labels[: self.limit])
+        cache = _DomainCache(lambda name: self.corrupted(clean.images, name), kept)
+        return [
+            (self.domain(name), shown if name == "clean" else _GeneratedDomain(shown, name, cache))
+            for name in self.domains
+        ]
+
+    def _setup_stream(self) -> None:
+        super()._setup_stream()
+        assert self._stream_set is not None
+        stream, sets = self._stream_set.stream, self._stream_set.domains
+        caches = [part.cache for part in sets if isinstance(part, _GeneratedDomain)]
+        if not caches or caches[0].capacity >= len(caches):
+            return
+        changes = np.count_nonzero(np.diff(stream.domain_of(slice(None))))
+        if changes >= len(sets):
+            raise ValueError(
+                f"this stream comes back to its domains, so all {len(sets)} have to be in memory, and they do not fit "
+                f"into memory_limit ({self.memory_limit:g} GB): set limit to fewer images, lower resize, take fewer "
+                "domains, or raise memory_limit"
+            )
+
+    def _sets_that_fit(self, count: int) -> int:
+        return int(self.memory_limit * _GIGABYTE) // (count * 3 * self.resize**2)
+
+    def _check_memory(self, count: int, sets: int, folder: Path) -> None:
+        if self._sets_that_fit(count) >= sets:
+            return
+        size = count * 3 * self.resize**2 / _GIGABYTE
+        copies = "" if sets == 1 else " each for the clean images and for those of one corruption"
+        raise ValueError(
+            f"{count:,} images of {folder} take {size:.3g} GB{copies} at {self.resize} x {self.resize} pixels, more "
+            f"than memory_limit ({self.memory_limit:g} GB) allows: set limit to fewer images, lower resize, or raise "
+            "memory_limit"
+        )
+
+    # -- the tree
+
+    def _find(self, split: Split) -> Path | None:
+        return next((self.root / name for name in _FOLDERS[split] if (self.root / name).is_dir()), None)
+
+    def _folder(self, split: Split) -> Path:
+        folder = self._find(split)
+        if folder is not None:
+            return folder
+        present = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir()) if self.root.is_dir() else None
+        seen = "does not exist" if present is None else f"has {', '.join(present) or 'no folders'}"
+        raise FileNotFoundError(
+            f"no {' or '.join(_FOLDERS[split])} folder in {self.root}, which {seen}: the {split} images belong there, "
+            f"one subfolder a class. Another place is named by root (--data.root) or by the environment variable "
+            f"{DATA_VARIABLE}"
+            + ("; stream_split: validation takes the validation images" if split == "test" and present else "")
+        )
+
+    def _classes(self, folder: Path) -> list[str]:
+        own = _class_names(folder)
+        train = self._find("train")
+        classes = own if train is None else _class_names(train)
+        unknown = sorted(set(own) - set(classes))
+        if unknown:
+            raise ValueError(f"{folder} has classes that {train} has not: {_few(unknown)}")
+        return classes
+
+    def _check_present(self, folder: Path, classes: Sequence[str], labels: npt.NDArray[np.int64]) -> None:
+        counts = np.bincount(labels, minlength=len(classes))
+        empty = [name for name, n in zip(classes, counts, strict=True) if n == 0 and (folder / name).is_dir()]
+        if empty:
+            raise FileNotFoundError(
+                f"no images in {', '.join(str(folder / name) for name in empty[:3])}"
+                + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
+                + f": every class folder needs at least one ({' '.join(IMG_EXTENSIONS)})"
+            )
+
+
+class _DomainCache:
+    """Keeps the images of the domains that were read last."""
+
+    def __init__(self, make: Callable[[str], Tensor], capacity: int) -> None:
+        self.capacity = capacity
+        self._make = make
+        self._images: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._images:
+            while len(self._images) >= self.capacity:  # before the next one needs the room
+                del self._images[next(iter(self._images))]
+            self._images[name] = self._make(name)
+        return self._images[name]
+
+
+class _GeneratedDomain(ImageArrays):
+    """A corrupted domain, made when it is first read.
+
+    Args:
+        clean: The images that it is made from.
+        name: The corruption.
+        cache: Makes and keeps the corrupted images.
+    """
+
+    def __init__(self, clean: ImageArrays, name: str, cache: _DomainCache) -> None:
+        super().__init__(clean.images, clean.labels)
+        self.name = name
+        self.cache = cache
+
+    def __getitems__(self, indices: Sequence[int] | npt.NDArray[Any]) -> tuple[Tensor, ...]:
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return self.cache[self.name][index], self.labels[index]
+
+
+def _class_names(folder: Path) -> list[str]:
+    try:
+        classes: list[str] = find_classes(folder)[0]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no class folders in {folder}: images belong into one subfolder a class, for example {folder}/cat/1.png"
+        ) from error
+    return classes
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,183 @@
+"""The layout that the public corruption benchmarks are published in: one .npy file a corruption, and labels.npy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib import format as npy
+
+from ttalight.data.arrays import ImageArrays
+
+__all__ = ["LABELS", "SETTINGS", "CorruptedFolder", "read_npy", "read_settings", "write_npy", "write_settings"]
+
+LABELS = "labels.npy"
+#: What says how a folder was made; the published sets have no such file.
+SETTINGS = "corruptions.json"
+
+_PUBLISHED = {"severities": [1, 2, 3, 4, 5], "split": "test", "frost": None}
+
+
+class CorruptedFolder:
+    """A folder with ``<corruption>.npy``, uint8 (S * N, H, W, 3), and ``labels.npy``, (S * N,).
+
+    The images of the S severities, five in the published sets, stand one block of N after the other, mildest first.
+    Files are mapped, not read: only the rows that are asked for are copied into memory.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ValueError: If its ``corruptions.json`` cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        settings = _PUBLISHED | (read_settings(folder) or {})
+        #: The severities that the files hold, in order.
+        self.severities: list[int] = settings["severities"]
+        #: Split that the images were made from.
+        self.split: str = settings["split"]
+        #: ``procedural`` or the folder with the pictures of frost; None if it is not known.
+        self.frost: str | None = settings["frost"]
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything to read."""
+        return any(self.folder.glob("*.npy"))
+
+    def path(self, corruption: str) -> Path:
+        """Return where the images of a corruption are."""
+        return self.folder / f"{corruption}.npy"
+
+    def read(self, corruption: str, severity: int, num_classes: int, limit: int | None = None) -> ImageArrays:
+        """Read the images of one corruption at one severity.
+
+        Args:
+            corruption: Name of the corruption: that of the file without ``.npy``.
+            severity: The severity.
+            num_classes: Labels must be below this.
+            limit: Read the first so many only.
+
+        Raises:
+            FileNotFoundError: If a file is missing; the message lists what is there.
+            ValueError: If a file is damaged or not as described above, or has no such severity.
+        """
+        if severity not in self.severities:
+            raise ValueError(f"{self.folder} has severities {self.severities}, not {severity}")
+        images, labels = self._map(self.path(corruption)), self._map(self.folder / LABELS)
+        _check(images, self.path(corruption), len(self.severities))
+        _check_labels(labels, self.folder / LABELS, len(images), self.path(corruption), num_classes)
+        count = len(images) // len(self.severities)
+        start = self.severities.index(severity) * count
+        rows = slice(start, start + (count if limit is None else min(count, limit)))
+        pixels = np.ascontiguousarray(images[rows].transpose(0, 3, 1, 2))
+        return ImageArrays(torch.from_numpy(pixels), torch.from_numpy(labels[rows].astype(np.int64)))
+
+    def _map(self, path: Path) -> npt.NDArray[Any]:
+        if not path.is_file():
+            present = sorted(file.stem for file in self.folder.glob("*.npy") if file.name != LABELS)
+            near = difflib.get_close_matches(path.stem, present, n=3)
+            raise FileNotFoundError(
+                f"no {path.name} in {self.folder}; there are {', '.join(present) or 'no .npy files'}"
+                + (f"; nearest: {', '.join(near)}" if near else "")
+            )
+        return read_npy(path)
+
+
+def _check(images: npt.NDArray[Any], path: Path, severities: int) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(
+            f"{path} must hold uint8 RGB images of shape (rows, H, W, 3), it has {images.dtype} of shape {images.shape}"
+        )
+    if len(images) == 0 or len(images) % severities:
+        raise ValueError(
+            f"{path} has {len(images)} images, expected a multiple of {severities}: one block a severity, equally long"
+        )
+
+
+def _check_labels(labels: npt.NDArray[Any], path: Path, rows: int, images: Path, num_classes: int) -> None:
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise ValueError(f"{path} must hold integers of shape (rows,), it has {labels.dtype} of shape {labels.shape}")
+    if len(labels) != rows:
+        raise ValueError(f"{path} has {len(labels)} labels, but {images} has {rows} images: one label an image")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"{path} has labels from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}: is it of "
+            "another data set?"
+        )
+
+
+def read_npy(path: Path) -> npt.NDArray[Any]:
+    """Map a .npy file; nothing in it is ever unpickled.
+
+    Raises:
+        ValueError: If the file is not a complete .npy file, or holds Python objects.
+    """
+    try:
+        with path.open("rb") as file:
+            version = npy.read_magic(file)
+            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read_header(file)
+            missing = file.tell() + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize - path.stat().st_size
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not a .npy file ({error}): copy it again") from error
+    if dtype.hasobject:
+        raise ValueError(f"{path} holds Python objects, which may run code when they are read: it was not opened")
+    if missing > 0:
+        raise ValueError(f"{path} is cut short: {missing:,} bytes are missing at its end; copy it again")
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def write_npy(path: Path, shape: Sequence[int], dtype: npt.DTypeLike, parts: Iterable[npt.NDArray[Any]]) -> None:
+    """Write a .npy file part by part; it has its name only once it is complete.
+
+    Args:
+        path: Where it goes; until it is complete it is ``<name>.part``.
+        shape: Shape of the whole array.
+        dtype: Its type.
+        parts: Arrays that make up the whole, along the first axis.
+    """
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": tuple(shape)}
+        npy.write_array_header_1_0(file, header)
+        for array in parts:
+            file.write(np.ascontiguousarray(array, dtype=dtype).data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """Return what ``corruptions.json`` in a folder says, or None if there is no such file.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        return None
+    try:
+        settings: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings["severities"], list) or not isinstance(settings["split"], str):
+            raise TypeError("severities must be a list and split a string")
+        settings.setdefault("frost", None)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): write the set again") from error
+    return dict(settings)
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write ``corruptions.json`` into a folder."""
+    part = folder / f"{SETTINGS}.part"
+    part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, folder / SETTINGS)
