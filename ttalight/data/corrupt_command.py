@@ -136,7 +136,7 @@ def _check(names: Sequence[str], severities: Sequence[int], table: str) -> None:
 def _source(data: ImageDataModule, clean: ImageArrays) -> dict[str, Any]:
     digest = hashlib.sha256(clean.labels.numpy().astype("<i8").tobytes())
     for start in range(0, len(clean), 1000):
-        digest.update(clean.images[start : start + 1000].contiguous().numpy())
+        digest.update(clean.images[start : start + 1000].numpy().tobytes())
     return {"data": type(data).__name__, "shape": list(clean.images.shape), "sha256": digest.hexdigest()}
 
 
@@ -182,15 +182,16 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     about = "Write a corrupted copy of a labelled image set in the layout of the public benchmarks."
     parser = ArgumentParser(prog="ttalight corrupt", description=about, exit_on_error=False)
-    parser.add_function_arguments(write_corrupted, skip={"corruptions", "severities"}, as_group=False)
+    parser.add_function_arguments(write_corrupted, skip={"corruptions", "severities", "overwrite"}, as_group=False)
     parser.add_argument(
         "--corruptions", nargs="+", type=str, default=list(COMMON), metavar="NAME",
-        help=f"Names of corruptions (default: the common fifteen); '{_ALL}' adds the four extra ones.",
+        help=f"Names of corruptions: the common fifteen if not given; '{_ALL}' adds the four extra ones.",
     )  # fmt: skip
     parser.add_argument(
         "--severities", nargs="+", type=int, default=list(_SEVERITIES), metavar="S",
-        help="Severities, in the order in which their images are written (default: 1 2 3 4 5).",
+        help="Severities, in the order in which their images are written.",
     )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="Replace what is in the folder.")
     try:
         options = parser.instantiate_classes(parser.parse_args(None if args is None else list(args)))
         folder = write_corrupted(**options.as_dict())
