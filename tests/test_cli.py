@@ -211,6 +211,12 @@ class TestCommand:
         for word in ("fit", "validate", "test", "predict", "adapt", "Adapt a model to a stream", "compare"):
             assert word in done.stdout
 
+    def test_completion(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(["--print_completion", "shtab-bash"])
+        assert stop.value.code == 0
+        assert "adapt" in capsys.readouterr().out
+
     def test_help_of_an_adapter(self, capsys):
         with pytest.raises(SystemExit):
             main(["adapt", "--adapter.help", "Tent"])

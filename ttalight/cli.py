@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -153,6 +154,7 @@ def main(args: ArgsType = None) -> None:
     Args:
         args: The words after ``ttalight``; those of the process by default.
     """
+    set_parsing_settings(add_print_completion_argument=True)
     words = sys.argv[1:] if args is None else args
     if isinstance(words, list) and words and words[0] in _OTHER:
         _OTHER[words[0]][0](words[1:])
