@@ -18,15 +18,15 @@ class Progress(TQDMProgressBar):
 
     Args:
         refresh_rate: Batches between two refreshes; 0 switches the bar off. By default every batch on a terminal, and
-            every fiftieth where the output goes to a file.
+            every fifth where the output goes to a file.
     """
 
     def __init__(self, refresh_rate: int | None = None) -> None:
-        super().__init__(refresh_rate=refresh_rate if refresh_rate is not None else 1 if sys.stdout.isatty() else 50)
+        super().__init__(refresh_rate=refresh_rate if refresh_rate is not None else 1 if sys.stdout.isatty() else 5)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Show where the stream is."""
-        super().on_test_batch_end(trainer, pl_module, *args, **kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Recorder) and callback.status and not self.is_disabled:
-                self.test_progress_bar.set_postfix(callback.status)
+                self.test_progress_bar.set_postfix(callback.status, refresh=False)
+        super().on_test_batch_end(trainer, pl_module, *args, **kwargs)
