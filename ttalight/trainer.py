@@ -47,7 +47,7 @@ class Trainer(lightning.Trainer):
             return not any(isinstance(callback, kind) for callback in chosen)
 
         if lacks(Recorder):
-            chosen.append(Recorder())
+            chosen.insert(0, Recorder())  # before the progress bar that shows what it knows
         if enable_progress_bar is not False and lacks(ProgressBar):
             chosen.append(Progress())
         if enable_checkpointing is not False and lacks(ModelCheckpoint) and not kwargs.get("fast_dev_run"):
