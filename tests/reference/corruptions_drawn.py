@@ -129,14 +129,9 @@ def elastic_transform(image, alpha, sigma, shift, *, shifts, field):
     side = min(height, width)
     result = affine(image.astype(float), shift * side * shifts)
     if alpha:
-        dx, dy = (
-            alpha * side * gaussian(plane, sigma * side, truncate=3, outside=mirror_double) for plane in field
-        )
+        dx, dy = (alpha * side * gaussian(plane, sigma * side, truncate=3, outside=mirror_double) for plane in field)
         result = np.array(
-            [
-                [bilinear(result, y + dy[y, x], x + dx[y, x], mirror_double) for x in range(width)]
-                for y in range(height)
-            ]
+            [[bilinear(result, y + dy[y, x], x + dx[y, x], mirror_double) for x in range(width)] for y in range(height)]
         )
     return clip(result)
 

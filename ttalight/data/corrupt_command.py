@@ -193,7 +193,10 @@ def main(args: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="Replace what is in the folder.")
     try:
-        options = parser.instantiate_classes(parser.parse_args(None if args is None else list(args)))
+        options = parser.parse_args(None if args is None else list(args))
+        # Renamed in jsonargparse 4.49; the old name goes away in 5.0.
+        instantiate = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
+        options = instantiate(options)
         folder = write_corrupted(**options.as_dict())
         sys.stdout.write(f"Corrupted images: {folder}\n")
     except KeyboardInterrupt:

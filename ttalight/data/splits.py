@@ -18,7 +18,7 @@ def spread_order(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
     Returns:
         A permutation of 0 to N - 1. In its first or last n entries the number of samples of a class with share p
-        differs from n p by at most one.
+        differs from n p by less than two.
     """
     classes = np.asarray(labels)
     keys = np.random.default_rng(_SEED).random(len(classes))

@@ -56,3 +56,21 @@ def pictures():
         return torch.from_numpy(np.clip(images, 0, 255).astype(np.uint8))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def check():
+    """A function that compares one result (3, H, W) with grey levels (H, W, 3) before truncation.
+
+    The result must be the truncated level; where the level lies within ``slack`` of a whole number, either
+    neighbour will do. ``share`` of the values may miss by one more.
+    """
+
+    def compare(result, levels, *, slack=2e-3, share=0.0):
+        got = result.permute(1, 2, 0).numpy().astype(float)
+        wrong = np.maximum(got - levels, levels - 1 - got) > slack
+        worst = np.abs(got + 0.5 - levels).max()
+        assert wrong.mean() <= share, f"{wrong.mean():.2%} of the values are off, the worst by {worst - 0.5:.3f}"
+        assert worst <= 0.5 + slack + bool(share)
+
+    return compare

@@ -9,7 +9,14 @@ import torch
 from torch import Generator, Tensor
 
 from ttalight.data.corruptions.motion import smear
-from ttalight.data.corruptions.pixels import gaussian_matrix, pad_mirrored, separable, to_uint8, zoom_matrix
+from ttalight.data.corruptions.pixels import (
+    gaussian_matrix,
+    pad_mirrored,
+    separable,
+    single_precision,
+    to_uint8,
+    zoom_matrix,
+)
 
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
@@ -26,6 +33,7 @@ def defocus_blur(images: Tensor, radius: float, alias_blur: float) -> Tensor:
     """Blur with a disc of ``radius`` pixels whose rim is softened by a Gaussian of ``alias_blur`` pixels."""
     kernel = disc(radius, alias_blur).to(images.device)
     reach = len(kernel) // 2
+    require_sides(images, reach + 1, "defocus_blur")
     padded = pad_mirrored(images.float(), reach)
     sides = padded.shape[-2:]
     # The disc has both mirror symmetries, so convolution and correlation are the same.
@@ -37,7 +45,11 @@ def defocus_blur(images: Tensor, radius: float, alias_blur: float) -> Tensor:
 
 @lru_cache(maxsize=16)
 def disc(radius: float, alias_blur: float) -> Tensor:
-    """The kernel of `defocus_blur`: float, square with an odd side, without empty margins."""
+    """The kernel of `defocus_blur`: float, square with an odd side, without empty margins.
+
+    Its sum is one except for radii 8 and 10, where the authors' rim is mirrored at the border of the kernel: such
+    images become 1 % brighter, here as there.
+    """
     reach, soften = (8, 1) if radius <= 8 else (int(radius), 2)
     axis = np.arange(-reach, reach + 1)
     kernel = (axis[:, None] ** 2 + axis**2 <= radius**2).astype(np.float64)
@@ -49,7 +61,8 @@ def disc(radius: float, alias_blur: float) -> Tensor:
         kernel = sum(tap * mirrored[:, i : i + len(axis)] for i, tap in enumerate(taps)).T
     filled = np.abs(axis)[kernel.any(axis=0)].max()
     inside = slice(reach - filled, reach + filled + 1)
-    return torch.from_numpy(kernel[inside, inside]).float()
+    kernel = kernel[inside, inside]
+    return single_precision(kernel.reshape(1, -1)).view(kernel.shape)
 
 
 def motion_blur(images: Tensor, radius: float, sigma: float, *, generator: Generator) -> Tensor:
@@ -92,8 +105,7 @@ def glass_blur(images: Tensor, sigma: float, reach: float, rounds: float, *, gen
     """
     height, width = images.shape[-2:]
     reach, rounds = int(reach), int(rounds)
-    if min(height, width) <= 2 * reach:
-        raise ValueError(f"glass_blur needs sides of more than {2 * reach} pixels, not {height} x {width}")
+    require_sides(images, 2 * reach + 1, "glass_blur")
     shape = (len(images), rounds, height - 2 * reach, width - 2 * reach, 2)
     offsets = torch.randint(-reach, reach, shape, generator=generator)
     source = copied_from(offsets, height, width, reach).to(images.device)

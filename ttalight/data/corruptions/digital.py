@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from io import BytesIO
 
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from ttalight.data.corruptions.pixels import gaussian_matrix, separable, to_uint8
+from ttalight.data.corruptions.pixels import gaussian_matrix, require_sides, separable, to_uint8
 
 
 def brightness(images: Tensor, amount: float) -> Tensor:
@@ -63,8 +64,7 @@ def elastic_transform(images: Tensor, alpha: float, sigma: float, shift: float, 
     """
     count, _, height, width = images.shape
     side = min(height, width)
-    if side < 3:
-        raise ValueError(f"elastic_transform needs sides of at least 3 pixels, not {height} x {width}")
+    require_sides(images, 3, "elastic_transform")
     corners = torch.rand((count, 3, 2), generator=generator, dtype=torch.float64).mul_(2).sub_(1).mul_(shift * side)
     levels = warp_affine(images.float(), corners)
     if alpha:
@@ -124,7 +124,11 @@ def _homogeneous(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def pixelate(images: Tensor, factor: float) -> Tensor:
-    """Shrink both sides to ``factor`` of their length with a box filter and enlarge again by repeating pixels."""
+    """Shrink both sides to ``factor`` of their length with a box filter and enlarge again by repeating pixels.
+
+    As in Pillow each pass rounds, the one along the width first.
+    """
+    require_sides(images, math.ceil(1 / factor), "pixelate")
     rows, columns = (_box_matrix(side, factor).to(images.device) for side in images.shape[-2:])
     levels = (images.float() @ columns.T).add_(0.5).floor_().flatten(0, 1)
     levels = torch.bmm(rows.expand(len(levels), -1, -1), levels).add_(0.5)
@@ -133,16 +137,25 @@ def pixelate(images: Tensor, factor: float) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _box_matrix(size: int, factor: float) -> Tensor:
-    """Box filter to ``int(size * factor)`` samples and nearest neighbour back, as Pillow computes them."""
+    """Shrink a line to ``int(size * factor)`` samples and enlarge it again: shape (size, size)."""
     small = int(size * factor)
-    if small < 1:
-        raise ValueError(f"pixelate cannot shrink a side of {size} pixels to {factor} of its length: use larger images")
-    centres = (np.arange(small)[:, None] + 0.5) * (size / small)
-    distance = (np.arange(size) + 0.5 - centres) / (size / small)
-    inside = (distance > -0.5) & (distance <= 0.5)
-    weights = inside / inside.sum(axis=1, keepdims=True)
-    back = ((np.arange(size) + 0.5) * (small / size)).astype(np.int64)
-    return torch.from_numpy(weights[back]).float()
+    return torch.from_numpy(_box_filter(small, size) @ _box_filter(size, small)).float()
+
+
+def _box_filter(size: int, new_size: int) -> np.ndarray:
+    """Pillow's box filter: equal weights for the samples in a box as wide as a new sample, but at least one.
+
+    A sample may lie on the rim of a box, and then one rounding decides, so this keeps Pillow's order of operations.
+    """
+    scale = size / new_size
+    width = max(scale, 1.0)
+    centre = (np.arange(new_size)[:, None] + 0.5) * scale
+    sample = np.arange(size)
+    reachable = (sample >= np.trunc(centre - 0.5 * width + 0.5)) & (sample < np.trunc(centre + 0.5 * width + 0.5))
+    distance = (sample - centre + 0.5) * (1 / width)
+    inside = reachable & (distance > -0.5) & (distance <= 0.5)
+    weights: np.ndarray = inside / inside.sum(axis=1, keepdims=True)
+    return weights
 
 
 def jpeg_compression(images: Tensor, quality: float) -> Tensor:

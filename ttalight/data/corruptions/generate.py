@@ -59,7 +59,7 @@ def corrupt(
 
     D. Hendrycks and T. Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations,
     ICLR 2019, arXiv:1903.12261. The arithmetic is that of the authors' scripts (results are truncated to uint8), done
-    for whole batches. Random draws come from torch, not numpy, so that images agree with the published files in
+    for whole batches. The authors then save 64- and 224-pixel images as JPEG files of quality 85; this does not. Random draws come from torch, not numpy, so that images agree with the published files in
     distribution and not byte for byte.
 
     Args:
@@ -147,5 +147,6 @@ def _check(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         seen = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise TypeError(f"images must be a uint8 tensor with grey levels 0 to 255, not {seen}")
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be RGB of shape (N, 3, H, W), not {tuple(images.shape)}")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        hint = ": move the channels to dimension 1" if images.ndim == 4 and images.shape[-1] == 3 else ""
+        raise ValueError(f"images must be RGB of shape (N, 3, H, W), not {tuple(images.shape)}{hint}")

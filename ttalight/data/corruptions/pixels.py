@@ -10,12 +10,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # Sums of float32 weights leave an exact grey level a hair too low, and truncation would then take a whole level.
-_SLACK = 2.0**-10
+_SLACK = 2.0**-13
 
 
 def to_uint8(levels: Tensor) -> Tensor:
     """Clip grey levels to 0..255 and truncate them, as the reference does; the argument is overwritten."""
     return levels.add_(_SLACK).clamp_(0, 255).to(torch.uint8)
+
+
+def require_sides(images: Tensor, least: int, corruption: str) -> None:
+    """Refuse images that are too small for a corruption at the strength in use."""
+    height, width = images.shape[-2:]
+    if min(height, width) < least:
+        raise ValueError(
+            f"{corruption} at this strength needs sides of at least {least} pixels, not {height} x {width}: "
+            "use larger images, or the table made for small ones"
+        )
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -33,6 +43,17 @@ def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     flat = wide.reshape(-1, *wide.shape[-2:])
     tall = torch.bmm(rows.expand(len(flat), *rows.shape), flat)
     return tall.view(*images.shape[:-2], *tall.shape[-2:])
+
+
+def single_precision(weights: np.ndarray) -> Tensor:
+    """Round rows of weights to float32; the largest of each row takes the rounding error of its sum.
+
+    Without that a flat image can lose more of a grey level than `to_uint8` forgives.
+    """
+    rounded = torch.from_numpy(weights).float()
+    error = torch.from_numpy(weights.sum(axis=1)) - rounded.sum(dim=1, dtype=torch.float64)
+    rounded[torch.arange(len(rounded)), rounded.argmax(dim=1)] += error.float()
+    return rounded
 
 
 def interpolation_matrix(positions: np.ndarray, size: int) -> Tensor:
@@ -84,14 +105,11 @@ def gaussian_matrix(size: int, sigma: float, *, truncate: float = 4.0, mirror: b
         source = source.clip(0, size - 1)
     matrix = np.zeros((size, size))
     np.add.at(matrix, (np.arange(size)[:, None], source), taps)
-    return torch.from_numpy(matrix).float()
+    return single_precision(matrix)
 
 
 def pad_mirrored(images: Tensor, radius: int) -> Tensor:
     """Continue (N, C, H, W) images by ``radius`` pixels of their mirror image, the edge pixel not doubled."""
-    if min(images.shape[-2:]) <= radius:
-        height, width = images.shape[-2:]
-        raise ValueError(f"a kernel that reaches {radius} pixels needs sides of more, not {height} x {width}")
     return F.pad(images, (radius, radius, radius, radius), mode="reflect")
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from ttalight.data.corruptions.pixels import gaussian_matrix, pad_mirrored, separable, to_uint8
+from ttalight.data.corruptions.pixels import gaussian_matrix, pad_mirrored, require_sides, separable, to_uint8
 
 _WATER = (175.0, 238.0, 238.0)
 _MUD = (63.0, 42.0, 20.0)
@@ -47,6 +47,7 @@ def spatter(
         cover = _smooth((liquid > threshold).float(), strength)
         cover = cover.masked_fill_(cover < 0.8, 0)[:, None]
         return to_uint8(levels.mul_(1 - cover).add_(cover * levels.new_tensor(_MUD).view(3, 1, 1)))
+    require_sides(images, 2, "spatter")
     # More than full scale wraps around, as the reference's cast does.
     drops = liquid.mul_(255).int().remainder_(256).float()
     shine = drops * shading(drops)

@@ -1,0 +1,111 @@
+"""The pages: they build without a warning, and what they tell the reader to run, runs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from ttalight.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TINY = {
+    "fit": [
+        "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
+        "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+    ],
+    "adapt": ["--data.limit", "30", "--trainer.enable_progress_bar", "false"],
+    "corrupt": ["--data.limit", "30"],
+}  # fmt: skip
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [Block(found[1], found[2], text.count("\n", 0, found.start()) + 1) for found in FENCED.finditer(text)]
+
+
+def run_python(page: Path, block: Block, namespace: dict[str, object]) -> None:
+    """Run a block, with the page's line numbers in tracebacks; one that begins with ``# name.py`` is saved as well."""
+    name = re.match(r"# (\w+\.py)\n", block.text)
+    if name is not None:
+        Path(name[1]).write_text(block.text)
+    exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+
+
+def run_console(block: Block) -> None:
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        for word in words:
+            if word.startswith(("tools/", "configs/")):
+                assert (ROOT / word).exists(), f"{line}: there is no {word}"
+        if words[:3] == ["python", "-m", "ttalight"]:
+            words = words[2:]
+        if words[:1] == ["ttalight"]:
+            run_command(words[1:])
+
+
+def run_command(words: list[str]) -> None:
+    words, _, target = (" ".join(map(shlex.quote, words)).partition(" '>' "))
+    with contextlib.ExitStack() as stack:
+        if target:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(target, "w"))))
+        try:
+            command = shlex.split(words)
+            main([*command, *TINY.get(command[0], [])])
+        except SystemExit as stop:
+            assert not stop.code, words
+
+
+def has_something_to_run(page: Path) -> bool:
+    return any(block.language in ("python", "bash", "console") for block in blocks(page))
+
+
+@pytest.mark.parametrize(
+    "page", filter(has_something_to_run, PAGES), ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # put back as it was after the commands have set it
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {"__name__": "page"}
+    for block in blocks(page):
+        if block.language == "python":
+            run_python(page, block, namespace)
+        elif block.language in ("bash", "console"):
+            run_console(block)
+
+
+def test_relative_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_pages_build_without_warnings(tmp_path):
+    missing = [name for name in ("sphinx", "furo", "myst_parser") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed: pip install '.[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, "-d", str(tmp_path / "trees"), str(ROOT / "docs"), str(tmp_path / "html")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "CrossTaskTTT" in (tmp_path / "html" / "api" / "tasks.html").read_text(encoding="utf-8")
