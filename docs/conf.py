@@ -1,6 +1,11 @@
 """Configuration of Sphinx: sphinx-build -W --keep-going -b html docs docs/_build"""
 
-import ttalight  # imported before autodoc imports lightning: it makes torchvision importable beside a CPU build of torch
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
+import ttalight  # before autodoc imports lightning: it makes torchvision importable beside a CPU build of torch
 
 project = "ttalight"
 author = copyright = "The ttalight developers"
@@ -14,7 +19,23 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False  # a hook without a docstring of ours does not repeat Lightning's
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+napoleon_use_ivar = True  # fields of named tuples are documented by their class
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = f"ttalight {release}"
+
+
+def skip_field(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out the fields of named tuples, whose own docstrings say nothing."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def escape_shapes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep the asterisk of a shape such as (B, *) from beginning an emphasis."""
+    lines[:] = [re.sub(r", \*\)", r", \\*)", line) for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-skip-member", skip_field)
+    app.connect("autodoc-process-docstring", escape_shapes)

@@ -91,7 +91,7 @@ class TestConfigs:
         run = work / "runs" / "digits" / name
         results = json.loads((run / "results.json").read_text())
         assert results["complete"] is True
-        assert [row["name"] for row in results["domains"]][0] == "clean"
+        assert results["domains"][0]["name"] == "clean"
         assert results["protocol"]["samples"] == 30 * len(results["domains"])
         assert len(list(csv.DictReader((run / "domains.csv").open()))) == len(results["domains"])
         assert list(run.glob("events.out.tfevents.*"))

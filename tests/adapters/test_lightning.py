@@ -193,7 +193,7 @@ class TestErrors:
         class Default(Stranger):
             predict_step = lightning.LightningModule.predict_step
 
-        with pytest.raises(TypeError, match="was given a list.*write predict_step"):
+        with pytest.raises(TypeError, match=r"was given a list.*write predict_step"):
             trainer(PTBN()).predict(Default(net), loader)
 
     def test_two_adapters(self, net, loader, trainer):

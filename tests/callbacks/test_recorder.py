@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import lightning
 import numpy as np
@@ -93,7 +94,7 @@ def test_rows_equal_a_hand_loop(run, data, order):
     module = Module()
     trainer = run()
     trainer.test(module, datamodule=data)
-    results = json.loads((trainer.log_dir and open(f"{trainer.log_dir}/results.json").read()))
+    results = json.loads(Path(trainer.log_dir, "results.json").read_text())
     rows = results["domains"]
     expected = by_hand(module, data)
     assert [row["accuracy"] for row in rows] == pytest.approx([accuracy for accuracy, _ in expected])
@@ -126,7 +127,7 @@ def test_adapt_returns_what_it_writes_and_leaves_the_trainer_as_it_was(run, data
     module = Module()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     results = trainer.adapt(module, datamodule=data, adapter=Tent(lr=0.01))
-    assert results == json.loads(open(f"{trainer.log_dir}/results.json").read())
+    assert results == json.loads(Path(trainer.log_dir, "results.json").read_text())
     assert trainer.callbacks == callbacks
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert results["method"] == "Tent"

@@ -129,6 +129,8 @@ class TestInterruption:
         real = corrupt_command.corrupt_chunk
 
         def chunk(images, name, *arguments, **keywords):
+            if len(images) == 1:  # only trying
+                return real(images, name, *arguments, **keywords)
             if len(corrupted) == stop:
                 raise KeyboardInterrupt
             corrupted.append(name)
@@ -220,6 +222,7 @@ class TestRefusals:
         folder = tmp_path / "set"
         run(folder, "--corruptions", "fog", "snow", "--severities", "1", "--seed", "7", limit=3)
         (folder / "mine.npy").write_bytes(b"mine")
+        (folder / "snow.npy.part").write_bytes(b"of a run that was killed")
         run(folder, *FEW, "--overwrite")
         assert (folder / "mine.npy").read_bytes() == b"mine"
         (folder / "mine.npy").unlink()
@@ -239,7 +242,7 @@ class TestRefusals:
         found = fails(tmp_path / "set", *words)
         assert found.startswith("ttalight corrupt: error: ")
         assert message in found
-        assert not list(tmp_path.glob("set/*.npy")) or "frost_dir" in message
+        assert not (tmp_path / "set").exists()
 
     def test_missing_data(self, tmp_path, capsys):
         with pytest.raises(SystemExit):

@@ -13,7 +13,8 @@ from torchvision.transforms import Compose, PILToTensor, Resize
 
 from ttalight import Trainer
 from ttalight.adapters import Tent
-from ttalight.data import ImageFolderDataModule, PerDomain, Stream, StreamOrder, Visit
+from ttalight.cli import main
+from ttalight.data import CorruptedFolder, ImageFolderDataModule, PerDomain, Stream, StreamOrder, Visit
 from ttalight.data.corruptions import corrupt
 from ttalight.data.image_files import read_image
 from ttalight.models.crop import CenterCrop
@@ -204,6 +205,18 @@ class TestDomains:
         assert torch.equal(images[1], clean.images)
         assert torch.equal(images[2], corrupt(clean.images, "snow", 3, seed=4, chunk_size=10))
         assert torch.equal(torch.cat([labels for _, labels in batches]), clean.labels.repeat(3))
+
+    def test_command_writes_the_same_images(self, make, tree, tmp_path):
+        data = make(domains=["snow"], severity=2, limit=9, stream=PerDomain(shuffle=False))
+        data.setup("test")
+        main([
+            "corrupt", "--data", "ImageFolderDataModule", "--data.root", str(tree), "--data.resize", "32",
+            "--data.num_workers", "0", "--data.limit", "9", "--output", str(tmp_path / "set"), "--corruptions", "snow",
+        ])  # fmt: skip
+        written = CorruptedFolder(tmp_path / "set").read("snow", 2, num_classes=3)
+        batches = list(data.test_dataloader())
+        assert torch.equal(written.images, torch.cat([images for images, _ in batches]))
+        assert torch.equal(written.labels, torch.cat([labels for _, labels in batches]))
 
     def test_shuffled_stream_and_limit_see_the_same_images(self, make, monkeypatch):
         monkeypatch.setattr(ImageFolderDataModule, "corruption_chunk", 4)

@@ -85,6 +85,10 @@ def write_corrupted(
         "images_per_chunk": data.corruption_chunk,
         "frost": frost_dir if frost_dir is not None else frost_source(None),
     }
+    draws: dict[str, Any] = {"seed": seed, "table": table, "frost_dir": frost_dir}
+    for name in names:  # what cannot work should fail before anything is written
+        for severity in severities:
+            corrupt_chunk(clean_images[:1], name, severity, chunk=0, **draws)
     folder = Path(output)
     _claim(folder, settings, names, overwrite)
     write_npy(folder / LABELS, (len(severities) * count,), np.int64, (labels for _ in severities))
@@ -95,7 +99,6 @@ def write_corrupted(
             if (folder / f"{name}.npy").is_file():
                 bar.update(shape[0])
                 continue
-            draws: dict[str, Any] = {"seed": seed, "table": table, "frost_dir": frost_dir}
             parts = _corrupt(clean_images, name, severities, count, data.corruption_chunk, draws)
             try:
                 write_npy(folder / f"{name}.npy", shape, np.uint8, _counted(parts, bar))
@@ -145,8 +148,9 @@ def _claim(folder: Path, settings: dict[str, Any], names: Sequence[str], overwri
     known = [folder / f"{name}.npy" for name in (*COMMON, *EXTRA)]
     present = [path for path in (*known, folder / LABELS, folder / SETTINGS) if path.is_file()]
     if overwrite:
-        for path in present:
-            path.unlink()
+        for path in (*known, folder / LABELS, folder / SETTINGS):
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.part").unlink(missing_ok=True)
         present = []
     found = read_settings(folder) if present else None
     if present and found is None:

@@ -12,6 +12,7 @@ from ttalight.data.corruptions.motion import smear
 from ttalight.data.corruptions.pixels import (
     gaussian_matrix,
     pad_mirrored,
+    require_sides,
     separable,
     single_precision,
     to_uint8,

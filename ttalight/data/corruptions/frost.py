@@ -27,8 +27,8 @@ FROST_FILES: tuple[str, ...] = ("frost1.png", "frost2.png", "frost3.png", "frost
 """The pictures that a ``frost_dir`` must hold; the reference has a sixth that its code never draws."""
 
 _SIDE = 640  # of the textures, before they are scaled
-_SLOPE = 0.7  # grain: amplitude falls with the frequency to this power
-_SOFTNESS = 0.7  # grain: Gaussian blur in pixels
+_SLOPE = 0.6  # grain: amplitude falls with the frequency to this power
+_SOFTNESS = 0.4  # grain: Gaussian blur in pixels
 _SLOWEST = 2.3  # uneven light: up to this many waves across the texture
 _SEED = 20190327
 
@@ -36,10 +36,10 @@ _SEED = 20190327
 # the spread inside and between 32-pixel crops at scale 0.2, and the correlation of neighbours of the five pictures.
 _TEXTURES = (
     ((77, 149, 165), (1.5, 0.9, 0.85), 15.4, 9.3),
-    ((198, 202, 212), (1.0, 1.0, 1.0), 12.2, 16.1),
-    ((198, 202, 212), (1.0, 1.0, 1.0), 12.2, 16.1),
+    ((198, 202, 212), (1.0, 1.0, 1.0), 13.5, 16.0),
+    ((198, 202, 212), (1.0, 1.0, 1.0), 13.5, 16.0),
     ((143, 157, 170), (1.0, 1.0, 1.0), 14.7, 24.3),
-    ((102, 113, 125), (1.0, 1.0, 1.0), 21.6, 31.0),
+    ((102, 113, 125), (1.0, 1.0, 1.0), 23.0, 32.0),
 )
 
 

@@ -59,8 +59,9 @@ def corrupt(
 
     D. Hendrycks and T. Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations,
     ICLR 2019, arXiv:1903.12261. The arithmetic is that of the authors' scripts (results are truncated to uint8), done
-    for whole batches. The authors then save 64- and 224-pixel images as JPEG files of quality 85; this does not. Random draws come from torch, not numpy, so that images agree with the published files in
-    distribution and not byte for byte.
+    for whole batches. Random draws come from torch, not numpy, so that images agree with the published files in
+    distribution and not byte for byte. The authors then save 64- and 224-pixel images as JPEG files of quality 85;
+    this function does not.
 
     Args:
         images: RGB images, uint8, shape (N, 3, H, W), on any device.
