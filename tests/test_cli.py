@@ -131,6 +131,12 @@ class TestRuns:
         assert json.loads(Path("runs/digits/ptbn/results.json").read_text())["protocol"]["samples"] == 50
         assert len(list(Path("runs/digits/ptbn").glob("events.out.tfevents.*"))) == 1
 
+    def test_a_run_that_failed_before_it_began_does_not_hold_its_name(self, work):
+        with pytest.raises(ValueError, match="fogg"):
+            adapt("ptbn", "--data.domains", "[fogg]")
+        adapt("ptbn")
+        assert len(list(Path("runs/digits/ptbn").glob("events.out.tfevents.*"))) == 1
+
     def test_another_adapter_on_the_command_line(self, work):
         adapt("unadapted", "--adapter", "Tent", "--adapter.lr", "5e-4", "--adapter.reset", "never", "--name", "mine")
         results = json.loads(Path("runs/mine/results.json").read_text())

@@ -26,7 +26,7 @@ from ttalight.trainer import Trainer
 __all__ = ["CLI", "main"]
 
 #: What a run writes, and what --overwrite takes away.
-_WRITTEN = ("config.yaml", "checkpoints", "results.json", "domains.csv", "predictions.npz", "hparams.yaml")
+_WRITTEN = ("config.yaml", "checkpoints", "results.json", "domains.csv", "predictions.npz")
 _RUNS = "runs"
 
 _OTHER: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
@@ -99,19 +99,18 @@ class CLI(LightningCLI):
     def _claim(self, parser: LightningArgumentParser, overwrite: bool, resumes: bool) -> None:
         assert self.folder is not None
         existing = [self.folder / name for name in _WRITTEN if (self.folder / name).exists()]
-        existing += self.folder.glob("events.out.tfevents.*")
-        if not existing or resumes:
+        if resumes:
             return
-        if not overwrite:
+        if existing and not overwrite:
             parser.error(
                 f"there is a run in {self.folder} already: give another --name, replace it with --overwrite"
                 + (", or go on with it: --ckpt_path last" if self.config.subcommand == "fit" else "")
             )
-        for path in existing:
+        for path in (*existing, *self.folder.glob("events.out.tfevents.*"), self.folder / "hparams.yaml"):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def before_instantiate_classes(self) -> None:
         """Give back the checkpoint to resume from: its weights and loops, not its hyper-parameters."""

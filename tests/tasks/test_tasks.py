@@ -93,14 +93,16 @@ class TestLosses:
         seen = trained(task)
         assert seen["train/loss"].item() == pytest.approx(cross_entropy(inputs[0], seen["batch"][1]).item())
 
-    @pytest.mark.parametrize("temperature", [0.01, 0.5])
-    def test_contrastive(self, trained, temperature):
-        task = ContrastiveTask(temperature=temperature, **SMALL)
+    @pytest.mark.parametrize(("temperature", "symmetric"), [(0.01, True), (0.5, True), (0.01, False)])
+    def test_contrastive(self, trained, temperature, symmetric):
+        task = ContrastiveTask(temperature=temperature, symmetric=symmetric, **SMALL)
         outputs = []
         task.projector.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
         loss = trained(task)["train/loss"]
         assert outputs[0].shape[0] == 100  # two views of fifty images in one forward
-        assert loss.item() == pytest.approx(contrastive_loss(*outputs[0].chunk(2), temperature).item())
+        assert loss.item() == pytest.approx(
+            contrastive_loss(*outputs[0].chunk(2), temperature, symmetric=symmetric).item()
+        )
 
     @pytest.mark.parametrize("teacher_view", ["clean", "weak"])
     def test_alignment(self, trained, stages, teacher_view):
@@ -364,6 +366,18 @@ class TestFiles:
     def test_public_resnet20(self, shared_data):
         task = SupervisedTask(weights=str(shared_data / "resnet20-12fca82f.th"), encoder="cifar_resnet20")
         assert task.source["sha256"].startswith("12fca82f")
+
+
+def test_the_encoder_sees_the_centre_and_views_come_from_all_of_it():
+    task = CrossTaskTTT(encoder="cifar_resnet8", image_size=24).eval()
+    images = torch.rand(2, 3, 32, 32)
+    sizes = []
+    task.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].shape[-2:]))
+    with torch.no_grad():
+        logits = task(images)
+        assert torch.equal(logits, task(images[..., 4:28, 4:28]))
+    assert task.views(images, torch.Generator().manual_seed(0)).shape == (4, 3, 24, 24)
+    assert set(sizes) == {(24, 24)}
 
 
 def test_classes_must_agree_with_the_data(make_trainer, make_data, tmp_path):

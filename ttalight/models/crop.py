@@ -22,14 +22,6 @@ class CenterCrop(nn.Module):
 
     def __init__(self, size: int | None = None) -> None:
         super().__init__()
-        self.set(size)
-
-    def set(self, size: int | None) -> None:
-        """Choose another size.
-
-        Raises:
-            ValueError: If the size is below 1.
-        """
         if size is not None and size < 1:
             raise ValueError(f"size must be at least 1 pixel, got {size}")
         self.size = size

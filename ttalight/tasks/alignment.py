@@ -118,7 +118,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
         """Return the frozen model's features f(x), (B, D), of images in [0, 1], (B, 3, H, W)."""
-        features: Tensor = self.teacher["encoder"](self.teacher["normalize"](images))
+        features: Tensor = self.teacher["encoder"](self.teacher["normalize"](self.crop(images)))
         return features
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 import ttalight
-from ttalight.models import Normalize
+from ttalight.models import CenterCrop, Normalize
 from ttalight.seeding import derive_seed, global_seed
 from ttalight.tasks.checkpoint import check_architecture, file_sha256, load_weights, read_checkpoint, select
 
@@ -33,6 +33,8 @@ class BaseTask(LightningModule, ABC):
         warmup_epochs: Epochs of warm-up.
         optimizer: Another optimizer than Adam; its own learning rate replaces ``lr``.
         scheduler: Another schedule, stepped once an epoch.
+        image_size: Side of the images that the encoder sees, in pixels: larger ones are cropped at the centre, random
+            crops and views are made of this size. By default images are taken as they come.
         mean: Channel means of the input normalisation, RGB in [0, 1]; by default the data module's.
         std: Channel standard deviations; by default the data module's.
         channels_last: Keep weights and activations in channels-last order, which is quicker for convolutions.
@@ -54,6 +56,7 @@ class BaseTask(LightningModule, ABC):
         warmup_epochs: int = 2,
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
+        image_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         channels_last: bool = False,
@@ -70,6 +73,7 @@ class BaseTask(LightningModule, ABC):
         self.lr, self.final_lr, self.warmup_epochs = lr, final_lr, warmup_epochs
         self.optimizer, self.scheduler = optimizer, scheduler
         self.channels_last = channels_last
+        self.crop = CenterCrop(image_size)
         self.normalize = Normalize(mean, std)
         #: The file that the source weights came from, and its SHA-256.
         self.source: dict[str, str | None] = {"file": None, "sha256": None}
@@ -81,7 +85,7 @@ class BaseTask(LightningModule, ABC):
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the encoder's features, (B, D), of images in [0, 1], (B, 3, H, W)."""
-        images = self.normalize(images)
+        images = self.normalize(self.crop(images))
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.encoder(images)

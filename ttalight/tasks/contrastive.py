@@ -20,11 +20,14 @@ class ContrastiveTask(TwoViewTask):
     aligned projection can stand where the supervised features stood.
 
     Args:
+        symmetric: Whether both views are anchors; ``false`` is the paper's Eq. 1 to the letter, with the first view
+            alone. The expected gradient is the same up to scale, its variance is not.
         kwargs: See ``TwoViewTask`` and ``BaseTask``.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, symmetric: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.symmetric = symmetric
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pi(g(x)), (B, D), of images in [0, 1], (B, 3, H, W)."""

@@ -26,6 +26,7 @@ class CrossTaskTTT(ClassifierSteps, TwoViewTask):
         num_classes: Number of classes C.
         rescale_features: Bring pi(g(x)) to the mean norm of f(x) before the classifier. The cosine losses leave that
             norm free, so confidences, and with them NLL and ECE, mean little without it; accuracy hardly changes.
+        symmetric: Whether both views are anchors of the loss; see ``ContrastiveTask``.
         kwargs: See ``TwoViewTask`` and ``BaseTask``.
 
     Raises:
@@ -42,11 +43,13 @@ class CrossTaskTTT(ClassifierSteps, TwoViewTask):
         num_classes: int = 10,
         stem: Literal["cifar", "imagenet"] = "cifar",
         rescale_features: bool = False,
+        symmetric: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder=encoder, stem=stem, **kwargs)
         self.num_classes = num_classes
         self.rescale_features = rescale_features
+        self.symmetric = symmetric
         self.classifier = nn.Linear(self.encoder.num_features, num_classes)  # type: ignore[arg-type]
         self.register_buffer("feature_norms", torch.ones(2))
         self.feature_norms: Tensor

@@ -61,7 +61,7 @@ class SupervisedTask(ClassifierSteps, BaseTask):
         self.classifier = nn.Linear(self.encoder.num_features, num_classes)  # type: ignore[arg-type]
         self.augment: nn.Module | None = None
         if crop == "resized":
-            self.augment = RandomResizedCropFlip(scale=crop_scale, flip=flip)
+            self.augment = RandomResizedCropFlip(self.crop.size, scale=crop_scale, flip=flip)
         elif crop == "padded":
             self.augment = RandomCropFlip(padding=padding, flip=flip)
         if weights is not None:

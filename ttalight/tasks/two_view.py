@@ -26,7 +26,6 @@ class TwoViewTask(BaseTask):
         stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file.
         temperature: Temperature of the contrastive loss.
-        view_size: Side of a view in pixels; the images' own by default.
         crop_scale: Range of a crop's share of the image.
         flip: Probability of a horizontal flip.
         jitter: Strength of brightness, contrast, saturation and hue jitter.
@@ -39,13 +38,15 @@ class TwoViewTask(BaseTask):
         ValueError: If an argument is out of range.
     """
 
+    #: Whether the contrastive loss takes both views as anchors.
+    symmetric: bool = True
+
     def __init__(
         self,
         encoder: str = "resnet50",
         stem: Literal["cifar", "imagenet"] = "cifar",
         pretrained: bool | str = False,
         temperature: float = 0.01,
-        view_size: int | None = None,
         crop_scale: Sequence[float] = (0.2, 1.0),
         flip: float = 0.5,
         jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
@@ -62,7 +63,7 @@ class TwoViewTask(BaseTask):
         width: int = self.encoder.num_features  # type: ignore[assignment]
         self.projector = nn.Linear(width, width)
         self.views = SimCLRViews(
-            view_size,
+            self.crop.size,
             crop_scale,
             flip=flip,
             jitter=jitter,
@@ -82,7 +83,7 @@ class TwoViewTask(BaseTask):
         Negatives come from all processes while training on several.
         """
         first, second = self.project(views).chunk(2)
-        return contrastive_loss(first, second, self.temperature, gather=self.gathers)
+        return contrastive_loss(first, second, self.temperature, symmetric=self.symmetric, gather=self.gathers)
 
     @property
     def gathers(self) -> bool:

@@ -23,7 +23,8 @@ def shot_noise(images: Tensor, photons: float, *, generator: Generator) -> Tenso
 def impulse_noise(images: Tensor, amount: float, *, generator: Generator) -> Tensor:
     """Set a fraction ``amount`` of all values to black or white with equal chance, each channel by itself."""
     draw = torch.rand(images.shape, generator=generator).to(images.device)
-    return images.masked_fill(draw < amount / 2, 0).masked_fill_(draw > 1 - amount / 2, 255)
+    white = (draw > 1 - amount / 2).to(torch.uint8).mul_(255)
+    return white.bitwise_or_(images).mul_(draw >= amount / 2)
 
 
 def speckle_noise(images: Tensor, scale: float, *, generator: Generator) -> Tensor:
