@@ -141,5 +141,5 @@ def _textures(scale: float) -> tuple[Tensor, ...]:
 def _noise(amplitude: Tensor, generator: Generator) -> Tensor:
     """Periodic Gaussian noise with the given spectrum, standard deviation 1."""
     white = torch.randn((_SIDE, _SIDE), generator=generator)
-    noise = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=white.shape)
+    noise: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=white.shape)
     return noise.div_(noise.std())
