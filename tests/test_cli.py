@@ -183,6 +183,21 @@ class TestRuns:
             assert events.Tags()["images"] == ["domains"]
 
 
+class TestErrors:
+    def test_a_stage_that_has_not_run(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"^weights: there is no file runs/digits/source/"):
+            adapt("tent")
+
+    def test_arguments_that_exclude_each_other(self, work):
+        Path("both.yaml").write_text(
+            "adapter: {class_path: Tent, init_args: "
+            "{lr: 0.1, optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}}}"
+        )
+        with pytest.raises(ValueError, match=r"^give lr .* or optimizer .*, not both"):
+            adapt("unadapted", "--config", "both.yaml", "--name", "both")
+
+
 class TestCheckpointPath:
     def test_adapt_names_the_right_argument(self, fails):
         message = fails("adapt", "--config", config("cta"), "--ckpt_path", "x.ckpt")

@@ -120,6 +120,16 @@ class CLI(LightningCLI):
         if config.trainer.get("deterministic"):
             torch.use_deterministic_algorithms(True)
 
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer; what a constructor has to say is not buried in the parser's words."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            first: BaseException = error
+            while first.__cause__ is not None or first.__context__ is not None:
+                first = first.__cause__ or first.__context__  # type: ignore[assignment]
+            raise first from None
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with the run's folder."""
         trainer = super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)

@@ -17,7 +17,6 @@ from ttalight.cli import main
 from ttalight.data import CorruptedFolder, ImageFolderDataModule, PerDomain, Stream, StreamOrder, Visit
 from ttalight.data.corruptions import corrupt
 from ttalight.data.image_files import read_image
-from ttalight.models.crop import CenterCrop
 from ttalight.tasks import AlignmentTask, ContrastiveTask, SupervisedTask
 
 CLASSES = ("ant", "bee", "cat")
@@ -175,7 +174,6 @@ class TestTree:
         ("arguments", "message"),
         [
             ({"resize": 0}, "resize must be at least 1 pixel, got 0"),
-            ({"crop": 33}, r"crop must be between 1 and resize \(32\) pixels, got 33"),
             ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
         ],
     )
@@ -325,22 +323,6 @@ class TestStages:
     def test_wrong_number_of_classes(self, make, trainer):
         with pytest.raises(ValueError, match="has 3 classes, SupervisedTask was made for 10"):
             trainer().fit(SupervisedTask(encoder="cifar_resnet8"), datamodule=make())
-
-
-class TestCenterCrop:
-    def test_is_torchvision_s(self):
-        images = torch.rand(2, 3, 37, 52)
-        for size in (1, 20, 31):
-            assert torch.equal(CenterCrop(size)(images), TorchvisionCrop(size)(images))
-
-    def test_smaller_images_and_none_pass(self):
-        images = torch.rand(2, 3, 20, 40)
-        assert CenterCrop()(images) is images
-        assert torch.equal(CenterCrop(32)(images), images[..., 4:36])
-
-    def test_size_is_checked(self):
-        with pytest.raises(ValueError, match="size must be at least 1 pixel, got 0"):
-            CenterCrop(0)
 
 
 @pytest.mark.data

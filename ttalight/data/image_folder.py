@@ -48,9 +48,8 @@ class ImageFolderDataModule(ImageDataModule):
 
     Args:
         root: Folder with the splits; by default what the environment variable TTALIGHT_DATA names, else ``data``.
-        resize: Side of the images in pixels; their shorter side is scaled to it.
-        crop: Side of the centre that a network should look at, for example 224 of 256; the whole image by default.
-            Methods that make views see the whole image.
+        resize: Side of the images in pixels; their shorter side is scaled to it. A network of 224 pixels looks at the
+            centre of larger images (``image_size: 224`` of the task); methods that make views see all of them.
         num_workers: Processes that decode; by default one a core, eight at most.
         memory_limit: Most gigabytes (10^9 bytes) that images in memory may take.
         kwargs: See ``ImageDataModule``.
@@ -69,7 +68,6 @@ class ImageFolderDataModule(ImageDataModule):
         self,
         root: str | None = None,
         resize: int = 256,
-        crop: int | None = None,
         num_workers: int | None = None,
         memory_limit: float = 8.0,
         **kwargs: Any,
@@ -77,13 +75,10 @@ class ImageFolderDataModule(ImageDataModule):
         super().__init__(**kwargs)
         if resize < 1:
             raise ValueError(f"resize must be at least 1 pixel, got {resize}")
-        if crop is not None and not 1 <= crop <= resize:
-            raise ValueError(f"crop must be between 1 and resize ({resize}) pixels, got {crop}")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}")
         self.root = data_root(root)
         self.resize = resize
-        self.crop = crop
         self.num_workers = min(os.cpu_count() or 1, _MOST_WORKERS) if num_workers is None else num_workers
         self.memory_limit = memory_limit
         self.corruption_table = "imagenet" if resize >= 128 else "tiny_imagenet" if resize >= 48 else "cifar"

@@ -207,3 +207,15 @@ def test_images_stay_on_their_device(corruption, pictures):
     assert result.is_cuda
     difference = (result.cpu().float() - corrupt(images, corruption, 5).float()).abs()
     assert (difference > 0).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("corruption", sorted(DRAWS))
+def test_the_default_type_of_torch_does_not_matter(corruption, pictures):
+    images = pictures(3, 24, 24)
+    expected = corrupt(images, corruption, 3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        result = corrupt(images, corruption, 3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (result != expected).float().mean() < 0.01

@@ -71,13 +71,13 @@ def test_a_public_network_errs_as_often_as_it_should(cifar, shared_data):
     network = timm.create_model("cifar_resnet20", num_classes=10).eval()
     network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
-    images, labels = cifar[0][:250], cifar[1][:250]
+    images, labels = cifar[0][:200], cifar[1][:200]
     accuracy = []
     with torch.inference_mode():
         for corruption in COMMON:
             corrupted = corrupt(images, corruption, 5)
             right = network((corrupted / 255 - mean) / std).argmax(1) == labels
             accuracy.append(100 * right.float().mean().item())
-    # 250 of 10,000 images: one standard deviation is at most 3.1 points each.
-    assert accuracy == pytest.approx(ACCURACY, abs=10)
+    # 200 of 10,000 images: one standard deviation is at most 3.5 points each.
+    assert accuracy == pytest.approx(ACCURACY, abs=11)
     assert sum(accuracy) / 15 == pytest.approx(sum(ACCURACY) / 15, abs=2.5)

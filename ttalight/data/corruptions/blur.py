@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from ttalight.data.corruptions.draws import integers, uniform
 from ttalight.data.corruptions.motion import smear
 from ttalight.data.corruptions.pixels import (
     gaussian_matrix,
@@ -68,7 +69,7 @@ def disc(radius: float, alias_blur: float) -> Tensor:
 
 def motion_blur(images: Tensor, radius: float, sigma: float, *, generator: Generator) -> Tensor:
     """Smear each image along its own direction, at most 45 degrees from the horizontal."""
-    angles = torch.rand(len(images), generator=generator, dtype=torch.float64).mul_(90).sub_(45)
+    angles = uniform((len(images),), -45, 45, generator, torch.float64)
     return to_uint8(smear(images.float(), angles, radius, sigma))
 
 
@@ -108,7 +109,7 @@ def glass_blur(images: Tensor, sigma: float, reach: float, rounds: float, *, gen
     reach, rounds = int(reach), int(rounds)
     require_sides(images, 2 * reach + 1, "glass_blur")
     shape = (len(images), rounds, height - 2 * reach, width - 2 * reach, 2)
-    offsets = torch.randint(-reach, reach, shape, generator=generator)
+    offsets = integers(shape, -reach, reach, generator)
     source = copied_from(offsets, height, width, reach).to(images.device)
     blurred = to_uint8(_smooth(images, sigma)).flatten(2)
     shuffled = blurred.gather(2, source[:, None].expand_as(blurred)).view(images.shape)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ttalight.data.corruptions.draws import uniform
 from ttalight.data.corruptions.pixels import gaussian_matrix, require_sides, separable, to_uint8
 
 
@@ -65,10 +66,10 @@ def elastic_transform(images: Tensor, alpha: float, sigma: float, shift: float, 
     count, _, height, width = images.shape
     side = min(height, width)
     require_sides(images, 3, "elastic_transform")
-    corners = torch.rand((count, 3, 2), generator=generator, dtype=torch.float64).mul_(2).sub_(1).mul_(shift * side)
+    corners = uniform((count, 3, 2), -1, 1, generator, torch.float64).mul_(shift * side)
     levels = warp_affine(images.float(), corners)
     if alpha:
-        field = torch.rand((count, 2, height, width), generator=generator).mul_(2).sub_(1).to(images.device)
+        field = uniform((count, 2, height, width), -1, 1, generator).to(images.device)
         rows, columns = (
             gaussian_matrix(length, sigma * side, truncate=3, mirror=True).to(images.device)
             for length in (height, width)

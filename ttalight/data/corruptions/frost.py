@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from ttalight.data.corruptions.draws import integers, normal, uniform
 from ttalight.data.corruptions.pixels import interpolation_matrix, separable, to_uint8
 
 FROST_PROCEDURAL = "procedural"
@@ -76,23 +77,21 @@ def frost(
     """
     count, _, height, width = images.shape
     pictures = _textures(scale) if frost_dir is None else _pictures(frost_dir, scale)
-    choice = torch.randint(len(pictures), (count,), generator=generator)
-    place = torch.rand((count, 2), generator=generator, dtype=torch.float64)
-    ice = torch.empty(images.shape)
+    choice = integers((count,), 0, len(pictures), generator)
+    place = uniform((count, 2), 0, 1, generator, torch.float64)
+    ice = torch.empty(images.shape, dtype=torch.float32)
     for index, picture in enumerate(pictures):
-        if frost_dir is None:
-            room = picture.shape[-2:]
-        else:
-            room = torch.Size((picture.shape[-2] - height, picture.shape[-1] - width))
+        tall, wide = picture.shape[-2:]
+        room = (tall, wide) if frost_dir is None else (tall - height, wide - width)
         if min(room) < 1:
             raise ValueError(
-                f"{FROST_FILES[index]} has {picture.shape[-2]} x {picture.shape[-1]} pixels after scaling by {scale}, "
-                f"too few for images of {height} x {width}: choose the table made for this image size"
+                f"{FROST_FILES[index]} has {tall} x {wide} pixels after scaling by {scale}, too few for images of "
+                f"{height} x {width}: choose the table made for this image size"
             )
         chosen = (choice == index).nonzero().squeeze(1)
         start = (place[chosen] * torch.tensor(room)).long()
-        rows = (start[:, :1] + torch.arange(height)) % picture.shape[-2]
-        columns = (start[:, 1:] + torch.arange(width)) % picture.shape[-1]
+        rows = (start[:, :1] + torch.arange(height)) % tall
+        columns = (start[:, 1:] + torch.arange(width)) % wide
         ice[chosen] = picture[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
     return to_uint8(ice.to(images.device).mul_(frost_weight).add_(images, alpha=image_weight))
 
@@ -140,6 +139,6 @@ def _textures(scale: float) -> tuple[Tensor, ...]:
 
 def _noise(amplitude: Tensor, generator: Generator) -> Tensor:
     """Periodic Gaussian noise with the given spectrum, standard deviation 1."""
-    white = torch.randn((_SIDE, _SIDE), generator=generator)
+    white = normal((_SIDE, _SIDE), generator)
     noise: Tensor = torch.fft.irfft2(torch.fft.rfft2(white) * amplitude, s=white.shape)
     return noise.div_(noise.std())

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from ttalight.data.corruptions.draws import normal
 from ttalight.data.corruptions.pixels import gaussian_matrix, pad_mirrored, require_sides, separable, to_uint8
 
 _WATER = (175.0, 238.0, 238.0)
 _MUD = (63.0, 42.0, 20.0)
+_MEAN = ((1 / 9,) * 3,) * 3
+_EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
 
 
 def spatter(
@@ -39,7 +44,7 @@ def spatter(
         uint8 tensor of the same shape.
     """
     count, _, height, width = images.shape
-    noise = torch.randn((count, height, width), generator=generator).mul_(scale).add_(mean).to(images.device)
+    noise = normal((count, height, width), generator).mul_(scale).add_(mean).to(images.device)
     liquid = _smooth(noise, sigma)
     liquid.masked_fill_(liquid < threshold, 0)
     levels = images.float()
@@ -71,18 +76,17 @@ def shading(drops: Tensor) -> Tensor:
     """
     distance = distance_to(outlines(drops, low=50, high=150)).clamp_(max=20)
     # The slack keeps averages that are whole numbers from losing a level; the next smaller ones are 3e-4 away.
-    relief = equalise(_filter(distance, torch.full((3, 3), 1 / 9)).add_(1e-5).floor_(), levels=21)
-    emboss = torch.tensor(((-2.0, -1.0, 0.0), (-1.0, 1.0, 1.0), (0.0, 1.0, 2.0)))
-    relief = _filter(relief, emboss).clamp_(0, 255)
-    return _filter(relief, torch.full((3, 3), 1 / 9)).round_()
+    relief = equalise(_filter(distance, _MEAN).add_(1e-5).floor_(), levels=21)
+    relief = _filter(relief, _EMBOSS).clamp_(0, 255)
+    return _filter(relief, _MEAN).round_()
 
 
-def _filter(field: Tensor, kernel: Tensor) -> Tensor:
+def _filter(field: Tensor, kernel: Sequence[Sequence[float]]) -> Tensor:
     """Correlate (N, H, W) fields with a 3 x 3 kernel, the border mirrored, the edge pixel not doubled."""
     padded = pad_mirrored(field[:, None], 1).squeeze(1)
     height, width = field.shape[-2:]
     total = torch.zeros_like(field)
-    for y, row in enumerate(kernel.tolist()):
+    for y, row in enumerate(kernel):
         for x, weight in enumerate(row):
             total.add_(padded[:, y : y + height, x : x + width], alpha=weight)
     return total
@@ -149,7 +153,7 @@ def distance_to(targets: Tensor) -> Tensor:
     lengths = {1: 1.0, 2: 1.4, 5: 2.1969}
     steps = [(y, x) for y in range(-2, 3) for x in range(-2, 3) if y * y + x * x in lengths]
     height, width = targets.shape[-2:]
-    distance = torch.full(targets.shape, torch.inf, device=targets.device).masked_fill_(targets, 0)
+    distance = torch.zeros_like(targets, dtype=torch.float32).masked_fill_(~targets, torch.inf)
     while True:
         padded = F.pad(distance, (2, 2, 2, 2), value=torch.inf)
         shorter = distance
@@ -172,7 +176,7 @@ def equalise(field: Tensor, levels: int) -> Tensor:
         Whole grey levels as floats, shape (N, H, W).
     """
     index = field.flatten(1).long()
-    histogram = torch.zeros(len(field), levels, device=field.device)
+    histogram = field.new_zeros(len(field), levels)
     histogram.scatter_add_(1, index, torch.ones_like(field).flatten(1))
     lowest = index.amin(dim=1, keepdim=True)
     start = histogram.gather(1, lowest)

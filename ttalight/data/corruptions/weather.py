@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from ttalight.data.corruptions.draws import normal, uniform
 from ttalight.data.corruptions.motion import smear
 from ttalight.data.corruptions.pixels import luma, separable, to_uint8, zoom_matrix
 
@@ -38,8 +39,8 @@ def snow(
         uint8 tensor of the same shape.
     """
     count, _, height, width = images.shape
-    noise = torch.randn((count, height, width), generator=generator).mul_(scale).add_(mean)
-    angles = torch.rand(count, generator=generator, dtype=torch.float64).mul_(90).sub_(135)
+    noise = normal((count, height, width), generator).mul_(scale).add_(mean)
+    angles = uniform((count,), -135, -45, generator, torch.float64)
     flakes = separable(
         noise.to(images.device), *(zoom_matrix(side, zoom).to(images.device) for side in (height, width))
     )
@@ -54,7 +55,7 @@ def fog(images: Tensor, thickness: float, decay: float, *, generator: Generator)
     """Add a random cloud (`plasma`) of height ``thickness`` and scale the brightest value back to what it was."""
     count, _, height, width = images.shape
     side = max(2, 1 << (max(height, width) - 1).bit_length())
-    draws = torch.rand((count, side * side - 1), generator=generator).mul_(2).sub_(1).to(images.device)
+    draws = uniform((count, side * side - 1), -1, 1, generator).to(images.device)
     cloud = plasma(draws, side, decay)[:, None, :height, :width]
     levels = images.float()
     brightest = levels.amax(dim=(1, 2, 3), keepdim=True)
