@@ -236,7 +236,8 @@ class TestErrors:
 @pytest.mark.slow
 def test_sigint_leaves_the_model_as_it_was(tmp_path):
     script = textwrap.dedent("""
-        import ttalight, lightning, torch, time, sys
+        import ttalight, lightning, torch, time, signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have switched it off
         from torch import nn
         from torch.utils.data import DataLoader, TensorDataset
         from ttalight.adapters import Tent
