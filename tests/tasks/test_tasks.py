@@ -239,6 +239,16 @@ class TestCrossTaskTTT:
         _, source = adapt(task, Source())
         assert torch.equal(adapt(task, TestTimeTraining(steps=0))[1], source)
 
+    def test_results_have_the_accuracy_of_shorter_runs(self, task, adapt):
+        results, _ = adapt(task, TestTimeTraining(steps=3, lr=1e-3, read_at=[0, 1]))
+        assert [reading["steps"] for reading in results["readings"]] == [0, 1]
+        for reading in results["readings"]:
+            shorter, _ = adapt(task, TestTimeTraining(steps=reading["steps"], lr=1e-3))
+            row, expected = reading["domains"][0], shorter["domains"][0]
+            assert all(row[key] == expected[key] for key in ("name", "samples", "accuracy", "nll", "ece"))
+            assert reading["mean"] == shorter["mean"]
+        assert "readings" not in shorter
+
     def test_moves_encoder_and_projector_and_nothing_else(self, task, adapt):
         before = {name: value.clone() for name, value in task.state_dict().items()}
         adapter = TestTimeTraining(steps=2, lr=1e-3, reset="never")

@@ -121,6 +121,7 @@ class Adapter(Callback, ABC):
     def _end(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
+            engine.probe(False)
             self._state = engine.state_dict()
             engine.release()
 
@@ -195,8 +196,10 @@ class Adapter(Callback, ABC):
             return
         self._answered = None
         stream = getattr(getattr(trainer, "datamodule", None), "stream", None)
+        probe = stream is not None and stream.is_probe(batch_idx)
+        engine.probe(probe)
         begins = stream.begins_visit(batch_idx) if stream is not None else dataloader_idx != self._dataloader
-        if begins:
+        if begins and not probe:
             engine.announce()
         self._dataloader = dataloader_idx
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.adapters.readings import check_readings, predict, steps_with_readings
 from ttalight.models.network import Network
 
 __all__ = ["EMABN", "move_statistics"]
@@ -24,6 +26,7 @@ class EMABN(Adapter):
     Args:
         steps: Number N of forwards that move the statistics; 0 is the source model.
         momentum: Weight of the batch in each move.
+        read_at: Numbers of forwards after which the results have predictions too; needs ``reset="batch"``.
         kwargs: See ``Adapter``.
 
     Raises:
@@ -33,12 +36,13 @@ class EMABN(Adapter):
     norm = "ema"
     prediction = "after"
 
-    def __init__(self, steps: int = 1, momentum: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, steps: int = 1, momentum: float = 0.1, read_at: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
         self.steps = steps
         self.momentum = check_momentum(momentum)
+        self.read_at = check_readings(read_at, steps, self.reset)
 
     def configure(self, net: Network) -> None:
         """Let the BatchNorm layers move their statistics."""
@@ -48,12 +52,12 @@ class EMABN(Adapter):
     def adapt(self, net: Network, images: Tensor) -> Tensor:
         """Move the statistics, then predict with them."""
         with torch.no_grad():
-            for step in range(self.steps):
+            for step in steps_with_readings(net, images, self.steps, self.read_at):
                 if hasattr(net.module, "auxiliary_loss"):
                     net.auxiliary_loss(images, net.draws(step))
                 else:
                     net(images)
-            return net(images, norm="source").logits
+        return predict(net, images, "source")
 
 
 def move_statistics(net: Network, norm: str, momentum: float) -> None:

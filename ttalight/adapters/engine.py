@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -56,6 +57,8 @@ class Engine:
         self._source: list[Tensor] = []
         self._groups: list[dict[str, Any]] = []
         self._pending: dict[str, Any] | None = None
+        self._probing = False
+        self._aside: dict[str, Any] | None = None
         _adapted.add(module)
         self._training = [(part, part.training) for part in module.modules()]
         self._flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
@@ -70,6 +73,16 @@ class Engine:
         self._boundary = self.visit >= 0
         self.visit += 1
         self.batch = 0
+
+    def probe(self, on: bool) -> None:
+        """Enter or leave a probe: the method treats its batches as any others, and nothing of it stays.
+
+        Weights, method state, counters and with them the keys of all draws go on from where the probe began.
+        """
+        self._probing = on
+        if not on and self._aside is not None:
+            self.load_state_dict(self._aside)
+            self._aside = None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step would trace the optimizer too, and round otherwise
     def __call__(self, images: Tensor) -> Any:
@@ -87,16 +100,21 @@ class Engine:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
             if images.is_inference():
                 images = images.clone()
+            self.net.images = images
+            if self._probing and self._aside is None:
+                if not self.configured:
+                    self._configure()
+                self._aside = self.state_dict()
             if self.visit < 0:
                 self.announce()
             if self._reset_is_due():
                 self.reset()
             self._boundary = False
-            self.net.images = images
             if not self.configured:
                 self._configure()
             self.last = {}
             self.net.unclaimed = 0.0
+            self.net.readings = {}
             self._touched = True
             logits = self.adapter.adapt(self.net, images).detach()
         self.batch += 1
@@ -188,7 +206,8 @@ class Engine:
         counters = ("visit", "batch", "batches", "updates", "skipped", "_updates_at_reset")
         return {
             "tensors": {name: value.detach().clone() for name, value in self._live.items()},
-            "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
+            # An optimizer hands out, and takes in, its own tensors.
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()) if self.optimizer is not None else None,
             "counters": {name: getattr(self, name) for name in counters},
         }
 
@@ -213,7 +232,7 @@ class Engine:
         for name, value in self._live.items():
             value.copy_(tensors[name])
         if self.optimizer is not None and state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         for name, count in state["counters"].items():
             setattr(self, name, count)
         self._pending, self._touched = None, True

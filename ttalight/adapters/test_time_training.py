@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import GradientAdapter
 from ttalight.adapters.ema_bn import check_momentum, move_statistics
+from ttalight.adapters.readings import check_readings, predict, steps_with_readings
 from ttalight.models.network import Network
 
 __all__ = ["TestTimeTraining"]
@@ -34,6 +35,8 @@ class TestTimeTraining(GradientAdapter):
             ``batch`` (of the predicted batch) or ``source``.
         momentum: Weight of a batch when running statistics move.
         reset: See ``Adapter``.
+        read_at: Numbers of steps after which the results have predictions too, for accuracy against iterations from
+            one run; needs ``reset="batch"``.
         kwargs: See ``GradientAdapter`` and ``Adapter``.
 
     Raises:
@@ -54,6 +57,7 @@ class TestTimeTraining(GradientAdapter):
         norm: Literal["ema", "batch", "source"] = "ema",
         momentum: float = 0.1,
         reset: Literal["domain", "batch", "never"] | int = "batch",
+        read_at: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, steps=steps, reset=reset, **kwargs)
@@ -61,6 +65,7 @@ class TestTimeTraining(GradientAdapter):
             raise ValueError(f"norm must be 'ema', 'batch' or 'source', got {norm!r}")
         self.norm = norm
         self.momentum = check_momentum(momentum)
+        self.read_at = check_readings(read_at, steps, reset)
         self._episode: dict[str, Tensor] = {}
 
     def configure(self, net: Network) -> None:
@@ -82,7 +87,6 @@ class TestTimeTraining(GradientAdapter):
 
     def adapt(self, net: Network, images: Tensor) -> Tensor:
         """Step on the auxiliary loss of fresh views, then predict the images."""
-        for step in range(self.steps):
+        for step in steps_with_readings(net, images, self.steps, self.read_at, self.norm):
             net.step(net.auxiliary_loss(images, net.draws(step)))
-        with torch.no_grad():
-            return net(images, norm="batch" if self.norm == "batch" else "source").logits
+        return predict(net, images, self.norm)

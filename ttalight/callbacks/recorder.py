@@ -18,7 +18,7 @@ from ttalight.data.stream import Domain, Stream, Visit
 from ttalight.losses import entropy
 from ttalight.metrics import StreamingClassification
 from ttalight.models.network import logits_of
-from ttalight.reporting import Results, Source, domain_table, protocol_header, summarize, write_results
+from ttalight.reporting import Reading, Results, Source, domain_table, protocol_header, summarize, write_results
 from ttalight.reporting.figures import can_plot, domain_figure
 from ttalight.seeding import global_seed
 
@@ -60,6 +60,7 @@ class Recorder(Callback):
         if trainer.validating:
             self._stream = None
         self._metrics: dict[int, StreamingClassification] = {}
+        self._readings: dict[int, dict[int, StreamingClassification]] = {}
         self._seconds: dict[int, float] = {}
         self._batches, self._batch_size, self._visit = 0, 0, -1
         self._logits: Tensor | None = None
@@ -87,7 +88,9 @@ class Recorder(Callback):
         visits = self._visits(batch_idx, loader, len(labels))
         for visit in np.unique(visits).tolist():
             where = slice(None) if (visits == visit).all() else torch.from_numpy(visits == visit).to(logits.device)
-            self._metric(visit, logits).update(logits[where], labels[where])
+            _metric(self._metrics, visit, logits).update(logits[where], labels[where])
+            for steps, read in self._read(trainer).items():
+                _metric(self._readings.setdefault(steps, {}), visit, read).update(read[where], labels[where])
         online = torch.stack([(logits.argmax(1) == labels).float().mean(), entropy(logits).mean()]).tolist()
         self._note_time(visits, time.perf_counter() - self._began)
         self._batches += 1
@@ -95,10 +98,10 @@ class Recorder(Callback):
         self._log_batch(trainer, dict(zip(("online/accuracy", "online/entropy"), online, strict=True)))
         self._progress(trainer, int(visits[-1]))
 
-    def _metric(self, visit: int, logits: Tensor) -> StreamingClassification:
-        if visit not in self._metrics:
-            self._metrics[visit] = StreamingClassification(logits.shape[1]).to(logits.device)
-        return self._metrics[visit]
+    def _read(self, trainer: Trainer) -> dict[int, Tensor]:
+        """Return the adapter's predictions after fewer steps."""
+        adapter = _adapter(trainer)
+        return adapter.engine.net.readings if adapter is not None and adapter.engine is not None else {}
 
     def _visits(self, batch_idx: int, loader: int, size: int) -> np.ndarray:
         """Return, for every sample of a batch, the visit it belongs to."""
@@ -130,12 +133,12 @@ class Recorder(Callback):
             return Domain(f"loader_{visit}" if len(self._metrics) > 1 else "all"), Visit(visit)
         return self._stream.domains[self._stream.visits[visit].domain], self._stream.visits[visit]
 
-    def _rows(self, without: int | None) -> list[Any]:
+    def _rows(self, metrics: dict[int, StreamingClassification], without: int | None, timed: bool = True) -> list[Any]:
         rows = []
-        for visit in sorted(self._metrics.keys() - {without}):
+        for visit in sorted(metrics.keys() - {without}):
             domain, place = self._place(visit)
-            measured = self._metrics[visit].compute()
-            seconds = self._seconds[visit]
+            measured = metrics[visit].compute()
+            seconds = self._seconds[visit] if timed else None
             rows.append(
                 {
                     "name": domain.name,
@@ -143,15 +146,15 @@ class Recorder(Callback):
                     "visit": place.number,
                     **{key: measured[key] for key in ("samples", "accuracy", "error", "top5", "nll", "ece")},
                     "seconds": seconds,
-                    "images_per_second": measured["samples"] / seconds,
+                    "images_per_second": measured["samples"] / seconds if seconds else None,
                 }
             )
         return rows
 
     def _write(self, trainer: Trainer, complete: bool, without: int | None = None) -> None:
-        rows = self._rows(without)
+        rows = self._rows(self._metrics, without)
         mean, weighted_mean = summarize(rows)
-        adapter = next((callback for callback in trainer.callbacks if isinstance(callback, Adapter)), None)  # type: ignore[attr-defined]
+        adapter = _adapter(trainer)
         source: Any = getattr(trainer.lightning_module, "source", None)
         results: Results = {
             "schema": 1,
@@ -167,10 +170,16 @@ class Recorder(Callback):
             "source": cast(Source, source) if isinstance(source, dict) else {"file": None, "sha256": None},
             "environment": environment(trainer),
         }
+        if self._readings:
+            results["readings"] = [self._reading(steps, without) for steps in sorted(self._readings)]
         self.results = results
         folder = self.folder or trainer.log_dir
         if folder is not None and trainer.is_global_zero:
             write_results(folder, results)
+
+    def _reading(self, steps: int, without: int | None) -> Reading:
+        rows = self._rows(self._readings[steps], without, timed=False)
+        return {"steps": steps, "domains": rows, "mean": summarize(rows)[0]}
 
     def _protocol(self, trainer: Trainer, adapter: Adapter | None, rows: list[Any]) -> Any:
         domains = self._stream.domains if self._stream is not None else ()
@@ -202,9 +211,9 @@ class Recorder(Callback):
     # -- loggers
 
     def _log_batch(self, trainer: Trainer, values: dict[str, float]) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Adapter) and callback.engine is not None:
-                values |= {f"adapt/{name}": value for name, value in callback.engine.last.items()}
+        adapter = _adapter(trainer)
+        if adapter is not None and adapter.engine is not None:
+            values |= {f"adapt/{name}": value for name, value in adapter.engine.last.items()}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=self._batches)
 
@@ -287,6 +296,16 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": str(trainer.precision),
     }
+
+
+def _adapter(trainer: Trainer) -> Adapter | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, Adapter)), None)  # type: ignore[attr-defined]
+
+
+def _metric(metrics: dict[int, StreamingClassification], visit: int, logits: Tensor) -> StreamingClassification:
+    if visit not in metrics:
+        metrics[visit] = StreamingClassification(logits.shape[1]).to(logits.device)
+    return metrics[visit]
 
 
 def _labels(batch: Any) -> Tensor:

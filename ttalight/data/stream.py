@@ -37,10 +37,12 @@ class Visit:
     Args:
         domain: Index of the domain among the stream's domains.
         number: How often the stream has been there before.
+        probe: Whether nothing of the stay may remain in the method.
     """
 
     domain: int
     number: int = 0
+    probe: bool = False
 
 
 class Stream:
@@ -97,6 +99,10 @@ class Stream:
             return index == 0
         start = int(self.offsets[index])
         return start == 0 or bool(self.visit[start] != self.visit[start - 1])
+
+    def is_probe(self, index: int) -> bool:
+        """Return whether a batch is a probe: one of which nothing stays in the method."""
+        return self.visits[int(self.visit[int(self.offsets[index])])].probe
 
     @property
     def hash(self) -> str:

@@ -69,6 +69,8 @@ class Network:
         self.generator: torch.Generator = torch.Generator(device=self.device)
         #: Passes so far, in whole batches; those that no step has gone backward through yet.
         self.forwards = self.unclaimed = 0.0
+        #: Logits of the present batch after fewer steps than the method takes, by number of steps.
+        self.readings: dict[int, Tensor] = {}
         self.images: Tensor | None = None
         self.step: Callable[..., None] = _no_engine
         self.draws: Callable[[int], torch.Generator] = _no_engine

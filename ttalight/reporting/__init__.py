@@ -4,6 +4,7 @@ from ttalight.reporting.overview import domain_table, protocol_header
 from ttalight.reporting.results import (
     Cost,
     DomainResult,
+    Reading,
     Results,
     RunProtocol,
     Source,
@@ -16,6 +17,7 @@ from ttalight.reporting.results import (
 __all__ = [
     "Results",
     "DomainResult",
+    "Reading",
     "RunProtocol",
     "Summary",
     "Cost",

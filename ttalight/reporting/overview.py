@@ -54,6 +54,8 @@ def progress(results: Results) -> str:
 def domain_table(results: Results) -> str:
     """Tabulate the visits of one run: accuracy and calibration error in percent, NLL in nats, images per second.
 
+    A run with readings has a column of accuracies for each number of steps.
+
     Args:
         results: The run.
 
@@ -61,20 +63,26 @@ def domain_table(results: Results) -> str:
         Aligned lines; the last is the mean over rows.
     """
     rows = results["domains"]
-    header = ["domain", "images", "accuracy %", "nll", "ece %", "images/s"]
+    readings = results.get("readings", [])
+    header = ["domain", "images", *(f"{reading['steps']} steps" for reading in readings), "accuracy %", "nll", "ece %", "images/s"]
+    early = [[_percent(row["accuracy"]) for row in [*reading["domains"], reading["mean"]]] for reading in readings]
+    at = list(zip(*early, strict=True)) if early else [()] * (len(rows) + 1)
     cells = [
-        [name, str(row["samples"]), *_measures(row["accuracy"], row["nll"], row["ece"], row["images_per_second"])]
-        for name, row in zip(visit_names(rows), rows, strict=True)
+        [name, str(row["samples"]), *read, *_measures(row["accuracy"], row["nll"], row["ece"], row["images_per_second"])]
+        for name, row, read in zip(visit_names(rows), rows, at, strict=False)
     ]
     mean, cost = results["mean"], results["cost"]
     total = str(sum(row["samples"] for row in rows))
-    last = ["mean", total, *_measures(mean["accuracy"], mean["nll"], mean["ece"], cost["images_per_second"])]
+    last = ["mean", total, *at[-1], *_measures(mean["accuracy"], mean["nll"], mean["ece"], cost["images_per_second"])]
     return "\n".join(text_blocks(header, [*cells, last]))
 
 
 def _measures(accuracy: float | None, nll: float | None, ece: float | None, speed: float | None) -> list[str]:
-    share = [None if value is None else 100 * value for value in (accuracy, ece)]
-    return [number(share[0]), number(nll, 3), number(share[1]), number(speed, 0)]
+    return [_percent(accuracy), number(nll, 3), _percent(ece), number(speed, 0)]
+
+
+def _percent(share: float | None) -> str:
+    return number(None if share is None else 100 * share)
 
 
 def domain_names(rows: Sequence[DomainResult]) -> dict[tuple[str, int | None], str]:

@@ -78,8 +78,17 @@ class Source(TypedDict):
     sha256: str | None
 
 
+class Reading(TypedDict):
+    """What the run predicted after fewer steps on each batch; the rows are those of ``domains``, without times."""
+
+    steps: int
+    domains: list[DomainResult]
+    mean: Summary
+
+
 class _Optional(TypedDict, total=False):
     model: str
+    readings: list[Reading]
 
 
 class Results(_Optional):

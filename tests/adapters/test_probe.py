@@ -1,0 +1,44 @@
+"""Probes: stretches of a stream that a method meets as any other, and of which nothing stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ttalight.adapters import EMABN, Tent
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda: Tent(lr=0.05, reset="never"),
+        lambda: Tent(lr=0.05, reset=2),
+        lambda: Tent(lr=0.05, prediction="after", reset="domain"),
+        lambda: EMABN(steps=2, reset="never"),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_a_probe_changes_nothing_that_follows(make_net, images, method, first):
+    batches = [images, images.flip(0) * 0.5, images * 2, images[:3] - 1]
+    plain, probed = method().wrap(make_net()), method().wrap(make_net())
+    for index, batch in enumerate(batches):
+        expected = plain(batch)
+        if index == first:
+            probed.engine.probe(True)
+            seen = [probed(images + 3) for _ in range(2)]
+            assert not torch.equal(*seen)  # it adapts while it is probed
+            probed.engine.probe(False)
+        assert torch.equal(probed(batch), expected)
+    assert probed.engine.state_dict()["counters"] == plain.engine.state_dict()["counters"]
+
+
+def test_a_state_is_a_copy(make_net, images):
+    adapted = Tent(lr=0.05).wrap(make_net())
+    adapted(images)
+    state = adapted.engine.state_dict()
+    moment = state["optimizer"]["state"][0]["exp_avg"].clone()
+    first = adapted(images * 0.5)
+    assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], moment)
+    for _ in range(2):
+        adapted.engine.load_state_dict(state)
+        assert torch.equal(adapted(images * 0.5), first)
