@@ -100,6 +100,7 @@ class Engine:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
             if images.is_inference():
                 images = images.clone()
+            _check_finite(images, max(self.visit, 0), self.batch)
             self.net.images = images
             if self._probing and self._aside is None:
                 if not self.configured:
@@ -272,6 +273,16 @@ def _reduce(losses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         return losses.mean(), losses.new_ones(())
     kept = (weights != 0).sum()
     return (losses * weights).sum() / kept.clamp(min=1), kept / weights.numel()
+
+
+def _check_finite(images: Tensor, visit: int, batch: int) -> None:
+    # First of all: what one NaN does to running statistics and weights, no reset within the domain takes back.
+    bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(images)} images in batch {batch} of visit {visit} (counted from 0) have NaN or infinite "
+            "pixels: repair them or take them away. Nothing was adapted to this batch"
+        )
 
 
 def _finite(value: float) -> bool:
