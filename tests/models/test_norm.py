@@ -107,5 +107,5 @@ def test_a_forward_of_its_own_is_refused():
         def forward(self, x):
             return super().forward(x) + 1
 
-    with pytest.raises(TypeError, match="layer stem is a Odd, a BatchNorm with a forward of its own"):
+    with pytest.raises(TypeError, match="layer stem is a Odd, a normalisation layer with a forward of its own"):
         NormLayer("stem", Odd(4))

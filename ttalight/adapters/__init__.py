@@ -3,6 +3,8 @@
 from ttalight.adapters.adapter import Adapter, GradientAdapter
 from ttalight.adapters.ema_bn import EMABN
 from ttalight.adapters.ptbn import PTBN
+from ttalight.adapters.rpl import RPL
+from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.adapters.source import Source
 from ttalight.adapters.tent import Tent
 from ttalight.adapters.term import Term
@@ -12,11 +14,13 @@ from ttalight.adapters.wrapper import AdaptedNetwork
 __all__ = [
     "Adapter",
     "GradientAdapter",
+    "SelfTrainingAdapter",
     "AdaptedNetwork",
     "Term",
     "Source",
     "PTBN",
     "EMABN",
+    "RPL",
     "Tent",
     "TestTimeTraining",
 ]

@@ -41,7 +41,8 @@ class Engine:
             raise RuntimeError(f"{type(module).__name__} is being adapted already: release the first adapter before")
         self.adapter = adapter
         self.net = Network(module, classifier=adapter.classifier)
-        self.net.step, self.net.draws = self.step, self.draws
+        self.net.step, self.net.backward, self.net.descend = self.step, self.backward, self.descend
+        self.net.draws = self.draws
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
         self.configured = False
@@ -126,33 +127,47 @@ class Engine:
         key = derive_seed(self.seed, "adapt", self.visit, self.batch, step)
         return self.net.generator.manual_seed(key)
 
-    def step(self, losses: Tensor, weights: Tensor | None = None) -> None:
-        """Reduce per-sample losses, go backward and move the free parameters.
-
-        A step whose loss or gradient is not finite, or that keeps no sample, changes nothing and is counted in
-        ``skipped``. One host synchronisation.
+    def step(self, losses: Tensor, weights: Tensor | None = None, penalty: Tensor | None = None) -> None:
+        """Reduce per-sample losses, go backward and move the free parameters: ``backward``, then ``descend``.
 
         Args:
             losses: (B,), or a scalar that is a mean already.
             weights: (B,); a weight of zero drops the sample. The loss is the mean of weighted losses over those kept.
+            penalty: A scalar that does not depend on the samples, added to the mean.
 
         Raises:
             RuntimeError: If the loss does not depend on the free parameters.
         """
+        self.backward(losses, weights, penalty)
+        self.descend()
+
+    def backward(self, losses: Tensor, weights: Tensor | None = None, penalty: Tensor | None = None) -> None:
+        """Reduce per-sample losses and leave the gradient at the free parameters; see ``step``."""
         loss, kept = _reduce(losses, weights)
+        if penalty is not None:
+            loss = loss + penalty
         if not loss.requires_grad:
             raise RuntimeError(
                 "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, or "
                 "detach its outputs?"
             )
-        assert self.optimizer is not None, "a method that steps has an optimizer"
         loss.backward(inputs=self.net.parameters)  # type: ignore[no-untyped-call]
         self.backwards += self.net.unclaimed
         self.net.unclaimed = 0.0
+        self._reduced = loss.detach().double(), kept.double()
+
+    def descend(self) -> None:
+        """Move the free parameters by the gradient that ``backward`` left.
+
+        A step whose loss or gradient is not finite, or that keeps no sample, changes nothing and is counted in
+        ``skipped``. One host synchronisation.
+        """
+        assert self.optimizer is not None, "a method that steps has an optimizer"
         gradients = [parameter.grad for parameter in self.net.parameters if parameter.grad is not None]
-        norm = get_total_norm(gradients)
-        seen = torch.stack([loss.detach().double(), norm.double(), kept.double()]).tolist()
+        loss, kept = self._reduced
+        seen = torch.stack([loss, get_total_norm(gradients).double(), kept]).tolist()
         self.last = dict(zip(("loss", "grad_norm", "selected"), seen, strict=True))
+        self.net.kept = seen[2]
         if all(map(_finite, seen)) and seen[2] > 0:
             self.optimizer.step()
             self.updates += 1
@@ -175,6 +190,7 @@ class Engine:
                 self._live |= {f"{norm.name}.statistics.{i}": value for i, value in enumerate(norm.statistics)}
         self._live |= {f"method.{name}": value for name, value in adapter.method_state().items()}
         self._source = [value.detach().clone() for value in self._live.values()]
+        net.source = self._source[: len(net.parameters)]
         self.configured = True
         if self._pending is not None:
             self.load_state_dict(self._pending)
@@ -194,6 +210,7 @@ class Engine:
         if not self._touched:
             return
         self._touched = False
+        self.net.kept = 1.0
         if self._live:
             torch._foreach_copy_(list(self._live.values()), self._source)
         if self.optimizer is not None:
@@ -209,6 +226,7 @@ class Engine:
             # An optimizer hands out, and takes in, its own tensors.
             "optimizer": copy.deepcopy(self.optimizer.state_dict()) if self.optimizer is not None else None,
             "counters": {name: getattr(self, name) for name in counters},
+            "kept": self.net.kept,
         }
 
     @torch.no_grad()
@@ -235,6 +253,7 @@ class Engine:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         for name, count in state["counters"].items():
             setattr(self, name, count)
+        self.net.kept = state["kept"]
         self._pending, self._touched = None, True
 
     def to(self, device: torch.device) -> None:
@@ -248,7 +267,7 @@ class Engine:
         touched = self._touched
         self.configured = False
         self._configure()
-        self._source = source
+        self._source, self.net.source = source, source[: len(self.net.parameters)]
         self.load_state_dict(state)
         self._touched = touched
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, find_norms
 
-__all__ = ["Head", "Network", "Outputs"]
+__all__ = ["Head", "Network", "Outputs", "Selection"]
+
+#: Which parameters may adapt: affines of all normalisation layers, of those in front of the last block (see
+#: ``norms_before_last_block``), everything but the classifier, everything, or those that a predicate of name and
+#: parameter picks.
+Selection = Literal["norm", "norm_before_last_block", "features", "all"] | Callable[[str, nn.Parameter], bool]
 
 
 class Outputs(NamedTuple):
@@ -66,13 +72,19 @@ class Network:
         self.classifier = classifier
         self.norms: list[NormLayer] = find_norms(module)
         self.parameters: list[nn.Parameter] = []
+        #: Values of ``parameters`` in the source model; there from the first batch on.
+        self.source: list[Tensor] = []
         self.generator: torch.Generator = torch.Generator(device=self.device)
         #: Passes so far, in whole batches; those that no step has gone backward through yet.
         self.forwards = self.unclaimed = 0.0
         #: Logits of the present batch after fewer steps than the method takes, by number of steps.
         self.readings: dict[int, Tensor] = {}
+        #: Fraction of samples that the last step kept.
+        self.kept = 1.0
         self.images: Tensor | None = None
         self.step: Callable[..., None] = _no_engine
+        self.backward: Callable[..., None] = _no_engine
+        self.descend: Callable[[], None] = _no_engine
         self.draws: Callable[[int], torch.Generator] = _no_engine
         self._raw: Any = None
         self._head: nn.Module | None = None
@@ -85,18 +97,24 @@ class Network:
             return tensor.device
         return torch.device("cpu")
 
-    def __call__(self, images: Tensor, norm: NormMode | None = None) -> Outputs:
+    def __call__(self, images: Tensor, norm: NormMode | None = None, keep: Tensor | None = None) -> Outputs:
         """Run one pass.
 
         Args:
             images: (B, 3, H, W).
             norm: Mode of the BatchNorm layers for this pass only; their present one by default.
+            keep: Mask of the images to pass, (B,): the outputs are of these alone, as are batch statistics.
         """
         self._features = None
-        with self.norm_mode(norm):
-            self._raw = self._pass(images)
+        if keep is None:
+            with self.norm_mode(norm):
+                self._raw = raw = self._pass(images)
+        else:
+            kept = images[keep]
+            with self.norm_mode(norm):
+                raw = self._pass(kept, len(kept) / len(images))
         features = self._features
-        return Outputs(_full(logits_of(self._raw)), None if features is None else _full(features))
+        return Outputs(_full(logits_of(raw)), None if features is None else _full(features))
 
     def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the task's self-supervised loss, scalar or (B,), in fp32; counted as one pass for each view."""
@@ -105,8 +123,8 @@ class Network:
             loss: Tensor = self.module.auxiliary_loss(images, generator)  # type: ignore[operator]
         return _full(loss)
 
-    def _pass(self, images: Tensor) -> Any:
-        self._before_pass(1)
+    def _pass(self, images: Tensor, batches: float = 1.0) -> Any:
+        self._before_pass(batches)
         with self.precision():
             return self.original(images)
 
@@ -132,13 +150,37 @@ class Network:
         for parameter in self.parameters:
             parameter.requires_grad_(True)
 
-    def norm_affines(self) -> list[nn.Parameter]:
-        """Return the weights and biases of all normalisation layers.
+    def select(self, selection: Selection) -> list[nn.Parameter]:
+        """Return the parameters that a selection names; see ``Selection``.
 
         Raises:
-            ValueError: If the network has no such layer.
+            ValueError: If the selection is unknown, or the network has no such parameter.
         """
-        affines = [parameter for norm in self.norms for parameter in norm.affine]
+        if callable(selection):
+            return [parameter for name, parameter in self.module.named_parameters() if selection(name, parameter)]
+        if selection == "norm":
+            return self.norm_affines()
+        if selection == "norm_before_last_block":
+            return self.norm_affines(norms_before_last_block(self.module, self.norms))
+        if selection == "all":
+            return list(self.module.parameters())
+        if selection == "features":
+            _ = self.head
+            assert self._head is not None
+            classifier = {id(parameter) for parameter in self._head.parameters()}
+            return [parameter for parameter in self.module.parameters() if id(parameter) not in classifier]
+        raise ValueError(
+            "parameters must be 'norm', 'norm_before_last_block', 'features', 'all' or a function of name and "
+            f"parameter, got {selection!r}"
+        )
+
+    def norm_affines(self, layers: Sequence[NormLayer] | None = None) -> list[nn.Parameter]:
+        """Return the weights and biases of the given normalisation layers, of all by default.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        affines = [parameter for norm in (self.norms if layers is None else layers) for parameter in norm.affine]
         if not affines:
             raise ValueError(
                 f"{type(self.module).__name__} has no BatchNorm, GroupNorm or LayerNorm with weight and bias, and this "
