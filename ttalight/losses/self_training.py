@@ -18,7 +18,7 @@ __all__ = [
 def generalized_cross_entropy(logits: Tensor, q: float = 0.8) -> Tensor:
     """Generalised cross-entropy (1 - p^q) / q to each sample's own most likely class.
 
-    Between cross-entropy (q -> 0) and the mean absolute error (q = 1): confident mistakes weigh less than in the former.
+    Between cross-entropy (q -> 0) and the mean absolute error (q = 1), where confident mistakes weigh less.
     Z. Zhang, M. Sabuncu, *Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels*, NeurIPS
     2018, arXiv 1805.07836; to the model's own labels in E. Rusak et al., *If your data distribution shifts, use
     self-learning*, TMLR 2022, arXiv 2104.12928.
