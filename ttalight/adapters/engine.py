@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ttalight.models.network import Network
 from ttalight.seeding import derive_seed
@@ -42,18 +42,19 @@ class Engine:
         self.adapter = adapter
         self.net = Network(module, classifier=adapter.classifier)
         self.net.step, self.net.backward, self.net.descend = self.step, self.backward, self.descend
-        self.net.draws = self.draws
+        self.net.draws, self.net.recover = self.draws, self.recover
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
         self.configured = False
         #: Where the next batch stands: visit of the stream, batch in the visit.
         self.visit, self.batch = -1, 0
-        self.batches = self.updates = self.skipped = 0
+        self.batches = self.updates = self.skipped = self.recoveries = 0
         self.backwards = 0.0
-        #: What the last step showed: loss, gradient norm, fraction of samples kept.
+        #: What the last step showed: loss, gradient norm, fraction of samples kept, and whether the method recovered.
         self.last: dict[str, float] = {}
         self._updates_at_reset = 0
         self._boundary = self._touched = False
+        self._collapsed: Tensor | None = None
         self._live: dict[str, Tensor] = {}
         self._source: list[Tensor] = []
         self._groups: list[dict[str, Any]] = []
@@ -165,15 +166,24 @@ class Engine:
         assert self.optimizer is not None, "a method that steps has an optimizer"
         gradients = [parameter.grad for parameter in self.net.parameters if parameter.grad is not None]
         loss, kept = self._reduced
-        seen = torch.stack([loss, get_total_norm(gradients).double(), kept]).tolist()
-        self.last = dict(zip(("loss", "grad_norm", "selected"), seen, strict=True))
+        norm = get_total_norm(gradients)
+        values = {"loss": loss, "grad_norm": norm.double(), "selected": kept}
+        if self._collapsed is not None:
+            values["recovered"] = self._collapsed.double()
+        seen = torch.stack(list(values.values())).tolist()
+        self.last = dict(zip(values, seen, strict=True))
         self.net.kept = seen[2]
         if all(map(_finite, seen)) and seen[2] > 0:
+            if self.adapter.clip_norm is not None:
+                clip_grads_with_norm_(self.net.parameters, self.adapter.clip_norm, norm)
             self.optimizer.step()
             self.updates += 1
         else:
             self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
+        self._collapsed = None
+        if self.last.get("recovered"):
+            self.recover()
 
     # -- states
 
@@ -184,6 +194,7 @@ class Engine:
             self.optimizer = adapter.make_optimizer(net.parameters)
             self._groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         names = {id(parameter): name for name, parameter in net.module.named_parameters()}
+        names |= {id(parameter): f"own.{name}" for name, parameter in net.own.items()}
         self._live = {names[id(parameter)]: parameter for parameter in net.parameters}
         for norm in net.norms:
             if norm.mode == "ema":
@@ -218,9 +229,23 @@ class Engine:
             for group, fresh in zip(self.optimizer.param_groups, self._groups, strict=True):
                 group.update(fresh)
 
+    def recover(self, when: Tensor | None = None) -> None:
+        """Go back to the source in the middle of a batch, on the method's own decision.
+
+        Args:
+            when: Boolean scalar: the decision is then read, and carried out, together with what the coming
+                ``descend`` reads, so that it costs no further host synchronisation. None decides now.
+        """
+        if when is not None:
+            self._collapsed = when
+            return
+        self.reset()
+        self.recoveries += 1
+        self._touched = True
+
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything the method has changed: tensors and plain numbers only."""
-        counters = ("visit", "batch", "batches", "updates", "skipped", "_updates_at_reset")
+        counters = ("visit", "batch", "batches", "updates", "skipped", "recoveries", "_updates_at_reset")
         return {
             "tensors": {name: value.detach().clone() for name, value in self._live.items()},
             # An optimizer hands out, and takes in, its own tensors.
@@ -258,13 +283,14 @@ class Engine:
 
     def to(self, device: torch.device) -> None:
         """Move the model and all adaptation state to a device."""
-        self.net.module.to(device)
         state = self.state_dict() if self.configured else None
+        touched = self._touched
+        self.reset()  # a method is configured from the source
+        self.net.module.to(device)
         self.net.generator = torch.Generator(device=device)
         if state is None:
             return
         source = [value.to(device) for value in self._source]
-        touched = self._touched
         self.configured = False
         self._configure()
         self._source, self.net.source = source, source[: len(self.net.parameters)]

@@ -51,7 +51,7 @@ def update_mean(mean: Tensor, probabilities: Tensor, kept: Tensor, momentum: flo
         momentum: Share of the old mean.
     """
     count = kept.sum()
-    new = (probabilities * kept[:, None]).sum(0) / count
+    new = torch.where(kept[:, None], probabilities, 0).sum(0) / count
     moved = torch.where(mean.isnan(), new, momentum * mean + (1 - momentum) * new)
     mean.copy_(torch.where(count > 0, moved, mean))
 

@@ -104,7 +104,8 @@ class FIND(Adapter):
         var = torch.lerp(torch.where(divides, group_var, other_var), source_var, self.alpha)
         scale = (var + layer.module.eps).rsqrt()  # type: ignore[operator]
         shift = -mean * scale
-        weight, bias = layer.module.weight, layer.module.bias
+        weight: Tensor | None = layer.module.weight  # type: ignore[assignment]
+        bias: Tensor | None = layer.module.bias  # type: ignore[assignment]
         if weight is not None:
             scale, shift = scale * weight, shift * weight
         if bias is not None:

@@ -96,26 +96,36 @@ class SelfTrainingAdapter(GradientAdapter):
             return net(images).logits
 
     def _step(self, net: Network, images: Tensor) -> Tensor:
+        outputs, losses, weights = self._pass(net, images)
+        net.step(losses, weights, self.penalty(net))
+        self.after_step(net)
+        return outputs.logits
+
+    def _pass(self, net: Network, images: Tensor) -> tuple[Outputs, Tensor, Tensor | None]:
+        """Return a pass with the losses and weights of its samples, (B,) each."""
         repeat = self.repeat_kept and net.kept < 0.6 and not any(norm.is_batch_norm for norm in net.norms)
         with torch.set_grad_enabled(not repeat):
             outputs = net(images)
         weights = self.weigh(net, images, outputs)
         if repeat and weights is not None:
-            losses = self._losses_of_kept(net, images, weights != 0)
+            losses = self._losses_of_kept(net, images, weights)
         else:
             selected = None if weights is None else weights != 0
-            losses = add_terms(self.losses(net, images, outputs), self.terms, net, outputs, selected)
-        net.step(losses, weights, self.penalty(net))
-        self.after_step(net)
-        return outputs.logits
+            losses = add_terms(self.losses(net, images, outputs), self.terms, net, outputs, selected, weights)
+        return outputs, losses, weights
 
-    def _losses_of_kept(self, net: Network, images: Tensor, keep: Tensor) -> Tensor:
+    def _losses_of_kept(self, net: Network, images: Tensor, weights: Tensor) -> Tensor:
         """Return the losses of all samples, (B,), from a pass of the kept ones."""
+        keep = weights != 0
         if not keep.any():
             return (0 * net.parameters[0].sum()).expand(len(images))  # the engine skips the step
         outputs = net(images, keep=keep)
-        losses = add_terms(self.losses(net, images[keep], outputs), self.terms, net, outputs)
+        losses = add_terms(self.losses(net, images[keep], outputs), self.terms, net, outputs, weights=weights[keep])
         return losses.new_zeros(len(images)).index_put((keep.nonzero()[:, 0],), losses)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what a result must say about this method to be comparable."""
+        return super().protocol() | ({"terms": [repr(term) for term in self.terms]} if self.terms else {})
 
 
 def per_image(values: Tensor) -> Tensor:

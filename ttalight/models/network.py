@@ -72,6 +72,8 @@ class Network:
         self.classifier = classifier
         self.norms: list[NormLayer] = find_norms(module)
         self.parameters: list[nn.Parameter] = []
+        #: Those of them that the method brought along, by name.
+        self.own: dict[str, nn.Parameter] = {}
         #: Values of ``parameters`` in the source model; there from the first batch on.
         self.source: list[Tensor] = []
         self.generator: torch.Generator = torch.Generator(device=self.device)
@@ -85,9 +87,11 @@ class Network:
         self.step: Callable[..., None] = _no_engine
         self.backward: Callable[..., None] = _no_engine
         self.descend: Callable[[], None] = _no_engine
+        self.recover: Callable[..., None] = _no_engine
         self.draws: Callable[[int], torch.Generator] = _no_engine
         self._raw: Any = None
         self._head: nn.Module | None = None
+        self._classes: int | None = None
         self._features: Tensor | None = None
 
     @property
@@ -137,13 +141,18 @@ class Network:
 
     # -- what moves
 
-    def free(self, parameters: Iterable[nn.Parameter]) -> None:
+    def free(self, parameters: Iterable[nn.Parameter], own: Mapping[str, nn.Parameter] | None = None) -> None:
         """Let exactly these parameters receive gradients.
+
+        Args:
+            parameters: Parameters of the model.
+            own: Parameters that the method brings along, by name; they move, reset and are saved like the model's.
 
         Raises:
             ValueError: If there is none.
         """
-        self.parameters = list(parameters)
+        self.own = dict(own or {})
+        self.parameters = [*parameters, *self.own.values()]
         if not self.parameters:
             raise ValueError("there is no parameter to adapt: the selection is empty for this network")
         self.module.requires_grad_(False)
@@ -240,6 +249,19 @@ class Network:
     # -- the classifier
 
     @property
+    def classes(self) -> int:
+        """The number of classes C, seen in the logits of a probe; ask for it in ``configure``."""
+        if self._classes is None:
+            self._classes = self._probe().shape[1]
+        return self._classes
+
+    def _probe(self) -> Tensor:
+        if self.images is None:
+            raise RuntimeError("classifier and classes are found from a batch of images: ask in configure or adapt")
+        with torch.no_grad(), self.precision():
+            return logits_of(self.original(self.images[:2]))
+
+    @property
     def head(self) -> Head:
         """The classifier, found by asking whose output the logits are.
 
@@ -267,16 +289,13 @@ class Network:
                     f"{type(self.module).__name__}; it has {', '.join(modules) or 'none'}"
                 )
             return modules[self.classifier]
-        if self.images is None:
-            raise RuntimeError("the classifier is found from a batch of images: ask for it in configure or adapt")
         seen: dict[str, Tensor] = {}
         hooks = [
             module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.__setitem__(name, output))
             for name, module in modules.items()
         ]
         try:
-            with torch.no_grad(), self.precision():
-                logits = logits_of(self.original(self.images[:2]))
+            logits = self._probe()
         finally:
             for hook in hooks:
                 hook.remove()

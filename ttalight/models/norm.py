@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,20 @@ class NormLayer:
         both = (getattr(self.module, "running_mean", None), getattr(self.module, "running_var", None))
         return [buffer for buffer in both if isinstance(buffer, Tensor)]
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether ``replace`` can stand in for the layer: it computes what torch.nn's layer of its kind does."""
+        if self.is_batch_norm:
+            return True  # the constructor has looked at its forward
+        kind = nn.GroupNorm if isinstance(self.module, nn.GroupNorm) else nn.LayerNorm
+        x = _example(self.module)
+        with torch.no_grad():
+            usual = self._finish(kind.forward(self.module, x))  # type: ignore[arg-type]
+            try:
+                return torch.allclose(type(self.module).forward(self.module, x), usual, rtol=1e-2, atol=1e-2)
+            except (RuntimeError, IndexError, TypeError):  # it wants other input
+                return False
+
     def attach(self) -> None:
         """Stand in for the layer's forward; GroupNorm and LayerNorm keep their own."""
         if self.is_batch_norm and "forward" not in vars(self.module):
@@ -78,9 +93,11 @@ class NormLayer:
         Raises:
             TypeError: If the layer does something else than to normalise over its input's usual dimensions.
         """
-        if not self.is_batch_norm:
-            kind = nn.GroupNorm if isinstance(self.module, nn.GroupNorm) else nn.LayerNorm
-            _check_forward(self.name, self.module, kind.forward)
+        if not self.replaceable:
+            raise TypeError(
+                f"layer {self.name} is a {type(self.module).__name__} that computes something else than torch.nn's "
+                "layer of its kind, so it cannot be stood in for: leave it as it is, or use torch.nn's layer"
+            )
         self._replacement = normalize
         self.module.forward = self.forward
 
@@ -92,13 +109,26 @@ class NormLayer:
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` in the present mode, then apply what a fused layer brings along (drop-out, activation)."""
-        x = self._normalize(x) if self._replacement is None else self._replacement(x)
+        if self._replacement is not None:
+            return self._finish(self._replacement(x))
+        return self._finish(self._normalize(x, self.module.weight, self.module.bias))
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` in the present mode, without the layer's weight and bias."""
+        layer = self.module
+        if isinstance(layer, nn.GroupNorm):
+            return F.group_norm(x, layer.num_groups, None, None, layer.eps)
+        if isinstance(layer, nn.LayerNorm):
+            return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps)
+        return self._normalize(x, None, None)
+
+    def _finish(self, x: Tensor) -> Tensor:
         for name in ("drop", "act"):
             if name in self.module._modules:
                 x = self.module._modules[name](x)  # type: ignore[misc]
         return x
 
-    def _normalize(self, x: Tensor) -> Tensor:
+    def _normalize(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         layer = self.module
         mean, var = self.statistics or (None, None)
         batch = mean is None or self.mode != "source"
@@ -111,17 +141,18 @@ class NormLayer:
             batch = False
         momentum = 0.0
         if batch and mean is not None and self.mode in ("alpha", "prior"):
-            mean, var = self._mixed(x, mean, var)
+            mean, var = self._mixed(x, mean, var)  # type: ignore[arg-type]  # a layer has both or none
             batch = False
         elif batch and self.mode == "ema":
             momentum = self.momentum
         elif batch:
             mean = var = None
-        return F.batch_norm(x, mean, var, layer.weight, layer.bias, batch, momentum, layer.eps)  # type: ignore[arg-type]
+        return F.batch_norm(x, mean, var, weight, bias, batch, momentum, layer.eps)  # type: ignore[arg-type]
 
     def _mixed(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         share = self.alpha if self.mode == "alpha" else len(x) / (len(x) + self.prior)
-        seen_var, seen_mean = torch.var_mean(x.to(mean.dtype), [0, *range(2, x.ndim)], correction=0)
+        # Mixed statistics are constants to the gradient: running ones cannot carry any.
+        seen_var, seen_mean = torch.var_mean(x.detach().to(mean.dtype), [0, *range(2, x.ndim)], correction=0)
         return mean.lerp(seen_mean, share), var.lerp(seen_var, share)
 
 
@@ -140,6 +171,13 @@ def _walk(network: nn.Module) -> Iterator[NormLayer]:
     for name, module in network.named_modules():
         if isinstance(module, _NORM_TYPES):
             yield NormLayer(name, module)
+
+
+def _example(layer: Any) -> Tensor:
+    """Return a small input for a GroupNorm or LayerNorm: two images, with what is normalised apart in between."""
+    shape = (2, layer.num_channels, 2, 2) if isinstance(layer, nn.GroupNorm) else (2, 3, *layer.normalized_shape)
+    options = {} if layer.weight is None else {"dtype": layer.weight.dtype, "device": layer.weight.device}
+    return torch.linspace(-9, 9, math.prod(shape)).sin().view(shape).to(**options)
 
 
 def _check_forward(name: str, module: nn.Module, *known: Callable[..., Tensor]) -> None:
