@@ -107,5 +107,55 @@ def test_a_forward_of_its_own_is_refused():
         def forward(self, x):
             return super().forward(x) + 1
 
-    with pytest.raises(TypeError, match="layer stem is a Odd, a BatchNorm with a forward of its own"):
+    with pytest.raises(TypeError, match="layer stem is a Odd, a normalisation layer with a forward of its own"):
         NormLayer("stem", Odd(4))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.LayerNorm(4), (6, 5, 4)),
+        (lambda: timm.layers.LayerNorm(4), (6, 5, 4)),
+        (lambda: nn.GroupNorm(2, 4), (6, 4, 5, 5)),
+        (lambda: timm.layers.GroupNorm(4, 2), (6, 4, 5, 5)),
+        (lambda: timm.layers.GroupNormAct(4, 2), (6, 4, 5, 5)),
+        (lambda: nn.BatchNorm2d(4), (6, 4, 5, 5)),
+        (lambda: BatchNormAct2d(4), (6, 4, 5, 5)),
+    ],
+)
+@pytest.mark.parametrize("mode", ["source", "batch"])
+def test_a_replacement_that_does_the_same_changes_nothing(make, shape, mode):
+    module, norm = layer(make())
+    nn.init.normal_(module.weight)
+    nn.init.normal_(module.bias)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    norm.mode = mode
+    expected = module(x)
+    channels = (-1, 1, 1) if len(shape) == 4 else (-1,)
+    norm.replace(lambda x: norm.standardize(x) * module.weight.view(channels) + module.bias.view(channels))
+    torch.testing.assert_close(module(x), expected)
+    norm.replace(torch.zeros_like)
+    assert not module(x).any()
+    norm.detach()
+    assert "forward" not in vars(module)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: timm.layers.LayerNorm2d(4),  # over dimension 1
+        lambda: timm.layers.LayerNormAct2d(4),
+        lambda: type("Scaled", (nn.LayerNorm,), {"forward": lambda self, x: 3 * nn.LayerNorm.forward(self, x)})(4),
+        lambda: type("Conditional", (nn.LayerNorm,), {"forward": lambda self, x, condition: x})(4),
+    ],
+)
+def test_a_layer_that_computes_something_else_cannot_be_replaced(make):
+    norm = NormLayer("blocks.3", make().eval())
+    assert not norm.replaceable
+    with pytest.raises(TypeError, match=r"layer blocks\.3 is a .* computes something else than torch\.nn's layer"):
+        norm.replace(torch.zeros_like)
+
+
+def test_without_weight_and_bias_a_layer_can_be_replaced():
+    assert NormLayer("norm", nn.LayerNorm((3, 4), elementwise_affine=False)).replaceable
+    assert NormLayer("norm", nn.GroupNorm(2, 4, affine=False)).replaceable

@@ -42,6 +42,8 @@ class Adapter(Callback, ABC):
 
     #: Published settings by benchmark; those of CIFAR are the defaults.
     published: ClassVar[dict[str, dict[str, Any]]] = {}
+    #: Norm that the gradient of a step is cut down to; None cuts nothing.
+    clip_norm: float | None = None
     #: Whether logits come from before or after the update.
     prediction: str = "before"
 
@@ -280,17 +282,23 @@ class GradientAdapter(Adapter):
         lr: Learning rate of the published optimizer.
         optimizer: Another optimizer, with its own learning rate; not together with ``lr``.
         steps: Gradient steps for each batch.
+        clip_norm: Norm that the gradient of all free parameters together is cut down to in each step; no limit by
+            default.
         kwargs: See ``Adapter``.
 
     Raises:
         ValueError: If both ``lr`` and ``optimizer`` are given, or one is out of range.
     """
 
+    #: Momentum of the published optimizer where that is SGD; None for Adam.
+    sgd_momentum: ClassVar[float | None] = None
+
     def __init__(
         self,
         lr: float | None = None,
         optimizer: OptimizerCallable | None = None,
         steps: int = 1,
+        clip_norm: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -300,29 +308,36 @@ class GradientAdapter(Adapter):
             raise ValueError(f"lr must be at least 0, got {lr}")
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, or None for no limit, got {clip_norm}")
         self.steps = steps
+        self.clip_norm = clip_norm
         self._default_lr = lr is None and optimizer is None
         self._lr = self.published["cifar"]["lr"] if lr is None else lr
         self._make = optimizer
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """Return the optimizer asked for: Adam as published by default."""
+        """Return the optimizer asked for: by default Adam, or SGD where that is what was published."""
         if self._make is not None:
             return self._make(parameters)
+        if self.sgd_momentum is not None:
+            return torch.optim.SGD(parameters, lr=self._lr, momentum=self.sgd_momentum, foreach=True)
         return torch.optim.Adam(parameters, lr=self._lr, foreach=True)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
         optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
         lr = float(optimizer.param_groups[0]["lr"])
-        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr}
+        clipped = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
+        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr} | clipped
 
     def check_defaults(self, classes: int) -> None:
         """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
-        if classes >= 200 and self._default_lr and "imagenet" in self.published:
+        cifar, imagenet = self.published["cifar"], self.published.get("imagenet")
+        if classes >= 200 and self._default_lr and imagenet not in (None, cifar):
             name = type(self).__name__
             warnings.warn(
                 f"{name} runs with its settings for CIFAR on {classes} classes; those published for ImageNet are "
-                f"{self.published['imagenet']} ({name}.published)",
+                f"{imagenet} ({name}.published)",
                 stacklevel=2,
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ttalight.models.network import Network
 from ttalight.seeding import derive_seed
@@ -41,18 +41,20 @@ class Engine:
             raise RuntimeError(f"{type(module).__name__} is being adapted already: release the first adapter before")
         self.adapter = adapter
         self.net = Network(module, classifier=adapter.classifier)
-        self.net.step, self.net.draws = self.step, self.draws
+        self.net.step, self.net.backward, self.net.descend = self.step, self.backward, self.descend
+        self.net.draws, self.net.recover = self.draws, self.recover
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
         self.configured = False
         #: Where the next batch stands: visit of the stream, batch in the visit.
         self.visit, self.batch = -1, 0
-        self.batches = self.updates = self.skipped = 0
+        self.batches = self.updates = self.skipped = self.recoveries = 0
         self.backwards = 0.0
-        #: What the last step showed: loss, gradient norm, fraction of samples kept.
+        #: What the last step showed: loss, gradient norm, fraction of samples kept, and whether the method recovered.
         self.last: dict[str, float] = {}
         self._updates_at_reset = 0
         self._boundary = self._touched = False
+        self._collapsed: Tensor | None = None
         self._live: dict[str, Tensor] = {}
         self._source: list[Tensor] = []
         self._groups: list[dict[str, Any]] = []
@@ -127,39 +129,62 @@ class Engine:
         key = derive_seed(self.seed, "adapt", self.visit, self.batch, step)
         return self.net.generator.manual_seed(key)
 
-    def step(self, losses: Tensor, weights: Tensor | None = None) -> None:
-        """Reduce per-sample losses, go backward and move the free parameters.
-
-        A step whose loss or gradient is not finite, or that keeps no sample, changes nothing and is counted in
-        ``skipped``. One host synchronisation.
+    def step(self, losses: Tensor, weights: Tensor | None = None, penalty: Tensor | None = None) -> None:
+        """Reduce per-sample losses, go backward and move the free parameters: ``backward``, then ``descend``.
 
         Args:
             losses: (B,), or a scalar that is a mean already.
             weights: (B,); a weight of zero drops the sample. The loss is the mean of weighted losses over those kept.
+            penalty: A scalar that does not depend on the samples, added to the mean.
 
         Raises:
             RuntimeError: If the loss does not depend on the free parameters.
         """
+        self.backward(losses, weights, penalty)
+        self.descend()
+
+    def backward(self, losses: Tensor, weights: Tensor | None = None, penalty: Tensor | None = None) -> None:
+        """Reduce per-sample losses and leave the gradient at the free parameters; see ``step``."""
         loss, kept = _reduce(losses, weights)
+        if penalty is not None:
+            loss = loss + penalty
         if not loss.requires_grad:
             raise RuntimeError(
                 "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, or "
                 "detach its outputs?"
             )
-        assert self.optimizer is not None, "a method that steps has an optimizer"
         loss.backward(inputs=self.net.parameters)  # type: ignore[no-untyped-call]
         self.backwards += self.net.unclaimed
         self.net.unclaimed = 0.0
+        self._reduced = loss.detach().double(), kept.double()
+
+    def descend(self) -> None:
+        """Move the free parameters by the gradient that ``backward`` left.
+
+        A step whose loss or gradient is not finite, or that keeps no sample, changes nothing and is counted in
+        ``skipped``. One host synchronisation.
+        """
+        assert self.optimizer is not None, "a method that steps has an optimizer"
         gradients = [parameter.grad for parameter in self.net.parameters if parameter.grad is not None]
+        loss, kept = self._reduced
         norm = get_total_norm(gradients)
-        seen = torch.stack([loss.detach().double(), norm.double(), kept.double()]).tolist()
-        self.last = dict(zip(("loss", "grad_norm", "selected"), seen, strict=True))
+        values = {"loss": loss, "grad_norm": norm.double(), "selected": kept}
+        if self._collapsed is not None:
+            values["recovered"] = self._collapsed.double()
+        seen = torch.stack(list(values.values())).tolist()
+        self.last = dict(zip(values, seen, strict=True))
+        self.net.kept = seen[2]
         if all(map(_finite, seen)) and seen[2] > 0:
+            if self.adapter.clip_norm is not None:
+                clip_grads_with_norm_(self.net.parameters, self.adapter.clip_norm, norm)
             self.optimizer.step()
             self.updates += 1
         else:
             self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
+        self._collapsed = None
+        if self.last.get("recovered"):
+            self.recover()
 
     # -- states
 
@@ -170,12 +195,14 @@ class Engine:
             self.optimizer = adapter.make_optimizer(net.parameters)
             self._groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         names = {id(parameter): name for name, parameter in net.module.named_parameters()}
+        names |= {id(parameter): f"own.{name}" for name, parameter in net.own.items()}
         self._live = {names[id(parameter)]: parameter for parameter in net.parameters}
         for norm in net.norms:
             if norm.mode == "ema":
                 self._live |= {f"{norm.name}.statistics.{i}": value for i, value in enumerate(norm.statistics)}
         self._live |= {f"method.{name}": value for name, value in adapter.method_state().items()}
         self._source = [value.detach().clone() for value in self._live.values()]
+        net.source = self._source[: len(net.parameters)]
         self.configured = True
         if self._pending is not None:
             self.load_state_dict(self._pending)
@@ -195,6 +222,7 @@ class Engine:
         if not self._touched:
             return
         self._touched = False
+        self.net.kept = 1.0
         if self._live:
             torch._foreach_copy_(list(self._live.values()), self._source)
         if self.optimizer is not None:
@@ -202,14 +230,29 @@ class Engine:
             for group, fresh in zip(self.optimizer.param_groups, self._groups, strict=True):
                 group.update(fresh)
 
+    def recover(self, when: Tensor | None = None) -> None:
+        """Go back to the source in the middle of a batch, on the method's own decision.
+
+        Args:
+            when: Boolean scalar: the decision is then read, and carried out, together with what the coming
+                ``descend`` reads, so that it costs no further host synchronisation. None decides now.
+        """
+        if when is not None:
+            self._collapsed = when
+            return
+        self.reset()
+        self.recoveries += 1
+        self._touched = True
+
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything the method has changed: tensors and plain numbers only."""
-        counters = ("visit", "batch", "batches", "updates", "skipped", "_updates_at_reset")
+        counters = ("visit", "batch", "batches", "updates", "skipped", "recoveries", "_updates_at_reset")
         return {
             "tensors": {name: value.detach().clone() for name, value in self._live.items()},
             # An optimizer hands out, and takes in, its own tensors.
             "optimizer": copy.deepcopy(self.optimizer.state_dict()) if self.optimizer is not None else None,
             "counters": {name: getattr(self, name) for name in counters},
+            "kept": self.net.kept,
         }
 
     @torch.no_grad()
@@ -236,20 +279,22 @@ class Engine:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         for name, count in state["counters"].items():
             setattr(self, name, count)
+        self.net.kept = state["kept"]
         self._pending, self._touched = None, True
 
     def to(self, device: torch.device) -> None:
         """Move the model and all adaptation state to a device."""
-        self.net.module.to(device)
         state = self.state_dict() if self.configured else None
+        touched = self._touched
+        self.reset()  # a method is configured from the source
+        self.net.module.to(device)
         self.net.generator = torch.Generator(device=device)
         if state is None:
             return
         source = [value.to(device) for value in self._source]
-        touched = self._touched
         self.configured = False
         self._configure()
-        self._source = source
+        self._source, self.net.source = source, source[: len(self.net.parameters)]
         self.load_state_dict(state)
         self._touched = touched
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, find_norms
 
-__all__ = ["Head", "Network", "Outputs"]
+__all__ = ["Head", "Network", "Outputs", "Selection"]
+
+#: Which parameters may adapt: affines of all normalisation layers, of those in front of the last block (see
+#: ``norms_before_last_block``), everything but the classifier, everything, or those that a predicate of name and
+#: parameter picks.
+Selection = Literal["norm", "norm_before_last_block", "features", "all"] | Callable[[str, nn.Parameter], bool]
 
 
 class Outputs(NamedTuple):
@@ -66,16 +72,26 @@ class Network:
         self.classifier = classifier
         self.norms: list[NormLayer] = find_norms(module)
         self.parameters: list[nn.Parameter] = []
+        #: Those of them that the method brought along, by name.
+        self.own: dict[str, nn.Parameter] = {}
+        #: Values of ``parameters`` in the source model; there from the first batch on.
+        self.source: list[Tensor] = []
         self.generator: torch.Generator = torch.Generator(device=self.device)
         #: Passes so far, in whole batches; those that no step has gone backward through yet.
         self.forwards = self.unclaimed = 0.0
         #: Logits of the present batch after fewer steps than the method takes, by number of steps.
         self.readings: dict[int, Tensor] = {}
+        #: Fraction of samples that the last step kept.
+        self.kept = 1.0
         self.images: Tensor | None = None
         self.step: Callable[..., None] = _no_engine
+        self.backward: Callable[..., None] = _no_engine
+        self.descend: Callable[[], None] = _no_engine
+        self.recover: Callable[..., None] = _no_engine
         self.draws: Callable[[int], torch.Generator] = _no_engine
         self._raw: Any = None
         self._head: nn.Module | None = None
+        self._classes: int | None = None
         self._features: Tensor | None = None
 
     @property
@@ -85,18 +101,24 @@ class Network:
             return tensor.device
         return torch.device("cpu")
 
-    def __call__(self, images: Tensor, norm: NormMode | None = None) -> Outputs:
+    def __call__(self, images: Tensor, norm: NormMode | None = None, keep: Tensor | None = None) -> Outputs:
         """Run one pass.
 
         Args:
             images: (B, 3, H, W).
             norm: Mode of the BatchNorm layers for this pass only; their present one by default.
+            keep: Mask of the images to pass, (B,): the outputs are of these alone, as are batch statistics.
         """
         self._features = None
-        with self.norm_mode(norm):
-            self._raw = self._pass(images)
+        if keep is None:
+            with self.norm_mode(norm):
+                self._raw = raw = self._pass(images)
+        else:
+            kept = images[keep]
+            with self.norm_mode(norm):
+                raw = self._pass(kept, len(kept) / len(images))
         features = self._features
-        return Outputs(_full(logits_of(self._raw)), None if features is None else _full(features))
+        return Outputs(_full(logits_of(raw)), None if features is None else _full(features))
 
     def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the task's self-supervised loss, scalar or (B,), in fp32; counted as one pass for each view."""
@@ -105,8 +127,8 @@ class Network:
             loss: Tensor = self.module.auxiliary_loss(images, generator)  # type: ignore[operator]
         return _full(loss)
 
-    def _pass(self, images: Tensor) -> Any:
-        self._before_pass(1)
+    def _pass(self, images: Tensor, batches: float = 1.0) -> Any:
+        self._before_pass(batches)
         with self.precision():
             return self.original(images)
 
@@ -119,26 +141,55 @@ class Network:
 
     # -- what moves
 
-    def free(self, parameters: Iterable[nn.Parameter]) -> None:
+    def free(self, parameters: Iterable[nn.Parameter], own: Mapping[str, nn.Parameter] | None = None) -> None:
         """Let exactly these parameters receive gradients.
+
+        Args:
+            parameters: Parameters of the model.
+            own: Parameters that the method brings along, by name; they move, reset and are saved like the model's.
 
         Raises:
             ValueError: If there is none.
         """
-        self.parameters = list(parameters)
+        self.own = dict(own or {})
+        self.parameters = [*parameters, *self.own.values()]
         if not self.parameters:
             raise ValueError("there is no parameter to adapt: the selection is empty for this network")
         self.module.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_(True)
 
-    def norm_affines(self) -> list[nn.Parameter]:
-        """Return the weights and biases of all normalisation layers.
+    def select(self, selection: Selection) -> list[nn.Parameter]:
+        """Return the parameters that a selection names; see ``Selection``.
 
         Raises:
-            ValueError: If the network has no such layer.
+            ValueError: If the selection is unknown, or the network has no such parameter.
         """
-        affines = [parameter for norm in self.norms for parameter in norm.affine]
+        if callable(selection):
+            return [parameter for name, parameter in self.module.named_parameters() if selection(name, parameter)]
+        if selection == "norm":
+            return self.norm_affines()
+        if selection == "norm_before_last_block":
+            return self.norm_affines(norms_before_last_block(self.module, self.norms))
+        if selection == "all":
+            return list(self.module.parameters())
+        if selection == "features":
+            _ = self.head
+            assert self._head is not None
+            classifier = {id(parameter) for parameter in self._head.parameters()}
+            return [parameter for parameter in self.module.parameters() if id(parameter) not in classifier]
+        raise ValueError(
+            "parameters must be 'norm', 'norm_before_last_block', 'features', 'all' or a function of name and "
+            f"parameter, got {selection!r}"
+        )
+
+    def norm_affines(self, layers: Sequence[NormLayer] | None = None) -> list[nn.Parameter]:
+        """Return the weights and biases of the given normalisation layers, of all by default.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        affines = [parameter for norm in (self.norms if layers is None else layers) for parameter in norm.affine]
         if not affines:
             raise ValueError(
                 f"{type(self.module).__name__} has no BatchNorm, GroupNorm or LayerNorm with weight and bias, and this "
@@ -198,6 +249,19 @@ class Network:
     # -- the classifier
 
     @property
+    def classes(self) -> int:
+        """The number of classes C, seen in the logits of a probe; ask for it in ``configure``."""
+        if self._classes is None:
+            self._classes = self._probe().shape[1]
+        return self._classes
+
+    def _probe(self) -> Tensor:
+        if self.images is None:
+            raise RuntimeError("classifier and classes are found from a batch of images: ask in configure or adapt")
+        with torch.no_grad(), self.precision():
+            return logits_of(self.original(self.images[:2]))
+
+    @property
     def head(self) -> Head:
         """The classifier, found by asking whose output the logits are.
 
@@ -225,16 +289,13 @@ class Network:
                     f"{type(self.module).__name__}; it has {', '.join(modules) or 'none'}"
                 )
             return modules[self.classifier]
-        if self.images is None:
-            raise RuntimeError("the classifier is found from a batch of images: ask for it in configure or adapt")
         seen: dict[str, Tensor] = {}
         hooks = [
             module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.__setitem__(name, output))
             for name, module in modules.items()
         ]
         try:
-            with torch.no_grad(), self.precision():
-                logits = logits_of(self.original(self.images[:2]))
+            logits = self._probe()
         finally:
             for hook in hooks:
                 hook.remove()

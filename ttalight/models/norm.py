@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 __all__ = ["NormLayer", "NormMode", "find_norms"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
-#: batch, which also move the running statistics, as in training.
-NormMode = Literal["source", "batch", "ema"]
+#: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
+#: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images.
+NormMode = Literal["source", "batch", "ema", "alpha", "prior"]
 
 _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
@@ -38,10 +41,13 @@ class NormLayer:
         self.module = module
         self.mode: NormMode = "source"
         self.momentum = 0.1
+        #: The batch's share in mode ``alpha``; the images N that the source statistics count as in mode ``prior``.
+        self.alpha, self.prior = 0.1, 16.0
         self.fallbacks = 0
+        self._replacement: Callable[[Tensor], Tensor] | None = None
         self._before: Callable[..., Tensor] | None = None
         if self.is_batch_norm:
-            _check_forward(name, module)
+            _check_forward(name, module, _BatchNorm.forward, nn.SyncBatchNorm.forward)
             own = getattr(module, "momentum", None)
             self.momentum = 0.1 if own is None else float(own)
 
@@ -62,18 +68,67 @@ class NormLayer:
         both = (getattr(self.module, "running_mean", None), getattr(self.module, "running_var", None))
         return [buffer for buffer in both if isinstance(buffer, Tensor)]
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether ``replace`` can stand in for the layer: it computes what torch.nn's layer of its kind does."""
+        if self.is_batch_norm:
+            return True  # the constructor has looked at its forward
+        kind = nn.GroupNorm if isinstance(self.module, nn.GroupNorm) else nn.LayerNorm
+        x = _example(self.module)
+        with torch.no_grad():
+            usual = self._finish(kind.forward(self.module, x))  # type: ignore[arg-type]
+            try:
+                return torch.allclose(type(self.module).forward(self.module, x), usual, rtol=1e-2, atol=1e-2)
+            except (RuntimeError, IndexError, TypeError):  # it wants other input
+                return False
+
     def attach(self) -> None:
         """Stand in for the layer's forward; GroupNorm and LayerNorm keep their own."""
         if self.is_batch_norm and "forward" not in vars(self.module):
             self.module.forward = self.forward
 
+    def replace(self, normalize: Callable[[Tensor], Tensor]) -> None:
+        """Normalise by a function of the method's own, affine included; what a fused layer brings along still follows.
+
+        Raises:
+            TypeError: If the layer does something else than to normalise over its input's usual dimensions.
+        """
+        if not self.replaceable:
+            raise TypeError(
+                f"layer {self.name} is a {type(self.module).__name__} that computes something else than torch.nn's "
+                "layer of its kind, so it cannot be stood in for: leave it as it is, or use torch.nn's layer"
+            )
+        self._replacement = normalize
+        self.module.forward = self.forward
+
     def detach(self) -> None:
         """Give the layer its own forward back."""
+        self._replacement = None
         if vars(self.module).get("forward") == self.forward:
             del self.module.forward
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` in the present mode, then apply what a fused layer brings along (drop-out, activation)."""
+        if self._replacement is not None:
+            return self._finish(self._replacement(x))
+        return self._finish(self._normalize(x, self.module.weight, self.module.bias))
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` in the present mode, without the layer's weight and bias."""
+        layer = self.module
+        if isinstance(layer, nn.GroupNorm):
+            return F.group_norm(x, layer.num_groups, None, None, layer.eps)
+        if isinstance(layer, nn.LayerNorm):
+            return F.layer_norm(x, layer.normalized_shape, None, None, layer.eps)
+        return self._normalize(x, None, None)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        for name in ("drop", "act"):
+            if name in self.module._modules:
+                x = self.module._modules[name](x)  # type: ignore[misc]
+        return x
+
+    def _normalize(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         layer = self.module
         mean, var = self.statistics or (None, None)
         batch = mean is None or self.mode != "source"
@@ -84,14 +139,21 @@ class NormLayer:
                 )
             self.fallbacks += 1
             batch = False
-        if batch and self.mode != "ema":
+        momentum = 0.0
+        if batch and mean is not None and self.mode in ("alpha", "prior"):
+            mean, var = self._mixed(x, mean, var)  # type: ignore[arg-type]  # a layer has both or none
+            batch = False
+        elif batch and self.mode == "ema":
+            momentum = self.momentum
+        elif batch:
             mean = var = None
-        momentum = self.momentum if self.mode == "ema" else 0.0
-        x = F.batch_norm(x, mean, var, layer.weight, layer.bias, batch, momentum, layer.eps)  # type: ignore[arg-type]
-        for name in ("drop", "act"):
-            if name in layer._modules:
-                x = layer._modules[name](x)  # type: ignore[misc]
-        return x
+        return F.batch_norm(x, mean, var, weight, bias, batch, momentum, layer.eps)  # type: ignore[arg-type]
+
+    def _mixed(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        share = self.alpha if self.mode == "alpha" else len(x) / (len(x) + self.prior)
+        # Mixed statistics are constants to the gradient: running ones cannot carry any.
+        seen_var, seen_mean = torch.var_mean(x.detach().to(mean.dtype), [0, *range(2, x.ndim)], correction=0)
+        return mean.lerp(seen_mean, share), var.lerp(seen_var, share)
 
 
 def find_norms(network: nn.Module) -> list[NormLayer]:
@@ -111,11 +173,17 @@ def _walk(network: nn.Module) -> Iterator[NormLayer]:
             yield NormLayer(name, module)
 
 
-def _check_forward(name: str, module: nn.Module) -> None:
+def _example(layer: Any) -> Tensor:
+    """Return a small input for a GroupNorm or LayerNorm: two images, with what is normalised apart in between."""
+    shape = (2, layer.num_channels, 2, 2) if isinstance(layer, nn.GroupNorm) else (2, 3, *layer.normalized_shape)
+    options = {} if layer.weight is None else {"dtype": layer.weight.dtype, "device": layer.weight.device}
+    return torch.linspace(-9, 9, math.prod(shape)).sin().view(shape).to(**options)
+
+
+def _check_forward(name: str, module: nn.Module, *known: Callable[..., Tensor]) -> None:
     fused = {"drop", "act"} <= module._modules.keys()
-    if not fused and type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+    if not fused and type(module).forward not in known:
         raise TypeError(
-            f"layer {name} is a {type(module).__name__}, a BatchNorm with a forward of its own; its statistics "
-            "cannot be chosen. Use torch.nn.BatchNorm2d, or a layer with 'drop' and 'act' submodules like timm's "
-            "BatchNormAct2d"
+            f"layer {name} is a {type(module).__name__}, a normalisation layer with a forward of its own; it cannot be "
+            "stood in for. Use torch.nn's layer, or one with 'drop' and 'act' submodules like timm's BatchNormAct2d"
         )

@@ -247,3 +247,24 @@ def random_grayscale(images: Tensor, p: float = 0.2, generator: torch.Generator 
     """
     check_images(images)
     return grayscale(images, draw_mask(len(images), probability("p", p), generator, images.device))
+
+
+def adjust_gamma(images: Tensor, gamma: Tensor) -> Tensor:
+    """Raise the values of every image to a power of its own: above 1 darkens, below 1 brightens.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1]; values outside are clipped.
+        gamma: (B,) positive exponents.
+
+    Returns:
+        (B, 3, H, W) in the dtype of the images.
+
+    Raises:
+        TypeError: If the images are not floating point.
+        ValueError: If a shape is wrong.
+    """
+    check_images(images)
+    check_rows("gamma", gamma, len(images))
+    pixels = at_least_float32(images)
+    # The slope of a root is infinite at 0.
+    return pixels.clamp(1e-8, 1.0).pow(per_image(gamma.to(pixels.dtype))).to(images.dtype)

@@ -1,0 +1,357 @@
+"""ETA, EATA and RDumb: filters, the Fisher information and where it comes from, resets."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+import warnings
+
+import lightning
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from ttalight import Trainer
+from ttalight.adapters import EATA, ETA, PTBN, SAR, DeYO, RDumb
+from ttalight.cli import main
+from ttalight.data import DigitsDataModule
+from ttalight.losses import entropy
+from ttalight.tasks import SupervisedTask
+
+OPEN = {"margin": 1.0, "redundancy": 1.0, "lr": 0.02}  # every sample counts
+
+
+@pytest.fixture
+def batches(images):
+    return [images, images.flip(0) * 0.5, images[:3] - 1, images[:1]]
+
+
+def tensors(adapted):
+    return adapted.engine.state_dict()["tensors"]
+
+
+class TestETA:
+    def test_margin_follows_the_number_of_classes(self, make_net, images):
+        adapted = ETA().wrap(make_net(classes=10))
+        entropies = entropy(adapted(images))
+        assert (entropies > 0.4 * math.log(10)).all()
+        assert (entropies < 0.4 * math.log(1000)).all()  # a margin for 1000 classes would keep every sample
+        assert adapted.engine.last["selected"] == 0
+
+    def test_nothing_kept_changes_nothing(self, make_net, batches):
+        adapted, still = ETA(margin=1e-3, lr=0.1).wrap(make_net()), PTBN().wrap(make_net())
+        for batch in batches:
+            assert torch.equal(adapted(batch), still(batch))
+        assert (adapted.engine.updates, adapted.engine.skipped) == (0, 4)
+        assert not adapted.engine.optimizer.state
+        assert tensors(adapted)["method.mean_prediction"].isnan().all()
+
+    def test_repetitions_are_redundant(self, make_net, images):
+        adapted = ETA(margin=1.0, redundancy=0.4).wrap(make_net())
+        adapted(images)
+        mean = tensors(adapted)["method.mean_prediction"]
+        assert adapted.engine.last["selected"] == 1  # nothing is redundant before there is a mean
+        adapted(images)
+        assert adapted.engine.last["selected"] == 0
+        assert torch.equal(tensors(adapted)["method.mean_prediction"], mean)
+
+    def test_batch_statistics_after_a_call_of_eval(self, make_net, images):
+        adapted = ETA(lr=0.0, margin=1.0).wrap(make_net())
+        adapted.module.eval()
+        assert torch.equal(adapted(images), PTBN().wrap(make_net())(images))
+
+    def test_a_sample_that_is_not_a_number_does_not_spoil_the_mean(self, make_net, images):
+        group = lambda channels: torch.nn.GroupNorm(2, channels)  # noqa: E731
+        spoilt = images.clone()
+        spoilt[0] = torch.nan
+        adapted, clean = ETA(**OPEN).wrap(make_net(group)), ETA(**OPEN).wrap(make_net(group))
+        adapted(spoilt)
+        clean(images[1:])
+        assert adapted.engine.skipped == 1
+        torch.testing.assert_close(*(tensors(each)["method.mean_prediction"] for each in (adapted, clean)))
+
+    def test_dense_predictions_count_by_image(self, images):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.Conv2d(6, 4, 1)).double()
+        adapted = ETA(margin=1.0, redundancy=1.0).wrap(net)
+        logits = adapted(images)
+        weights = (math.log(4) - entropy(logits).mean((1, 2))).exp()
+        expected = (weights * entropy(logits).mean((1, 2))).mean().item()
+        assert adapted.engine.last["loss"] == pytest.approx(expected)
+        mean = logits.softmax(1).mean((0, 2, 3))
+        torch.testing.assert_close(tensors(adapted)["method.mean_prediction"], mean)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"margin": 0}, r"margin must be a share of ln C in \(0, 1\], got 0"),
+            ({"margin": 2.76}, r"margin must be .* got 2\.76"),
+            ({"redundancy": 0.0}, r"redundancy must be a cosine in \(0, 1\], got 0\.0"),
+        ],
+    )
+    def test_says_what_is_wrong_with_arguments(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            ETA(**arguments)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda: RDumb(**OPEN, reset=2),
+        lambda: EATA(**OPEN, fisher="stream", fisher_samples=10, fisher_weight=100.0),
+        lambda: SAR(margin=1.0, lr=0.05, recovery=1.3),
+        lambda: DeYO(margin=1.0, threshold=-1.0, lr=0.05),
+    ],
+)
+def test_a_probe_changes_nothing_that_follows(make_net, images, batches, method, first):
+    plain, probed = method().wrap(make_net()), method().wrap(make_net())
+    for index, batch in enumerate(batches):
+        expected = plain(batch)
+        if index == first:
+            probed.engine.probe(True)
+            for _ in range(2):
+                probed(images + 3)
+            probed.engine.probe(False)
+        assert torch.equal(probed(batch), expected)
+    assert probed.engine.state_dict()["counters"] == plain.engine.state_dict()["counters"]
+    assert plain.engine.updates == len(batches)
+
+
+class TestRDumb:
+    def test_starts_again_after_so_many_updates(self, make_net, images):
+        adapted = RDumb(reset=3, **OPEN).wrap(make_net())
+        seen = [adapted(images) for _ in range(8)]
+        for index, logits in enumerate(seen):
+            assert torch.equal(logits, seen[index % 3])
+            assert index % 3 == 0 or not torch.equal(logits, seen[0])
+        assert adapted.engine.updates == 8
+
+    def test_batches_without_an_update_do_not_count(self, make_net, images):
+        adapted = RDumb(reset=2, margin=1e-3).wrap(make_net())
+        for _ in range(5):
+            adapted(images)
+        assert adapted.engine._updates_at_reset == 0
+
+    def test_is_eta_until_the_thousandth_update(self, make_net, batches):
+        adapted, plain = RDumb(**OPEN).wrap(make_net()), ETA(**OPEN).wrap(make_net())
+        for batch in batches:
+            assert torch.equal(adapted(batch), plain(batch))
+        assert RDumb().protocol()["reset"] == 1000
+
+
+class Unlabelled(lightning.LightningDataModule):
+    """A stranger's data module, which turns bytes into floats on the device."""
+
+    def __init__(self, images, clean=None):
+        super().__init__()
+        self.images, self.clean = images, clean
+        self.stages = []
+
+    def setup(self, stage):
+        self.stages.append(stage)
+
+    def test_dataloader(self):
+        return DataLoader(TensorDataset(self.images, torch.zeros(len(self.images), dtype=torch.long)), batch_size=4)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0].double() / 255, batch[1]
+
+
+class Labelled(Unlabelled):
+    """The same with validation images."""
+
+    def val_dataloader(self):
+        labels = torch.full((len(self.clean),), 10**6)  # no class: whoever reads it fails
+        return DataLoader(TensorDataset(self.clean, labels), batch_size=len(self.clean))
+
+
+class Classifier(lightning.LightningModule):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images)
+
+    def test_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+class Seen(lightning.Callback):
+    """Keeps what the adapter knows at the end of a run."""
+
+    def __init__(self, adapter):
+        self.adapter = adapter
+
+    def on_test_epoch_end(self, trainer, pl_module):
+        self.state, self.protocol = self.adapter.state_dict(), self.adapter.protocol()
+
+
+@pytest.fixture
+def in_lightning(make_net, tmp_path):
+    def run(adapter, data):
+        seen = Seen(adapter)
+        trainer = lightning.Trainer(
+            accelerator="cpu", callbacks=[adapter, seen], logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.test(Classifier(make_net()), datamodule=data, verbose=False)
+        return seen
+
+    return run
+
+
+@pytest.fixture
+def pixels():
+    return torch.randint(256, (12, 3, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+
+
+class TestEATA:
+    @pytest.mark.parametrize("arguments", [{}, {"fisher_weight": 0.0, "source": "never read"}])
+    def test_without_penalty_is_eta(self, make_net, batches, arguments):
+        adapted, plain = EATA(**OPEN, **arguments).wrap(make_net()), ETA(**OPEN).wrap(make_net())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for batch in batches:
+                assert torch.equal(adapted(batch), plain(batch))
+        expected = [] if arguments else ["EATA found no source images, so it runs as ETA"]
+        assert [str(warning.message).split(":")[0] for warning in caught] == expected
+        assert adapted.engine.adapter.protocol()["fisher"] is None
+
+    @pytest.mark.parametrize("arguments", [{"source": "images"}, {"fisher": "stream"}])
+    def test_the_penalty_keeps_weights_near_the_source(self, make_net, batches, arguments):
+        if "source" in arguments:
+            arguments = {"source": batches[:2]}
+        distances = []
+        for weight in (0.0, 1e3, 1e6):
+            adapted = EATA(**OPEN, **arguments, fisher_weight=weight).wrap(make_net())
+            for batch in batches * 3:
+                adapted(batch)
+            net = adapted.engine.net
+            distances.append(sum((w - s).square().sum() for w, s in zip(net.parameters, net.source, strict=True)))
+        assert distances[0] > 1.2 * distances[1] > 1.44 * distances[2]
+
+    def test_a_generator_is_read_once_and_copies_need_no_source(self, make_net, batches):
+        def source():
+            yield from batches[:2]
+
+        adapted = EATA(**OPEN, fisher_weight=100.0, source=source()).wrap(make_net())
+        listed = EATA(**OPEN, fisher_weight=100.0, source=batches[:2]).wrap(make_net())
+        assert torch.equal(adapted(batches[0]), listed(batches[0]))
+        copies = [copy.deepcopy(adapted), pickle.loads(pickle.dumps(adapted)), adapted.to("cpu")]
+        expected = [listed(batch) for batch in batches]
+        for each in copies:
+            assert [torch.equal(each(batch), logits) for batch, logits in zip(batches, expected, strict=True)] == [
+                True
+            ] * 4
+
+    def test_reads_no_more_source_than_it_needs(self, make_net, images):
+        def source():
+            yield images
+            yield images
+            pytest.fail("fisher_samples were there already")
+
+        EATA(source=source(), fisher_samples=2 * len(images)).wrap(make_net())(images)
+
+    def test_measures_anew_in_another_run(self, make_net, batches):
+        method = EATA(**OPEN, source=batches[:1])
+        first = method.wrap(make_net())
+        first(batches[0])
+        values = tensors(first)
+        first.release()
+        second = method.wrap(make_net(torch.nn.BatchNorm2d, 7))
+        second(batches[0])
+        assert not torch.equal(tensors(second)["method.fisher.0"], values["method.fisher.0"])
+
+    def test_a_stream_is_measured_anew_after_a_reset(self, make_net, batches):
+        adapted = EATA(**OPEN, fisher="stream", fisher_samples=8, reset="never").wrap(make_net())
+        for batch in batches:
+            adapted(batch)
+        state = tensors(adapted)
+        assert (state["method.fisher.samples"], state["method.fisher.batches"]) == (8, 2)
+        adapted.reset()
+        assert all(not value.any() for name, value in tensors(adapted).items() if "fisher" in name)
+        adapted(batches[2])
+        assert tensors(adapted)["method.fisher.samples"] == 3
+
+    def test_takes_the_validation_images_of_a_data_module(self, in_lightning, make_net, pixels):
+        data = Labelled(pixels, pixels.flip(0))
+        seen = in_lightning(EATA(**OPEN, fisher_weight=50.0), data)
+        assert data.stages == ["test", "validate"]
+        assert seen.protocol["fisher"] == "source"
+        adapted = EATA(**OPEN, fisher_weight=50.0, source=[pixels.flip(0).double() / 255]).wrap(make_net())
+        for batch in pixels.split(4):
+            adapted(batch.double() / 255)
+        for name, value in tensors(adapted).items():
+            found = seen.state["tensors"][name if name.startswith("method.") else f"net.{name}"]
+            torch.testing.assert_close(found, value, rtol=1e-8, atol=1e-12)
+
+    def test_draws_validation_images_at_random(self, in_lightning, pixels):
+        """Of images that come class by class, the first ones are of one class."""
+        sizes = []
+        clean = torch.arange(240, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
+        class Watched(Labelled):
+            def on_after_batch_transfer(self, batch, dataloader_idx):
+                if len(batch[1]) and batch[1][0] == 10**6:
+                    sizes.append(sorted(batch[0][:, 0, 0, 0].tolist()))
+                return super().on_after_batch_transfer(batch, dataloader_idx)
+
+        for _ in range(2):
+            in_lightning(EATA(fisher_samples=20, seed=1), Watched(pixels, clean))
+        assert sizes[0] == sizes[1]
+        assert len(set(sizes[0])) == 20
+        assert sizes[0][-1] > 150
+
+    def test_says_that_a_data_module_has_no_validation_images(self, in_lightning, pixels):
+        with pytest.warns(UserWarning, match="found no source images.*a data module with validation images"):
+            seen = in_lightning(EATA(), Unlabelled(pixels))
+        assert seen.protocol["fisher"] is None
+
+    def test_on_the_digits(self, tmp_path):
+        task = SupervisedTask(encoder="cifar_resnet8")
+        data = DigitsDataModule(batch_size=20, domains=["contrast"], limit=40)
+        trainer = Trainer(default_root_dir=str(tmp_path), accelerator="cpu", enable_progress_bar=False)
+        results = trainer.adapt(task, data, EATA(fisher_samples=50))
+        assert results["cost"]["forwards_per_batch"] == results["cost"]["backwards_per_batch"] == (2 + 3) / 2
+
+    def test_settings_on_the_command_line_reach_the_method(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        main([
+            "adapt", "--model", "SupervisedTask", "--model.encoder", "cifar_resnet8", "--model.num_classes", "10",
+            "--data", "DigitsDataModule", "--data.limit", "20", "--data.batch_size", "10", "--adapter", "EATA",
+            "--adapter.fisher", "stream", "--adapter.fisher_samples", "15", "--adapter.fisher_weight", "7",
+            "--adapter.redundancy", "0.1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+        ])  # fmt: skip
+        results = json.loads((tmp_path / "runs" / "default" / "results.json").read_text())
+        expected = {"fisher": "stream", "fisher_samples": 15, "fisher_weight": 7.0, "redundancy": 0.1, "margin": 0.4}
+        assert results["protocol"].items() >= expected.items()
+        assert results["cost"]["forwards_per_batch"] == 2
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"fisher": "target"}, "fisher must be 'source' or 'stream', got 'target'"),
+            ({"fisher_samples": 0}, "fisher_samples must be at least 1, got 0"),
+            ({"fisher_weight": -1.0}, "fisher_weight must be at least 0, got -1"),
+        ],
+    )
+    def test_says_what_is_wrong_with_arguments(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            EATA(**arguments)
+
+    @pytest.mark.parametrize(
+        ("source", "error", "message"),
+        [
+            ([], ValueError, "source gave no batch of images"),
+            ([{"image": 1}], TypeError, "as the network takes them.*got dict"),
+            ([(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 0)], TypeError, r"got torch\.uint8 of shape \(2, 3, 8, 8\)"),
+            (torch.zeros(2, 3, 8, 8), TypeError, r"got torch\.float32 of shape \(3, 8, 8\)"),
+        ],
+    )
+    def test_says_what_is_wrong_with_the_source(self, make_net, images, source, error, message):
+        with pytest.raises(error, match=message):
+            EATA(source=source).wrap(make_net())(images)

@@ -1,0 +1,110 @@
+"""CMF: the weights follow a hidden model that a Kalman filter keeps between source and stream."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ttalight.adapters.restoration import move_towards
+from ttalight.adapters.roid import ROID
+from ttalight.models.network import Network
+
+__all__ = ["CMF", "filter_gain"]
+
+#: Free parameters of the ViT-B/16 that the process variance is tuned for.
+_REFERENCE_SIZE = 38400
+
+
+class CMF(ROID):
+    """Steps on the losses of ``ROID``, and filters the weights instead of averaging them with the source.
+
+    A hidden model drifts back to the source (by ``source_share``), observes the weights after each step, with a gain
+    1 - beta that follows from a variance recursion, and the weights move a hundredth of the way (``hidden_share``) to
+    it. Cost and prediction are those of ``ROID``; there is one more copy of the free parameters.
+
+    Source: J.-H. Lee, J.-H. Chang, *Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation*,
+    ICLR 2024 (no arXiv id). As in the authors' code beta is at least 0.89, and 1 from 0.9999 on. A reset takes the
+    variance back too, which their code forgets; only the free parameters are filtered, since the rest is equal in all
+    models.
+
+    Args:
+        process_variance: Variance q that each step adds, for 38,400 free parameters; it grows in proportion to their
+            number. Above 0.
+        hidden_share: Share of the way from the weights to the hidden model after each step, in [0, 1].
+        source_share: Share of the way from the hidden model to the source before each observation, in [0, 1].
+        kwargs: See ``ROID``.
+
+    Raises:
+        ValueError: If an argument is out of range; at the first batch, if the process variance reaches 1 for the
+            number of free parameters, and as for ``ROID``.
+    """
+
+    published: ClassVar[dict[str, dict[str, Any]]] = ROID.published
+
+    def __init__(
+        self,
+        process_variance: float = 0.005,
+        hidden_share: float = 0.01,
+        source_share: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(source_share=source_share, **kwargs)
+        if process_variance <= 0:
+            raise ValueError(f"process_variance must be above 0, got {process_variance}")
+        if not 0 <= hidden_share <= 1:
+            raise ValueError(f"hidden_share must lie in [0, 1], got {hidden_share}")
+        self.process_variance = process_variance
+        self.hidden_share = hidden_share
+        self._scaled_variance = process_variance
+        self._hidden: list[Tensor] = []
+        self._variance = torch.zeros(())
+
+    def configure(self, net: Network) -> None:
+        """Begin with the source as hidden model, and no variance."""
+        super().configure(net)
+        count = sum(parameter.numel() for parameter in net.parameters)
+        self._scaled_variance = self.process_variance * count / _REFERENCE_SIZE
+        if self._scaled_variance >= 1:
+            raise ValueError(
+                f"the process variance must stay below 1, but {self.process_variance} for {_REFERENCE_SIZE} parameters "
+                f"is {self._scaled_variance:.3g} for the {count} free ones: choose a smaller process_variance"
+            )
+        self._hidden = [parameter.detach().clone() for parameter in net.parameters]
+        self._variance = torch.zeros_like(self._mean_prediction[0])
+
+    def method_state(self) -> dict[str, Tensor]:
+        """Return the running mean of predictions, the hidden model and its variance."""
+        hidden = {f"hidden.{index}": weight for index, weight in enumerate(self._hidden)}
+        return super().method_state() | hidden | {"variance": self._variance}
+
+    @torch.no_grad()
+    def after_step(self, net: Network) -> None:
+        """Filter the hidden model and move the weights towards it."""
+        move_towards(self._hidden, net.source, self.source_share)
+        beta, variance = filter_gain(self._variance, self._scaled_variance, 1 - self.source_share)
+        self._variance.copy_(variance)
+        weights: list[Tensor] = [*net.parameters]
+        seen = torch._foreach_sub(weights, self._hidden)
+        torch._foreach_mul_(seen, 1 - beta)
+        torch._foreach_add_(self._hidden, seen)
+        move_towards(net.parameters, self._hidden, self.hidden_share)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what a result must say about this method to be comparable."""
+        return super().protocol() | {"process_variance": self.process_variance, "hidden_share": self.hidden_share}
+
+
+def filter_gain(variance: Tensor, added: float, decay: float) -> tuple[Tensor, Tensor]:
+    """Return beta, the weight of the hidden model against an observation, and the variance after the observation.
+
+    Args:
+        variance: Of the hidden model, a scalar.
+        added: Variance q that a step adds; that of an observation is 1 - q.
+        decay: Share of the hidden model that is left after the drift to the source.
+    """
+    grown = decay**2 * variance + added
+    beta = ((1 - added) / (grown + (1 - added))).clamp(min=0.89)
+    beta = torch.where(beta < 0.9999, beta, 1.0)
+    return beta, beta * grown

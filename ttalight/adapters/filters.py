@@ -1,0 +1,70 @@
+"""Which samples a method learns from, and how much: the filters and weights that published methods share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["confidence_weight", "entropy_margin", "probability_drop", "redundancy", "update_mean"]
+
+
+def entropy_margin(fraction: float, classes: int) -> float:
+    """Return a margin on the entropy, in nats, as a fraction of the largest one, ln C, of the classifier's own C."""
+    return fraction * math.log(classes)
+
+
+def confidence_weight(entropies: Tensor, margin: float) -> Tensor:
+    """Return exp(E0 - H): certain samples count more; no gradient.
+
+    S. Niu et al., *Efficient Test-Time Model Adaptation without Forgetting*, ICML 2022, arXiv 2204.02610.
+
+    Args:
+        entropies: H, (B,).
+        margin: E0.
+    """
+    return (margin - entropies.detach()).exp()
+
+
+def redundancy(probabilities: Tensor, mean: Tensor) -> Tensor:
+    """Return the cosine of each prediction to the running mean of predictions, (B,).
+
+    Same source as ``confidence_weight``. Zero while the mean is unset, so that nothing counts as redundant.
+
+    Args:
+        probabilities: (B, C).
+        mean: (C,), NaN while unset.
+    """
+    return F.cosine_similarity(probabilities, mean[None].nan_to_num(), dim=1)
+
+
+@torch.no_grad()
+def update_mean(mean: Tensor, probabilities: Tensor, kept: Tensor, momentum: float = 0.9) -> None:
+    """Move the running mean of predictions, in place, to the mean of those kept; nothing kept moves nothing.
+
+    Args:
+        mean: (C,), NaN while unset: the first mean is taken as it is.
+        probabilities: (B, C).
+        kept: Mask, (B,).
+        momentum: Share of the old mean.
+    """
+    count = kept.sum()
+    new = torch.where(kept[:, None], probabilities, 0).sum(0) / count
+    moved = torch.where(mean.isnan(), new, momentum * mean + (1 - momentum) * new)
+    mean.copy_(torch.where(count > 0, moved, mean))
+
+
+def probability_drop(logits: Tensor, changed: Tensor) -> Tensor:
+    """Return how much the likeliest class of an image loses when the image's objects are destroyed, (B,), in [-1, 1].
+
+    J. Lee et al., *Entropy is not Enough for Test-Time Adaptation: From the Perspective of Disentangled Factors*,
+    ICLR 2024, arXiv 2403.07366, where it is called the pseudo-label probability difference (PLPD).
+
+    Args:
+        logits: Of the images, (B, C).
+        changed: Of the images with shuffled patches or the like, (B, C).
+    """
+    likely = logits.argmax(1, keepdim=True)
+    return (logits.softmax(1).gather(1, likely) - changed.softmax(1).gather(1, likely))[:, 0]

@@ -1,0 +1,178 @@
+"""FIND: normalisation statistics of groups of alike images, mixed with the source's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttalight.adapters.adapter import Adapter
+from ttalight.models.network import Network
+from ttalight.models.norm import NormLayer
+
+__all__ = ["FIND", "group_dispersion", "group_statistics", "same_group"]
+
+
+class FIND(Adapter):
+    """Normalises every image with statistics of its own kind, for batches that mix domains. Nothing is learned.
+
+    In each chosen BatchNorm layer the images of a batch fall into groups by their channel means (LFD): each image is
+    linked with its nearest neighbour in cosine similarity, the connected components are the groups, as many as there
+    are. A layer then normalises with ``alpha`` times the source's statistics and 1 - ``alpha`` times the group's
+    (FABN). The other layers mix in the statistics of the whole batch, or nothing (S-FABN). One forward a batch, one
+    more for the first with ``layers="auto"``; no state from batch to batch.
+
+    Source: Q. Jiang, C. Ye, D. Wei, B. Wang, Y. Xue, J. Jiang, Z. Wang, *Feature-Based Instance Neighbor Discovery:
+    Advanced Stable Test-Time Adaptation in Dynamic World*, NeurIPS 2025, arXiv 2506.06782. No code is public. The
+    grouping and ``alpha`` are those of the code of its predecessor, *Discover Your Neighbors* (DYN), arXiv 2406.05413.
+    How layers are chosen is a reconstruction: the paper's abstract says that there is a choice, not how it is made.
+
+    Args:
+        alpha: Share of the source's statistics in [0, 1].
+        layers: Which layers divide the batch: ``auto`` for those whose groups differ more than the average layer's on
+            the run's first batch, ``all``, or positions among the network's BatchNorm layers.
+        others: What the other layers mix in: the statistics of the whole batch (``unified``) or nothing (``source``).
+        kwargs: See ``Adapter``.
+
+    Raises:
+        ValueError: If an argument is out of range; at the first batch, if the network has no BatchNorm layer, or none
+            of a given position.
+    """
+
+    norm = "groups"
+
+    def __init__(
+        self,
+        alpha: float = 0.8,
+        layers: Literal["auto", "all"] | Sequence[int] = "auto",
+        others: Literal["unified", "source"] = "unified",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+        if isinstance(layers, str) and layers not in ("auto", "all"):
+            raise ValueError(f"layers must be 'auto', 'all' or a list of positions, got {layers!r}")
+        if others not in ("unified", "source"):
+            raise ValueError(f"others must be 'unified' or 'source', got {others!r}")
+        self.alpha, self.layers, self.others = alpha, layers, others
+
+    def configure(self, net: Network) -> None:
+        """Stand in for the normalisation of all BatchNorm layers, and choose which divide the batch."""
+        layers = net.batch_norms()
+        count, device = len(layers), net.device
+        self._divides = torch.ones(count, dtype=torch.bool, device=device)
+        self._scores = torch.zeros(count, device=device)
+        if not isinstance(self.layers, str):
+            self._divides.zero_()[_positions(self.layers, count)] = True
+        for index, layer in enumerate(layers):
+            if not layer.statistics:
+                raise ValueError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
+            layer.replace(partial(self._normalize, layer, index))
+        if self.layers == "auto" and net.images is not None:
+            with torch.no_grad():
+                net(net.images)
+            self._divides.copy_(self._scores >= self._scores.mean())
+
+    def method_state(self) -> dict[str, Tensor]:
+        """Return which layers divide the batch."""
+        return {"divides": self._divides}
+
+    def adapt(self, net: Network, images: Tensor) -> Tensor:
+        """Predict with the statistics of each image's group."""
+        with torch.no_grad():
+            return net(images).logits
+
+    def _normalize(self, layer: NormLayer, index: int, x: Tensor) -> Tensor:
+        source_mean, source_var = layer.statistics
+        pixels = x.flatten(2) if x.ndim > 2 else x[:, :, None]
+        var, mean = torch.var_mean(pixels.to(source_mean.dtype), 2, correction=0)
+        together = same_group(mean)
+        group_mean, group_var = group_statistics(mean, var, together)
+        self._scores[index] = group_dispersion(group_mean, together, source_var)
+        if self.others == "unified":
+            other_mean, other_var = group_statistics(mean, var, torch.ones_like(together))
+        else:
+            other_mean, other_var = source_mean, source_var
+        divides = self._divides[index]
+        mean = torch.lerp(torch.where(divides, group_mean, other_mean), source_mean, self.alpha)
+        var = torch.lerp(torch.where(divides, group_var, other_var), source_var, self.alpha)
+        scale = (var + layer.module.eps).rsqrt()  # type: ignore[operator]
+        shift = -mean * scale
+        weight: Tensor | None = layer.module.weight  # type: ignore[assignment]
+        bias: Tensor | None = layer.module.bias  # type: ignore[assignment]
+        if weight is not None:
+            scale, shift = scale * weight, shift * weight
+        if bias is not None:
+            shift = shift + bias
+        shape = (*mean.shape, *[1] * (x.ndim - 2))
+        return x * scale.view(shape).to(x.dtype) + shift.view(shape).to(x.dtype)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what a result must say about this method to be comparable."""
+        return super().protocol() | {"alpha": self.alpha, "layers": self.layers, "others": self.others}
+
+
+def same_group(means: Tensor) -> Tensor:
+    """Return which images of a batch belong together, a boolean (B, B): the first partition of FINCH.
+
+    Images are linked if one is the other's nearest neighbour in cosine similarity, or if both have the same one; what
+    is connected is a group. S. Sarfraz, V. Sharma, R. Stiefelhagen, *Efficient Parameter-free Clustering Using First
+    Neighbor Relations*, CVPR 2019, arXiv 1902.11266. A single image is a group.
+
+    Args:
+        means: (B, D).
+    """
+    size = len(means)
+    links = torch.eye(size, dtype=means.dtype, device=means.device)
+    if size > 1:
+        unit = F.normalize(means, dim=1)
+        nearest = (unit @ unit.T).fill_diagonal_(-torch.inf).argmax(1)
+        # Images with the same nearest neighbour are connected through it.
+        links[torch.arange(size, device=means.device), nearest] = 1
+        links = torch.maximum(links, links.T)
+        for _ in range(math.ceil(math.log2(size))):  # paths of twice the length each time
+            links = (links @ links).clamp_(max=1)
+    return links > 0
+
+
+def group_statistics(mean: Tensor, var: Tensor, together: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each image's group mean and variance, (B, C) both, from the statistics of the images.
+
+    Args:
+        mean: Channel means of the images, (B, C).
+        var: Channel variances of the images, (B, C).
+        together: Which images share a group, (B, B).
+    """
+    shares = together.to(mean.dtype)
+    shares = shares / shares.sum(1, keepdim=True)
+    group_mean = shares @ mean
+    # The variance over all pixels of a group is the mean variance within its images and the variance of their means.
+    return group_mean, (shares @ (var + mean.square()) - group_mean.square()).clamp_min(0)
+
+
+def group_dispersion(group_mean: Tensor, together: Tensor, source_var: Tensor) -> Tensor:
+    """Return how far apart a layer's groups are: the variance of their means over the source's variance, a scalar.
+
+    Args:
+        group_mean: Group mean of each image, (B, C).
+        together: Which images share a group, (B, B).
+        source_var: (C,).
+    """
+    once = 1 / together.sum(1, keepdim=True).to(group_mean.dtype)  # so that every group counts once
+    groups = once.sum()
+    center = (once * group_mean).sum(0) / groups
+    spread = (once * (group_mean - center).square()).sum(0) / groups
+    return (spread / source_var.clamp_min(torch.finfo(source_var.dtype).tiny)).mean()
+
+
+def _positions(positions: Sequence[int], count: int) -> list[int]:
+    wrong = [position for position in positions if not 0 <= position < count]
+    if wrong:
+        raise ValueError(f"layers names positions {wrong}, and the network has BatchNorm layers 0 to {count - 1}")
+    return list(positions)

@@ -1,0 +1,111 @@
+"""LAME: labels that agree among neighbours, the network frozen."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttalight.adapters.adapter import Adapter
+from ttalight.models.network import Network
+
+__all__ = ["LAME", "affinity", "laplacian_adjusted"]
+
+
+class LAME(Adapter):
+    """Adjusts the predictions of a batch so that images with similar features agree; nothing is learned.
+
+    Returns log-probabilities. Strong where neighbours in a batch share their class (correlated streams), harmful where
+    they do not. One forward a batch.
+
+    Source: M. Boudiaf, R. Mueller, I. Ben Ayed, L. Bertinetto, *Parameter-Free Online Test-Time Adaptation*, CVPR
+    2022, arXiv 2201.05718. The authors stop when their objective changes by less than 1e-8; here all ``iterations``
+    run, which leads to the same labels without waiting for the device.
+
+    Args:
+        kernel: ``rbf``, whose width is the mean distance to the k-th nearest (the image itself counted), ``knn``,
+            which links each image with its k nearest others, or ``linear``.
+        neighbors: Number k.
+        symmetric: Whether the ``knn`` kernel is averaged with its transpose.
+        iterations: Updates of the labels.
+        norm: Statistics of BatchNorm layers, ``source`` as the authors' or ``batch``.
+        kwargs: See ``Adapter``.
+
+    Raises:
+        ValueError: If an argument is out of range; at the first batch, if the classifier cannot be found.
+    """
+
+    def __init__(
+        self,
+        kernel: Literal["rbf", "knn", "linear"] = "rbf",
+        neighbors: int = 5,
+        symmetric: bool = False,
+        iterations: int = 100,
+        norm: Literal["source", "batch"] = "source",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if kernel not in ("rbf", "knn", "linear"):
+            raise ValueError(f"kernel must be 'rbf', 'knn' or 'linear', got {kernel!r}")
+        if neighbors < 1 or iterations < 1:
+            raise ValueError(f"neighbors and iterations must be at least 1, got {neighbors} and {iterations}")
+        if norm not in ("source", "batch"):
+            raise ValueError(f"norm must be 'source' or 'batch', got {norm!r}")
+        self.kernel, self.neighbors, self.symmetric = kernel, neighbors, symmetric
+        self.iterations, self.norm = iterations, norm
+
+    def configure(self, net: Network) -> None:
+        """Keep the features of each pass."""
+        net.set_norm_mode("batch" if self.norm == "batch" else "source")
+        _ = net.head
+
+    def adapt(self, net: Network, images: Tensor) -> Tensor:
+        """Predict, then let neighbours agree."""
+        with torch.no_grad():
+            logits, features = net(images)
+            assert features is not None
+            if logits.ndim != 2:
+                raise ValueError(f"LAME classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
+            weights = affinity(F.normalize(features.flatten(1), dim=1), self.kernel, self.neighbors)
+            if self.symmetric:
+                weights = (weights + weights.T) / 2
+            return laplacian_adjusted(logits.log_softmax(1), weights, self.iterations)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what a result must say about this method to be comparable."""
+        return super().protocol() | {"kernel": self.kernel, "neighbors": self.neighbors}
+
+
+def affinity(features: Tensor, kernel: str, neighbors: int) -> Tensor:
+    """Return how much each image of a batch listens to each other one, (B, B).
+
+    Args:
+        features: Unit vectors, (B, D).
+        kernel: See ``LAME``.
+        neighbors: See ``LAME``; a smaller batch has fewer.
+    """
+    if kernel == "linear":
+        return features @ features.T
+    distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    if kernel == "knn":
+        nearest = distances.fill_diagonal_(torch.inf).topk(min(neighbors, len(features) - 1), largest=False).indices
+        return torch.zeros_like(distances).scatter_(1, nearest, 1.0)
+    width = distances.topk(min(neighbors, len(features)), largest=False).values[:, -1].mean()
+    # Images that all coincide have width 0: they listen to each other fully.
+    return (-distances.square() / (2 * width.square()).clamp_min(torch.finfo(width.dtype).tiny)).exp()
+
+
+def laplacian_adjusted(log_probabilities: Tensor, weights: Tensor, iterations: int) -> Tensor:
+    """Iterate Y = softmax(log p + W Y) from Y = p and return log Y, (B, C).
+
+    Args:
+        log_probabilities: (B, C).
+        weights: (B, B).
+        iterations: Number of updates.
+    """
+    adjusted = log_probabilities
+    for _ in range(iterations):
+        adjusted = (log_probabilities + weights @ adjusted.exp()).log_softmax(1)
+    return adjusted

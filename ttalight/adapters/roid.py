@@ -1,0 +1,208 @@
+"""ROID: certain and diverse predictions, kept near the source by averaging weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ttalight.adapters.restoration import move_towards
+from ttalight.adapters.self_training import SelfTrainingAdapter
+from ttalight.adapters.term import add_terms
+from ttalight.adapters.views import PixelSpace, check_normalization, pixel_space
+from ttalight.losses import entropy, soft_likelihood_ratio, symmetric_cross_entropy
+from ttalight.models.network import Network, Outputs
+from ttalight.transforms import RandomJitterAffineFlip
+
+__all__ = ["ROID", "certainty_diversity_weights", "smoothed_prior"]
+
+
+class ROID(SelfTrainingAdapter):
+    """Minimises a soft likelihood ratio and a symmetric cross-entropy to augmented images, both weighted.
+
+    A sample weighs exp(diversity * certainty / temperature). Its diversity is one minus the cosine of its prediction to
+    the running mean of predictions, its certainty the negative entropy, both rescaled to [0, 1] within the batch (to 0
+    in a batch of equals). Samples of less than mean diversity are dropped, so at least one is always kept. After each
+    step the weights move one hundredth of the way back to the source. Logits are corrected by the batch's class prior.
+
+    A batch costs two forwards, the second of the kept images only, and one backward through both. Batch statistics of
+    the second are those of the kept images. The prediction is that of the first (``before``).
+
+    Source: R. Marsden, M. Döbler, B. Yang, *Universal Test-time Adaptation through Weight Ensembling, Diversity
+    Weighting, and Prior Correction*, WACV 2024, arXiv 2306.00650. Differences to the authors' code: augmentations are
+    drawn for each image, not once for a batch; losses are divided by the number of images in the batch, not by the
+    nominal batch size, which matters for a last, smaller batch; the logarithm of the likelihood ratio has no offset of
+    1e-5; and the prior correction, see there.
+
+    Args:
+        weighting: Weigh samples as above; otherwise all alike.
+        consistency: Add the cross-entropy to augmented images.
+        temperature: Of the weights, above 0.
+        source_share: Share of the way back to the source weights after each step, in [0, 1].
+        prior_correction: ``log`` adds the logarithm of the smoothed class prior to the logits, which is Bayes' rule
+            for a source with equally frequent classes. ``published`` multiplies the logits by the prior, as the
+            authors' code does: a likely class with a negative logit then loses, and the outputs are no logits.
+            ``none`` leaves them.
+        mean: Channel means of a normalisation outside the network; see ``pixel_space``.
+        std: Channel standard deviations of it.
+        kwargs: See ``SelfTrainingAdapter``; ``repeat_kept`` changes nothing here.
+
+    Raises:
+        ValueError: If an argument is out of range; at the first batch, if the network has nothing to adapt or
+            predicts pixel by pixel.
+    """
+
+    published: ClassVar[dict[str, dict[str, Any]]] = {
+        "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},
+        "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 2.5e-4, "batch_size": 64},
+    }
+
+    def __init__(
+        self,
+        weighting: bool = True,
+        consistency: bool = True,
+        temperature: float = 1 / 3,
+        source_share: float = 0.01,
+        prior_correction: Literal["log", "published", "none"] = "log",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if not 0 <= source_share <= 1:
+            raise ValueError(f"source_share must lie in [0, 1], got {source_share}")
+        if prior_correction not in ("log", "published", "none"):
+            raise ValueError(f"prior_correction must be 'log', 'published' or 'none', got {prior_correction!r}")
+        check_normalization(mean, std)
+        self.weighting = weighting
+        self.consistency = consistency
+        self.temperature = temperature
+        self.source_share = source_share
+        self.prior_correction = prior_correction
+        self.mean, self.std = mean, std
+        self._augmentation = RandomJitterAffineFlip()
+        self._space = PixelSpace()
+        self._mean_prediction = torch.empty(0)
+
+    def configure(self, net: Network) -> None:
+        """Free the parameters, normalise with the batch's statistics, and begin with a uniform mean prediction."""
+        super().configure(net)
+        precision = torch.promote_types(net.parameters[0].dtype, torch.float32)
+        uniform = torch.full((net.classes,), 1 / net.classes, dtype=precision, device=net.device)
+        self._mean_prediction = uniform
+        self._space = pixel_space(net, self.mean, self.std)
+
+    def method_state(self) -> dict[str, Tensor]:
+        """Return the running mean of predictions."""
+        return {"mean_prediction": self._mean_prediction}
+
+    def adapt(self, net: Network, images: Tensor) -> Tensor:
+        """Step on the batch and correct the prediction by the batch's class prior."""
+        for step in range(self.steps):
+            logits = self._update(net, images, step)
+        if self.prediction == "after":
+            with torch.no_grad():
+                logits = net(images).logits
+        if self.prior_correction == "none":
+            return logits
+        prior = smoothed_prior(logits)
+        return logits + prior.log() if self.prior_correction == "log" else logits * prior
+
+    def _update(self, net: Network, images: Tensor, step: int) -> Tensor:
+        outputs = net(images)
+        logits = outputs.logits
+        if logits.ndim != 2:
+            raise ValueError(
+                f"{type(self).__name__} compares predictions of shifted and turned images and takes one an image, (B, "
+                f"C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
+            )
+        weights = self.weigh(net, images, outputs)
+        selected = None if weights is None else weights != 0
+        losses = self.losses(net, images, outputs)
+        if self.consistency:
+            losses = losses + self._inconsistency(net, images, logits, selected, step)
+        losses = add_terms(losses, self.terms, net, outputs, selected, weights)
+        net.step(losses, weights, self.penalty(net))
+        self.after_step(net)
+        return logits.detach()
+
+    def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor | None:
+        """Return the weights of the samples and move the mean prediction.
+
+        They contain the fraction kept: the authors divide the sum of the kept losses by the size of the whole batch.
+        """
+        if not self.weighting:
+            return None
+        logits = outputs.logits.detach()
+        weights = certainty_diversity_weights(logits, self._mean_prediction, self.temperature)
+        seen = logits.softmax(1).mean(0)
+        # A batch with a value that is not finite must not stay in the mean.
+        self._mean_prediction.lerp_(torch.where(seen.isfinite().all(), seen, self._mean_prediction), 0.1)
+        return weights * (weights != 0).to(weights.dtype).mean()
+
+    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+        """Return the soft likelihood ratio of each prediction."""
+        return soft_likelihood_ratio(outputs.logits)
+
+    def _inconsistency(
+        self, net: Network, images: Tensor, logits: Tensor, selected: Tensor | None, step: int
+    ) -> Tensor:
+        """Return the symmetric cross-entropy of kept samples to their augmented images, (B,); 0 for the others."""
+        with torch.no_grad():
+            views = self._augmentation(self._space.to_pixels(images), net.draws(step))
+        views = self._space.from_pixels(views)
+        if selected is None:
+            return symmetric_cross_entropy(net(views).logits, logits)
+        losses = symmetric_cross_entropy(net(views, keep=selected).logits, logits[selected])
+        return losses.new_zeros(len(images)).masked_scatter(selected, losses)
+
+    def after_step(self, net: Network) -> None:
+        """Move the weights back towards the source."""
+        move_towards(net.parameters, net.source, self.source_share)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what a result must say about this method to be comparable."""
+        settings = {
+            "weighting": self.weighting,
+            "consistency": self.consistency,
+            "temperature": self.temperature,
+            "source_share": self.source_share,
+            "prior_correction": self.prior_correction,
+        }
+        return super().protocol() | settings | self._space.protocol()
+
+
+def certainty_diversity_weights(logits: Tensor, mean: Tensor, temperature: float) -> Tensor:
+    """Return the weight of each sample, (B,), 0 for those of less than mean diversity.
+
+    Args:
+        logits: (B, C).
+        mean: Running mean of predictions, (C,).
+        temperature: Of the weights.
+    """
+    diversity = _rescaled(1 - F.cosine_similarity(mean[None], logits.softmax(1), dim=1))
+    certainty = _rescaled(-entropy(logits))
+    weights = (diversity * certainty / temperature).exp()
+    return torch.where(diversity < diversity.mean(), 0.0, weights)
+
+
+def _rescaled(values: Tensor) -> Tensor:
+    low, high = values.aminmax()
+    return (values - low) / (high - low).clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def smoothed_prior(logits: Tensor) -> Tensor:
+    """Return the class frequencies that a batch's predictions speak of, pulled towards uniform, (C,).
+
+    Args:
+        logits: (B, C); small batches, and few classes, are pulled more.
+    """
+    prior = logits.detach().softmax(1).mean(0)
+    count, classes = logits.shape
+    smooth = max(1 / count, 1 / classes) / prior.amax()
+    return (prior + smooth) / (1 + smooth * classes)
