@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ttalight.data.stream import Stream
+from ttalight.data.streams import Stream
 
 __all__ = ["ImageArrays", "StreamDataset"]
 
@@ -61,11 +61,25 @@ class StreamDataset(Dataset[tuple[Tensor, Tensor]]):
     Args:
         stream: Which sample of which domain stands where.
         domains: The image set of each of the stream's domains.
+
+    Raises:
+        ValueError: If the stream has samples that the sets have not.
     """
 
     def __init__(self, stream: Stream, domains: Sequence[ImageArrays]) -> None:
         self.stream = stream
         self.domains = list(domains)
+        if len(self.domains) < len(stream.domains):
+            raise ValueError(f"the stream has {len(stream.domains)} domains, got the images of {len(self.domains)}")
+        sizes = np.array([len(images) for images in self.domains])
+        beyond = stream.sample >= sizes[stream.domain_of(slice(None))]
+        if beyond.any():
+            position = int(beyond.argmax())
+            domain = int(stream.domain_of(slice(position, position + 1))[0])
+            raise ValueError(
+                f"the stream asks for sample {stream.sample[position]} of {stream.domains[domain].name}, which has "
+                f"{sizes[domain]} samples: it was made for another image set, or for another limit"
+            )
 
     def __len__(self) -> int:
         return len(self.stream)

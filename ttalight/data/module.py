@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ttalight.data.arrays import ImageArrays, StreamDataset
 from ttalight.data.corruptions import FROST_PROCEDURAL, corrupt, frost_source
 from ttalight.data.image_files import ImageFiles, as_is
-from ttalight.data.stream import Domain, PerDomain, Stream, StreamOrder, StreamSampler
+from ttalight.data.streams import Domain, PerDomain, Stream, StreamOrder, StreamSampler
 from ttalight.seeding import global_seed
 
 __all__ = ["ImageDataModule", "Split"]
@@ -32,9 +32,10 @@ class ImageDataModule(LightningDataModule, ABC):
         batch_size: Samples in a batch, of training and of the stream.
         domains: Names of the stream's domains: corruptions, or ``clean``.
         severity: Severity of the corruptions, 1 to 5.
-        stream: Order in which the domains' samples arrive; ``PerDomain()`` by default.
+        stream: Order in which the domains' samples arrive; ``PerDomain()`` by default. Where it needs the clean images
+            beside the domains, or several severities, it gets them.
         stream_split: Split that the stream's images come from. Hyper-parameters are chosen on ``validation``.
-        limit: Use only the first so many images of that split in every domain.
+        limit: Use only the first so many images of that split in every domain, ``clean`` among them.
         seed: Seed of the corruptions and of the stream. The order of the training samples follows the global seed.
         frost_dir: Folder with the original pictures of frost. Without it frost is made of procedural textures, and
             the domain's name in results is ``frost_procedural``.
@@ -108,32 +109,49 @@ class ImageDataModule(LightningDataModule, ABC):
         self.stream = self.order.build(domains, [part.labels.numpy() for part in sets], self.batch_size, self.seed)
         self._stream_set = StreamDataset(self.stream, sets)
 
+    def stream_domains(self) -> list[tuple[str, int]]:
+        """Return name and severity (0 for ``clean``) of each domain that the stream is made of.
+
+        These are ``domains``, each at the severities that the stream asks for; after them ``clean``, if it wants that.
+        """
+        levels = self.order.severities(self.severity)
+        wanted = [(name, level) for name in self.domains for level in ((0,) if name == "clean" else levels)]
+        return [*wanted, ("clean", 0)] if self.order.needs_clean else wanted
+
     def load_domains(self) -> list[tuple[Domain, ImageArrays]]:
-        """Return the stream's domains, in the order of ``domains``, with their images."""
+        """Return the domains of ``stream_domains``, in that order, with their images."""
         clean = self.load(self.stream_split)
         labels = clean.labels[: self.limit]
-        return [(self.domain(name), ImageArrays(self.corrupted(clean.images, name), labels)) for name in self.domains]
+        wanted = self.stream_domains()
+        images = {key: ImageArrays(self.corrupted(clean.images, *key), labels) for key in dict.fromkeys(wanted)}
+        return [(self.domain(*key), images[key]) for key in wanted]
 
-    def domain(self, name: str) -> Domain:
-        """Return the domain that images which this module corrupts itself belong to."""
+    def domain(self, name: str, severity: int | None = None) -> Domain:
+        """Return the domain that images which this module corrupts itself belong to.
+
+        Args:
+            name: Name of the corruption, or ``clean``.
+            severity: Severity of the corruption; that of the module by default.
+        """
         if name == "clean":
             return Domain(name)
         if name == "frost" and frost_source(self.frost_dir) == FROST_PROCEDURAL:
             name = f"frost_{FROST_PROCEDURAL}"
-        return Domain(name, self.severity)
+        return Domain(name, self.severity if severity is None else severity)
 
-    def corrupted(self, clean: Tensor, name: str) -> Tensor:
+    def corrupted(self, clean: Tensor, name: str, severity: int | None = None) -> Tensor:
         """Return the first ``limit`` images of the corrupted set; those of any limit are the same.
 
         Args:
             clean: The clean images, uint8 (N, 3, H, W).
             name: Name of the corruption, or ``clean``.
+            severity: Severity of the corruption; that of the module by default.
         """
         if name != "clean":
             clean = corrupt(
                 clean[: self.clean_needed(len(clean))],
                 name,
-                self.severity,
+                self.severity if severity is None else severity,
                 seed=self.seed,
                 table=self.corruption_table,
                 frost_dir=self.frost_dir,
