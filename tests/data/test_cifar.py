@@ -121,7 +121,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"dataset": "cifar11"}, "dataset must be cifar10 or cifar100, got 'cifar11'"),
+            ({"dataset": "cifar11"}, "dataset must be one of cifar10, cifar100, .*got 'cifar11'"),
             ({"validation": -1}, "validation must be at least 0, got -1"),
         ],
     )

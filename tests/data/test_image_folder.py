@@ -230,7 +230,7 @@ class TestDomains:
         one = 24 * 3 * 32 * 32 / 1e9
         made = []
         monkeypatch.setattr(
-            ImageFolderDataModule, "corrupted", lambda self, clean, name: made.append(name) or clean.clone()
+            ImageFolderDataModule, "corrupted", lambda self, clean, name, severity: made.append(name) or clean.clone()
         )
         data = make(domains=["fog", "snow", "contrast"], memory_limit=2.5 * one)
         data.setup("test")
@@ -238,7 +238,7 @@ class TestDomains:
         list(data.test_dataloader())
         assert made == ["fog", "snow", "contrast"]
         cache = data._stream_set.domains[0].cache
-        assert list(cache._images) == ["contrast"]
+        assert list(cache._images) == [("contrast", 5)]
         roomy = make(domains=["fog", "snow", "contrast"], memory_limit=4.5 * one)
         roomy.setup("test")
         for _ in range(2):

@@ -3,25 +3,68 @@
 from ttalight.data.arrays import ImageArrays, StreamDataset
 from ttalight.data.cifar import CIFARDataModule
 from ttalight.data.corrupted import CorruptedDataModule
+from ttalight.data.digit_sets import DigitSetsDataModule
 from ttalight.data.digits import DigitsDataModule
+from ttalight.data.domain_folders import DomainFoldersDataModule
 from ttalight.data.image_folder import ImageFolderDataModule
+from ttalight.data.imagenet import ImageNetDataModule
 from ttalight.data.layout import CorruptedFolder
 from ttalight.data.module import ImageDataModule
-from ttalight.data.stream import Domain, PerDomain, Stream, StreamOrder, StreamSampler, Visit
+from ttalight.data.streams import (
+    BatchMixing,
+    Continual,
+    Correlated,
+    Cross,
+    Domain,
+    Gradual,
+    InOut,
+    LabelShift,
+    Mixed,
+    PerDomain,
+    Potpourri,
+    PracticalTTA,
+    Probed,
+    Recurring,
+    SavedStream,
+    SingleSample,
+    Stream,
+    StreamOrder,
+    StreamSampler,
+    Visit,
+)
+from ttalight.data.tiny_imagenet import TinyImageNetDataModule
 
 __all__ = [
+    "BatchMixing",
     "CIFARDataModule",
+    "Continual",
+    "Correlated",
     "CorruptedDataModule",
     "CorruptedFolder",
+    "Cross",
+    "DigitSetsDataModule",
     "DigitsDataModule",
     "Domain",
+    "DomainFoldersDataModule",
+    "Gradual",
     "ImageArrays",
     "ImageDataModule",
     "ImageFolderDataModule",
+    "ImageNetDataModule",
+    "InOut",
+    "LabelShift",
+    "Mixed",
     "PerDomain",
+    "Potpourri",
+    "PracticalTTA",
+    "Probed",
+    "Recurring",
+    "SavedStream",
+    "SingleSample",
     "Stream",
     "StreamDataset",
     "StreamOrder",
     "StreamSampler",
+    "TinyImageNetDataModule",
     "Visit",
 ]

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their published files."""
+"""CIFAR-10, CIFAR-100 and CIFAR-10.1 from their published files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from ttalight.data.arrays import ImageArrays
 from ttalight.data.download import DATA_VARIABLE, data_root, fetch, unpack
+from ttalight.data.layout import check_images, check_labels, read_npy
 from ttalight.data.module import ImageDataModule, Split
-from ttalight.data.splits import spread_order
+from ttalight.data.splits import held_out
 
 __all__ = ["CIFARDataModule"]
+
+#: Name within its repository of each new test set for CIFAR-10.
+_NEW_TESTS = {"cifar10.1": "cifar10.1_v6", "cifar10.1_v4": "cifar10.1_v4"}
+_NEW_TESTS_SOURCE = "https://github.com/modestyachts/CIFAR-10.1 (its folder datasets)"
 
 #: torchvision's class has names, addresses and checksums; then the number of classes, mean and std of the training
 #: pixels.
@@ -28,7 +33,7 @@ _SETS: dict[str, tuple[Any, int, tuple[float, float, float], tuple[float, float,
 
 
 class CIFARDataModule(ImageDataModule):
-    """50,000 training and 10,000 test images of 32 x 32 pixels in 10 or 100 classes.
+    """50,000 training and 10,000 test images of 32 x 32 pixels in 10 or 100 classes; or the new test set CIFAR-10.1.
 
     Reads the original "python version" files, as torchvision keeps them: ROOT/cifar-10-batches-py/data_batch_1 and so
     on. They are pickles, so each is compared with its published MD5 before it is opened. The test files alone are
@@ -37,12 +42,17 @@ class CIFARDataModule(ImageDataModule):
     Validation images are taken from the training images: the last ``validation`` of a fixed, stratified random order,
     the same for every seed. Labels of the test images are for metrics only.
 
-    Source: A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, technical report, 2009. Mean and
-    std are those over all training pixels; the smaller stds (0.2023, 0.1994, 0.2010) that some code has are means of
-    the images' own.
+    CIFAR-10.1 was collected anew by the recipe of CIFAR-10; what it replaces is the test set. It is read from
+    ROOT/CIFAR-10.1/cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, and the authors' first version from those with
+    v4 in their names.
+
+    Sources: A. Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, technical report, 2009; B. Recht et
+    al., *Do CIFAR-10 Classifiers Generalize to CIFAR-10?*, arXiv 1806.00451. Mean and std are those over all training
+    pixels; the smaller stds (0.2023, 0.1994, 0.2010) that some code has are means of the images' own.
 
     Args:
-        dataset: ``cifar10`` or ``cifar100`` (its fine labels).
+        dataset: ``cifar10``, ``cifar100`` (its fine labels), ``cifar10.1`` (2,000 test images) or ``cifar10.1_v4``
+            (2,021).
         root: Folder with the data sets; by default what the environment variable TTALIGHT_DATA names, else ``data``.
         download: Fetch what is missing (170 MB).
         validation: Number of training images kept for validation. With 0 all of them are trained on and nothing is
@@ -56,19 +66,19 @@ class CIFARDataModule(ImageDataModule):
 
     def __init__(
         self,
-        dataset: Literal["cifar10", "cifar100"] = "cifar10",
+        dataset: Literal["cifar10", "cifar100", "cifar10.1", "cifar10.1_v4"] = "cifar10",
         root: str | None = None,
         download: bool = False,
         validation: int = 5000,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if dataset not in _SETS:
-            raise ValueError(f"dataset must be cifar10 or cifar100, got {dataset!r}")
+        if dataset not in (*_SETS, *_NEW_TESTS):
+            raise ValueError(f"dataset must be one of {', '.join((*_SETS, *_NEW_TESTS))}, got {dataset!r}")
         if validation < 0:
             raise ValueError(f"validation must be at least 0, got {validation}")
         self.dataset = dataset
-        self.files, self.num_classes, self.mean, self.std = _SETS[dataset]
+        self.files, self.num_classes, self.mean, self.std = _SETS["cifar10" if dataset in _NEW_TESTS else dataset]
         self.root = data_root(root)
         self.download = download
         self.validation = validation
@@ -96,15 +106,10 @@ class CIFARDataModule(ImageDataModule):
     def load(self, split: Split) -> ImageArrays:
         """Return the clean images of a split."""
         if split == "test":
-            return self._read(self.files.test_list)
-        if split == "validation" and not self.has_validation:
-            raise ValueError("there are no validation images: validation is 0, so all training images are trained on")
+            new = _NEW_TESTS.get(self.dataset)
+            return self._read(self.files.test_list) if new is None else self._read_new(new)
         whole = self._read(self.files.train_list)
-        if self.validation >= len(whole):
-            raise ValueError(f"validation must be less than the {len(whole)} training images, got {self.validation}")
-        order = spread_order(whole.labels.numpy())
-        cut = len(whole) - self.validation
-        chosen = torch.from_numpy(np.sort(order[:cut] if split == "train" else order[cut:]))
+        chosen = torch.from_numpy(held_out(whole.labels.numpy(), self.validation, split))
         return ImageArrays(whole.images[chosen], whole.labels[chosen])
 
     def _read(self, files: list[Any]) -> ImageArrays:
@@ -116,6 +121,24 @@ class CIFARDataModule(ImageDataModule):
         key = "labels" if "labels" in batches[0] else "fine_labels"
         labels = np.concatenate([np.asarray(batch[key], dtype=np.int64) for batch in batches])
         return ImageArrays(torch.from_numpy(images), torch.from_numpy(labels))
+
+    def _read_new(self, name: str) -> ImageArrays:
+        folder = self.root / "CIFAR-10.1"
+        folder = folder / "datasets" if (folder / "datasets").is_dir() else folder
+        paths = [folder / f"{name}_data.npy", folder / f"{name}_labels.npy"]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"no {', '.join(missing)} in {folder} ({DATA_VARIABLE} is "
+                f"{os.environ.get(DATA_VARIABLE) or 'not set'}): get them from {_NEW_TESTS_SOURCE}. If they are "
+                "elsewhere, name the folder that has CIFAR-10.1 in it by root (--data.root) or by the environment "
+                f"variable {DATA_VARIABLE}"
+            )
+        images, labels = map(read_npy, paths)
+        check_images(images, paths[0], 1)
+        check_labels(labels, paths[1], len(images), paths[0], self.num_classes)
+        pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return ImageArrays(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))
 
     def _advice(self, missing: list[str]) -> str:
         return (

@@ -12,7 +12,7 @@ from ttalight.data.cifar import CIFARDataModule
 from ttalight.data.corruptions import COMMON, EXTRA, FROST_PROCEDURAL
 from ttalight.data.download import DATA_VARIABLE, data_root, fetch, unpack
 from ttalight.data.layout import LABELS, CorruptedFolder
-from ttalight.data.stream import Domain
+from ttalight.data.streams import Domain
 
 __all__ = ["CorruptedDataModule"]
 
@@ -67,6 +67,11 @@ class CorruptedDataModule(CIFARDataModule):
         download: bool = False,
         **kwargs: Any,
     ) -> None:
+        if dataset not in _PUBLISHED:
+            raise ValueError(
+                f"corrupted images are published of {' and '.join(_PUBLISHED)}, not of {dataset}: use CIFARDataModule, "
+                "which makes them from any set"
+            )
         super().__init__(dataset=dataset, root=root, domains=domains, download=download, **kwargs)
         if self.severity not in range(1, 6):
             raise ValueError(f"severity must be an integer from 1 (mild) to 5 (strong), got {self.severity}")
@@ -84,7 +89,7 @@ class CorruptedDataModule(CIFARDataModule):
             return
         if not (self.generate or self.is_layout) and not all(path.is_file() for path in self._needed()):
             self.fetch_corrupted()
-        if self.generate or "clean" in self.domains:
+        if self.generate or ("clean", 0) in self.stream_domains():
             self.fetch_clean()
 
     def fetch_corrupted(self) -> None:
@@ -96,11 +101,11 @@ class CorruptedDataModule(CIFARDataModule):
         unpack(archive, self.root, [f"{name}/{file}" for file in [*files, LABELS]])
 
     def _needed(self) -> list[Path]:
-        names = [name for name in self.domains if name != "clean"]
+        names = dict.fromkeys(name for name in self.domains if name != "clean")
         return [self.corrupted_folder / file for file in [*(f"{name}.npy" for name in names), LABELS] if names]
 
     def load_domains(self) -> list[tuple[Domain, ImageArrays]]:
-        """Return the stream's domains, in the order of ``domains``, with their images."""
+        """Return the domains of ``stream_domains``, in that order, with their images."""
         folder = CorruptedFolder(self.corrupted_folder)
         if not self._needed() or (self.generate and not (folder.exists and folder.split == self.stream_split)):
             return super().load_domains()
@@ -111,15 +116,24 @@ class CorruptedDataModule(CIFARDataModule):
                 f"{folder.folder} was made from the {folder.split} images, and stream_split is {self.stream_split}: "
                 f"use generate: true (--data.generate true) to make the corruptions from the {self.stream_split} images"
             )
-        return [self._read_domain(folder, name) for name in self.domains]
+        wanted = self.stream_domains()
+        read = {key: self._read_domain(folder, *key) for key in dict.fromkeys(wanted)}
+        return [read[key] for key in wanted]
 
-    def _read_domain(self, folder: CorruptedFolder, name: str) -> tuple[Domain, ImageArrays]:
+    def _read_domain(self, folder: CorruptedFolder, name: str, severity: int) -> tuple[Domain, ImageArrays]:
         if name == "clean":
             clean = self.load(self.stream_split)
             return Domain(name), ImageArrays(clean.images[: self.limit], clean.labels[: self.limit])
         procedural = name == "frost" and folder.frost == FROST_PROCEDURAL
-        domain = Domain(f"frost_{FROST_PROCEDURAL}" if procedural else name, self.severity)
-        return domain, folder.read(name, self.severity, self.num_classes, self.limit)
+        domain = Domain(f"frost_{FROST_PROCEDURAL}" if procedural else name, severity)
+        images = folder.read(name, severity, self.num_classes, self.limit)
+        height, width = images.images.shape[2:]
+        if (height, width) != (32, 32):
+            raise ValueError(
+                f"{folder.path(name)} has images of {height} x {width} pixels, {self.dataset} has 32 x 32: is it of "
+                "another data set?"
+            )
+        return domain, images
 
     def _how_to_get(self) -> str:
         name, url, _ = self.archive

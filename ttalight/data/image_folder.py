@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torch.utils.data import DataLoader
 
 from ttalight.data.arrays import ImageArrays
+from ttalight.data.class_folders import class_files, class_names
 from ttalight.data.download import DATA_VARIABLE, data_root
-from ttalight.data.image_files import ImageFiles
+from ttalight.data.image_files import FileDomain, ImageFiles, Interpolation
 from ttalight.data.module import ImageDataModule, Split
-from ttalight.data.splits import spread_order
-from ttalight.data.stream import Domain
+from ttalight.data.streams import Domain
 
 __all__ = ["ImageFolderDataModule"]
 
@@ -49,7 +49,10 @@ class ImageFolderDataModule(ImageDataModule):
     Args:
         root: Folder with the splits; by default what the environment variable TTALIGHT_DATA names, else ``data``.
         resize: Side of the images in pixels; their shorter side is scaled to it. A network of 224 pixels looks at the
-            centre of larger images (``image_size: 224`` of the task); methods that make views see all of them.
+            centre of larger images (``image_size: 224`` of the task); methods that make views see all of them. By
+            default it is what the task's pretrained weights were evaluated with, 256 without such.
+        interpolation: Filter of the scaling, such as ``bilinear`` or ``bicubic``; by default the pretrained weights'
+            one, ``bilinear`` without such.
         num_workers: Processes that decode; by default one a core, eight at most.
         memory_limit: Most gigabytes (10^9 bytes) that images in memory may take.
         kwargs: See ``ImageDataModule``.
@@ -67,24 +70,46 @@ class ImageFolderDataModule(ImageDataModule):
     def __init__(
         self,
         root: str | None = None,
-        resize: int = 256,
+        resize: int | None = None,
+        interpolation: Interpolation | None = None,
         num_workers: int | None = None,
         memory_limit: float = 8.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if resize < 1:
+        if resize is not None and resize < 1:
             raise ValueError(f"resize must be at least 1 pixel, got {resize}")
         if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+        if interpolation not in (None, *get_args(Interpolation)):
+            known = ", ".join(get_args(Interpolation))
+            raise ValueError(f"interpolation must be one of {known}, got {interpolation!r}")
         self.root = data_root(root)
-        self.resize = resize
+        self._given = (resize, interpolation)
+        self._set_scaling(resize or 256, interpolation or "bilinear")
         self.num_workers = min(os.cpu_count() or 1, _MOST_WORKERS) if num_workers is None else num_workers
         self.memory_limit = memory_limit
+
+    def _set_scaling(self, resize: int, interpolation: Interpolation) -> None:
+        self.resize, self.interpolation = resize, interpolation
         self.corruption_table = "imagenet" if resize >= 128 else "tiny_imagenet" if resize >= 48 else "cifar"
+
+    def _take_preprocessing(self) -> None:
+        """Scale images as the weights of the trainer's model expect, as far as no argument says otherwise."""
+        expected: Any = getattr(getattr(self.trainer, "lightning_module", None), "preprocessing", None)
+        if expected is None:
+            return
+        resize, interpolation = self._given
+        known: Any = expected.interpolation if expected.interpolation in get_args(Interpolation) else "bilinear"
+        self._set_scaling(resize or expected.resize or self.resize, interpolation or known)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what of the data's preparation belongs to the protocol of a result."""
+        return {"resize": self.resize, "interpolation": self.interpolation}
 
     def setup(self, stage: str) -> None:
         """Find the classes, and read what a stage needs; called by the Trainer."""
+        self._take_preprocessing()
         self.has_validation = self._find("validation") is not None
         super().setup(stage)
 
@@ -92,15 +117,9 @@ class ImageFolderDataModule(ImageDataModule):
         """Return the images of a split, decoded when they are read."""
         folder = self._folder(split)
         classes = self._classes(folder)
-        samples = make_dataset(
-            str(folder), {name: index for index, name in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True
-        )
-        labels = np.array([label for _, label in samples], dtype=np.int64)
-        self._check_present(folder, classes, labels)
         self.num_classes = len(classes)
-        order = spread_order(labels)
-        files = [os.path.relpath(samples[index][0], folder) for index in order]
-        return ImageFiles(folder, files, torch.from_numpy(labels[order]), self.resize)
+        numbers = {name: index for index, name in enumerate(classes)}
+        return class_files(folder, numbers, self.resize, interpolation=self.interpolation)
 
     def load(self, split: Split) -> ImageArrays:
         """Return the images of a split, decoded into memory."""
@@ -109,18 +128,25 @@ class ImageFolderDataModule(ImageDataModule):
         return files.decode(len(files), self.num_workers)
 
     def load_domains(self) -> list[tuple[Domain, ImageArrays]]:
-        """Return the stream's domains, in the order of ``domains``; corrupted images are made when they are read."""
-        files = self.open(self.stream_split)
+        """Return the domains of ``stream_domains``, in that order; corrupted images are made when they are read."""
+        return self.made_domains(self.open(self.stream_split), self.stream_domains())
+
+    def made_domains(self, files: ImageFiles, wanted: Sequence[tuple[str, int]]) -> list[tuple[Domain, ImageArrays]]:
+        """Return domains that are clean images or corrupted from them; the latter are made when they are read.
+
+        Args:
+            files: The clean images.
+            wanted: Name and severity (0 for ``clean``) of each domain.
+        """
         count = self.clean_needed(len(files))
-        made = len({name for name in self.domains if name != "clean"})
+        made = len({key for key in wanted if key[0] != "clean"})
         kept = min(made, max(1, self._sets_that_fit(count) - 1))
         self._check_memory(count, 1 + kept, files.folder)
         clean = files.decode(count, self.num_workers)
         shown = ImageArrays(clean.images[: self.limit], clean.labels[: self.limit])
-        cache = _DomainCache(lambda name: self.corrupted(clean.images, name), kept)
+        cache = _DomainCache(lambda key: self.corrupted(clean.images, *key), kept)
         return [
-            (self.domain(name), shown if name == "clean" else _GeneratedDomain(shown, name, cache))
-            for name in self.domains
+            (self.domain(*key), shown if key[0] == "clean" else _GeneratedDomain(shown, key, cache)) for key in wanted
         ]
 
     def _setup_stream(self) -> None:
@@ -131,12 +157,21 @@ class ImageFolderDataModule(ImageDataModule):
         if not caches or caches[0].capacity >= len(caches):
             return
         changes = np.count_nonzero(np.diff(stream.domain_of(slice(None))))
-        if changes >= len(sets):
+        window_crosses = stream.window is not None and not stream.announced
+        if changes >= len(stream.visits) or window_crosses:
             raise ValueError(
                 f"this stream comes back to its domains, so all {len(sets)} have to be in memory, and they do not fit "
                 f"into memory_limit ({self.memory_limit:g} GB): set limit to fewer images, lower resize, take fewer "
                 "domains, or raise memory_limit"
             )
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the stream; images that are decoded when they are read are decoded by worker processes."""
+        loader = super().test_dataloader()
+        assert self._stream_set is not None
+        if not all(isinstance(part, FileDomain) for part in self._stream_set.domains):
+            return loader
+        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
 
     def _sets_that_fit(self, count: int) -> int:
         return int(self.memory_limit * _GIGABYTE) // (count * 3 * self.resize**2)
@@ -171,39 +206,29 @@ class ImageFolderDataModule(ImageDataModule):
         )
 
     def _classes(self, folder: Path) -> list[str]:
-        own = _class_names(folder)
+        own = class_names(folder)
         train = self._find("train")
-        classes = own if train is None else _class_names(train)
+        classes = own if train is None else class_names(train)
         unknown = sorted(set(own) - set(classes))
         if unknown:
             raise ValueError(f"{folder} has classes that {train} has not: {_few(unknown)}")
         return classes
 
-    def _check_present(self, folder: Path, classes: Sequence[str], labels: npt.NDArray[np.int64]) -> None:
-        counts = np.bincount(labels, minlength=len(classes))
-        empty = [name for name, n in zip(classes, counts, strict=True) if n == 0 and (folder / name).is_dir()]
-        if empty:
-            raise FileNotFoundError(
-                f"no images in {', '.join(str(folder / name) for name in empty[:3])}"
-                + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
-                + f": every class folder needs at least one ({' '.join(IMG_EXTENSIONS)})"
-            )
-
 
 class _DomainCache:
     """Keeps the images of the domains that were read last."""
 
-    def __init__(self, make: Callable[[str], Tensor], capacity: int) -> None:
+    def __init__(self, make: Callable[[tuple[str, int]], Tensor], capacity: int) -> None:
         self.capacity = capacity
         self._make = make
-        self._images: dict[str, Tensor] = {}
+        self._images: dict[tuple[str, int], Tensor] = {}
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._images:
+    def __getitem__(self, key: tuple[str, int]) -> Tensor:
+        if key not in self._images:
             while len(self._images) >= self.capacity:  # before the next one needs the room
                 del self._images[next(iter(self._images))]
-            self._images[name] = self._make(name)
-        return self._images[name]
+            self._images[key] = self._make(key)
+        return self._images[key]
 
 
 class _GeneratedDomain(ImageArrays):
@@ -211,28 +236,18 @@ class _GeneratedDomain(ImageArrays):
 
     Args:
         clean: The images that it is made from.
-        name: The corruption.
+        key: The corruption and its severity.
         cache: Makes and keeps the corrupted images.
     """
 
-    def __init__(self, clean: ImageArrays, name: str, cache: _DomainCache) -> None:
+    def __init__(self, clean: ImageArrays, key: tuple[str, int], cache: _DomainCache) -> None:
         super().__init__(clean.images, clean.labels)
-        self.name = name
+        self.key = key
         self.cache = cache
 
     def __getitems__(self, indices: Sequence[int] | npt.NDArray[Any]) -> tuple[Tensor, ...]:
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return self.cache[self.name][index], self.labels[index]
-
-
-def _class_names(folder: Path) -> list[str]:
-    try:
-        classes: list[str] = find_classes(folder)[0]
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no class folders in {folder}: images belong into one subfolder a class, for example {folder}/cat/1.png"
-        ) from error
-    return classes
+        return self.cache[self.key][index], self.labels[index]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -16,7 +16,17 @@ from numpy.lib import format as npy
 
 from ttalight.data.arrays import ImageArrays
 
-__all__ = ["LABELS", "SETTINGS", "CorruptedFolder", "read_npy", "read_settings", "write_npy", "write_settings"]
+__all__ = [
+    "LABELS",
+    "SETTINGS",
+    "CorruptedFolder",
+    "check_images",
+    "check_labels",
+    "read_npy",
+    "read_settings",
+    "write_npy",
+    "write_settings",
+]
 
 LABELS = "labels.npy"
 #: What says how a folder was made; the published sets have no such file.
@@ -73,8 +83,8 @@ class CorruptedFolder:
         if severity not in self.severities:
             raise ValueError(f"{self.folder} has severities {self.severities}, not {severity}")
         images, labels = self._map(self.path(corruption)), self._map(self.folder / LABELS)
-        _check(images, self.path(corruption), len(self.severities))
-        _check_labels(labels, self.folder / LABELS, len(images), self.path(corruption), num_classes)
+        check_images(images, self.path(corruption), len(self.severities))
+        check_labels(labels, self.folder / LABELS, len(images), self.path(corruption), num_classes)
         count = len(images) // len(self.severities)
         start = self.severities.index(severity) * count
         rows = slice(start, start + (count if limit is None else min(count, limit)))
@@ -92,7 +102,8 @@ class CorruptedFolder:
         return read_npy(path)
 
 
-def _check(images: npt.NDArray[Any], path: Path, severities: int) -> None:
+def check_images(images: npt.NDArray[Any], path: Path, severities: int) -> None:
+    """Raise a ValueError if an array of images is not uint8 (severities * N, H, W, 3)."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(
             f"{path} must hold uint8 RGB images of shape (rows, H, W, 3), it has {images.dtype} of shape {images.shape}"
@@ -103,7 +114,8 @@ def _check(images: npt.NDArray[Any], path: Path, severities: int) -> None:
         )
 
 
-def _check_labels(labels: npt.NDArray[Any], path: Path, rows: int, images: Path, num_classes: int) -> None:
+def check_labels(labels: npt.NDArray[Any], path: Path, rows: int, images: Path, num_classes: int) -> None:
+    """Raise a ValueError if an array of labels is not integers from 0, one for each of ``rows`` images."""
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise ValueError(f"{path} must hold integers of shape (rows,), it has {labels.dtype} of shape {labels.shape}")
     if len(labels) != rows:
@@ -127,7 +139,9 @@ def read_npy(path: Path) -> npt.NDArray[Any]:
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = read_header(file)
             missing = file.tell() + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize - path.stat().st_size
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what the parser of a header says of damage has no common base class
         raise ValueError(f"{path} is not a .npy file ({error}): copy it again") from error
     if dtype.hasobject:
         raise ValueError(f"{path} holds Python objects, which may run code when they are read: it was not opened")

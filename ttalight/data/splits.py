@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["spread_order"]
+__all__ = ["held_out", "spread_order"]
 
 _SEED = 20250707  # part of every split that was ever made with it
 
@@ -27,3 +29,26 @@ def spread_order(labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
         members = np.flatnonzero(classes == label)
         place[members[np.argsort(keys[members])]] = (np.arange(len(members)) + 0.5) / len(members)
     return np.lexsort((keys, place))
+
+
+def held_out(labels: npt.ArrayLike, count: int, split: Literal["train", "validation"]) -> npt.NDArray[np.int64]:
+    """Return which training samples a split has, where some are held out for validation.
+
+    Args:
+        labels: Class of each training sample, integers (N,).
+        count: Samples that are held out: the last of the order that spreads the classes.
+        split: The samples that are trained on, or those held out.
+
+    Returns:
+        Indices, in rising order.
+
+    Raises:
+        ValueError: If nothing is left to train on, or nothing is held out and that is asked for.
+    """
+    order = spread_order(labels)
+    if count >= len(order):
+        raise ValueError(f"validation must be less than the {len(order)} training images, got {count}")
+    if split == "validation" and count == 0:
+        raise ValueError("there are no validation images: validation is 0, so all training images are trained on")
+    cut = len(order) - count
+    return np.sort(order[:cut] if split == "train" else order[cut:])

@@ -1,21 +1,32 @@
 """Encoders, normalisation and how adapters see any network."""
 
+from ttalight.models.cifar_preact_resnet import CifarPreActResNet
 from ttalight.models.cifar_resnet import CifarResNet
+from ttalight.models.cifar_resnet_gn import CifarResNetGN
+from ttalight.models.cifar_resnext import CifarResNeXt
+from ttalight.models.cifar_wide_resnet import CifarWideResNet
 from ttalight.models.crop import CenterCrop
 from ttalight.models.encoder import create_encoder
 from ttalight.models.network import Head, Network, Outputs
 from ttalight.models.norm import NormLayer, NormMode, find_norms
 from ttalight.models.normalize import Normalize
+from ttalight.models.preprocessing import Preprocessing, preprocessing_of
 
 __all__ = [
     "CenterCrop",
+    "CifarPreActResNet",
+    "CifarResNeXt",
     "CifarResNet",
+    "CifarResNetGN",
+    "CifarWideResNet",
     "Head",
     "Network",
     "NormLayer",
     "NormMode",
     "Normalize",
     "Outputs",
+    "Preprocessing",
     "create_encoder",
     "find_norms",
+    "preprocessing_of",
 ]

@@ -7,25 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.layers import SelectAdaptivePool2d  # type: ignore[attr-defined]  # public, but not marked as exported
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttalight.models.cifar_network import CifarNetwork, cifar_cfg, draw_weights
+
 __all__ = ["CifarResNet"]
 
 # Mean and std are those of the widely used public weights (akamaster/pytorch_resnet_cifar10), not CIFAR's own.
-_CFG = {
-    "num_classes": 10,
-    "input_size": (3, 32, 32),
-    "pool_size": (8, 8),
-    "crop_pct": 1.0,
-    "interpolation": "bilinear",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "first_conv": "conv1",
-    "classifier": "linear",
-}
+_CFG = cifar_cfg(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classifier="linear")
 _DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
 default_cfgs = generate_default_cfgs({f"cifar_resnet{depth}": _CFG for depth in _DEPTHS})
@@ -56,7 +47,7 @@ class _BasicBlock(nn.Module):
         return out
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(CifarNetwork):
     """The residual network of 6n + 2 layers for CIFAR, with timm's interface.
 
     A 3x3 convolution, three stages of n basic blocks with ``width``, 2 and 4 times ``width`` channels at strides 1, 2
@@ -80,7 +71,7 @@ class CifarResNet(nn.Module):
         ValueError: If the depth is not 6n + 2, or there are classes but no pooling.
     """
 
-    global_pool: Any
+    classifier_name = "linear"
 
     def __init__(
         self,
@@ -91,13 +82,10 @@ class CifarResNet(nn.Module):
         width: int = 16,
         drop_rate: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, in_chans, drop_rate)
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
         blocks = (depth - 2) // 6
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
         self.num_features = self.head_hidden_size = 4 * width
         self.feature_info = [
             {"num_chs": width << stage, "reduction": 1 << stage, "module": f"layer{stage + 1}"} for stage in range(3)
@@ -109,49 +97,13 @@ class CifarResNet(nn.Module):
         self.layer2 = _stage(width, 2 * width, blocks, stride=2)
         self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
         self.reset_classifier(num_classes, global_pool)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer (an identity when there are no classes)."""
-        return self.linear
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a freshly initialised one.
-
-        Args:
-            num_classes: Number of classes; 0 removes the classifier.
-            global_pool: Another pooling; None keeps the present one.
-
-        Raises:
-            ValueError: If there are classes but no pooling.
-        """
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        if num_classes and not pool_type:
-            raise ValueError('global_pool="" gives maps, which the classifier cannot take: set num_classes=0')
-        self.num_classes = num_classes
-        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
-        self.head_hidden_size = self.num_features * (2 if pool_type == "catavgmax" else 1)
-        linear = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
-        self.linear = linear.to(self.conv1.weight)
+        draw_weights(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Feature maps (B, 4 * width, H / 4, W / 4) of images (B, in_chans, H, W)."""
         x = self.act1(self.bn1(self.conv1(x)))
         out: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return out
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits (B, num_classes) of feature maps, or the pooled features (B, head_hidden_size) if ``pre_logits``."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.linear(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

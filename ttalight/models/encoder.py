@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import pickle
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +15,12 @@ from safetensors.torch import load_file
 from timm.models import ResNet
 from torch import Tensor, nn
 
-from ttalight.models.cifar_resnet import CifarResNet
+# What registers the networks for 32-pixel images with timm.
+from ttalight.models import cifar_preact_resnet, cifar_resnet, cifar_resnet_gn, cifar_resnext, cifar_wide_resnet  # noqa: F401
+from ttalight.models.cifar_network import CifarNetwork
+from ttalight.models.weight_files import PublicWeights, classifier_names, numbers_allowed, public_weights
 
-__all__ = ["create_encoder"]
-
-_CLASSIFIERS = ("fc", "linear", "classifier", "head")  # names in common use, beside the network's own
+__all__ = ["create_encoder", "with_normalisation"]
 
 
 def create_encoder(
@@ -35,7 +35,8 @@ def create_encoder(
     With ``stem="cifar"`` a ResNet of timm starts with a 3x3 convolution of stride 1 and no max-pooling in place of
     the 7x7 convolution of stride 2 and the pooling, so that 32- and 64-pixel images keep their resolution up to the
     first stage (as in the public code of ClusT3, ReC-TTT and TTT++). Pretrained 7x7 kernels are cut to their 3x3
-    centre. The cifar_resnet* networks have that stem already.
+    centre. The cifar_* networks have that stem already: cifar_resnet8, 14, 20, 32, 44, 56 and 110, cifar_resnet26_gn,
+    cifar_preact_resnet18, cifar_wrn28_10, cifar_wrn40_2 and cifar_resnext29_4x32d.
 
     ``num_features`` of the result is what the encoder puts out. For networks with a hidden layer in their head
     (MobileNetV3 and others) timm gives that attribute another meaning, the channels before the head.
@@ -43,13 +44,16 @@ def create_encoder(
     Args:
         name: Name of a timm network, such as "resnet50", "resnet50.tv_in1k" or "cifar_resnet20".
         pretrained: False for random weights, True for those that timm downloads, or the path of a local weight file
-            (.pth, .pt, .safetensors): a state dict, or a dict with one under "state_dict" or "model"; prefixes
-            "module." and classifier weights are dropped. Files are read without running code (``weights_only=True``).
+            (.pth, .pt, .safetensors): a state dict, or a dict with one under "state_dict", "model", "net" or "last".
+            The names of public files of the cifar_* networks and of ResNets for 32-pixel images are understood;
+            prefixes "module." and classifier weights are dropped. Files are read without running code
+            (``weights_only=True``).
         stem: "cifar" or "imagenet" (the network as timm has it).
         in_chans: Channels of the images.
 
     Returns:
-        The encoder, in training mode. Its ``pretrained_cfg`` holds the mean and std that pretrained weights expect.
+        The encoder, in training mode. Its ``pretrained_cfg`` holds the mean and std that pretrained weights expect:
+        what a file brings along itself, else what timm says of the network.
 
     Raises:
         ValueError: If there is no such network, it has no stem to be replaced, or a weight file is unreadable or does
@@ -66,7 +70,7 @@ def create_encoder(
             "download weights, or false for random ones"
         )
     encoder = _from_timm(name, download=pretrained is True, in_chans=in_chans)
-    if stem == "cifar" and not isinstance(encoder, CifarResNet):
+    if stem == "cifar" and not isinstance(encoder, CifarNetwork):
         _replace_stem(encoder, name, keep_weights=pretrained is True)
     if file is not None:
         _load_file(encoder, name, file)
@@ -102,7 +106,7 @@ def _replace_stem(encoder: nn.Module, name: str, *, keep_weights: bool) -> None:
         )
         raise ValueError(
             f'{name} has {reason} that stem="cifar" could replace: use stem="imagenet", or a plain ResNet (resnet18, '
-            "resnet50) or cifar_resnet*"
+            "resnet50) or cifar_*"
         )
     small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False).to(conv.weight)
     with torch.no_grad():
@@ -112,6 +116,8 @@ def _replace_stem(encoder: nn.Module, name: str, *, keep_weights: bool) -> None:
             nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
     encoder.set_submodule("conv1", small)
     encoder.set_submodule("maxpool", nn.Identity())
+    # The size that timm knows of is that of the network with its own stem.
+    encoder.pretrained_cfg = {key: value for key, value in _config(encoder).items() if key != "input_size"}  # type: ignore[assignment]
 
 
 def _centre(kernel: Tensor) -> Tensor:
@@ -122,7 +128,8 @@ def _centre(kernel: Tensor) -> Tensor:
 def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
     own = encoder.state_dict()
     counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}  # old files have none
-    found = counters | _without_classifier(_read(path), encoder)
+    file = _read(path, encoder)
+    found = counters | _without_classifier(file.weights, encoder)
     stem, own_stem = found.get("conv1.weight"), own.get("conv1.weight")
     if stem is not None and own_stem is not None and stem.shape[2:] == (7, 7) and own_stem.shape[2:] == (3, 3):
         found["conv1.weight"] = _centre(stem)
@@ -142,33 +149,36 @@ def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
             "same stem and in_chans?"
         )
     encoder.load_state_dict(found)
+    with_normalisation(encoder, file)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def with_normalisation(encoder: nn.Module, file: PublicWeights) -> None:
+    """Let an encoder's ``pretrained_cfg`` say what the weights loaded into it expect, if their file says so."""
+    if file.mean is not None:
+        encoder.pretrained_cfg = {**_config(encoder), "mean": file.mean, "std": file.std}  # type: ignore[assignment]
+
+
+def _read(path: Path, encoder: nn.Module) -> PublicWeights:
     try:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with numbers_allowed():
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"pretrained: {path} is not a file of weights ({type(error).__name__}: {reason}). It must be complete and "
             "hold tensors and plain values only"
         ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    state = content.items() if isinstance(content, Mapping) else ()
-    weights = {str(key).removeprefix("module."): value for key, value in state if isinstance(value, Tensor)}
-    if not weights:
-        raise ValueError(f"pretrained: {path} holds no state dict (a {type(content).__name__} without tensors)")
-    return weights
+    try:
+        return public_weights(content, encoder)
+    except ValueError as error:
+        raise ValueError(f"pretrained: {path} holds no state dict ({error})") from error
 
 
 def _without_classifier(weights: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
-    own_names = _config(encoder).get("classifier") or ()
-    names = {*_CLASSIFIERS, *((own_names,) if isinstance(own_names, str) else own_names)}
+    names = classifier_names(encoder)
     own = encoder.state_dict()
     return {
         key: value

@@ -1,0 +1,94 @@
+"""Image trees with one folder a class."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from ttalight.data.image_files import ImageFiles, Interpolation
+from ttalight.data.splits import spread_order
+
+__all__ = ["class_files", "class_names", "corruption_folder"]
+
+
+def class_names(folder: Path) -> list[str]:
+    """Return the names of the class folders, sorted.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    try:
+        classes: list[str] = find_classes(folder)[0]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no class folders in {folder}: images belong into one subfolder a class, for example {folder}/cat/1.png"
+        ) from error
+    return classes
+
+
+def class_files(
+    folder: Path,
+    classes: Mapping[str, int],
+    size: int,
+    *,
+    scale: int | None = None,
+    interpolation: Interpolation = "bilinear",
+) -> ImageFiles:
+    """Return the images in the folders of some classes, decoded when they are read.
+
+    They stand in a fixed random order that spreads the classes evenly.
+
+    Args:
+        folder: Has one subfolder a class; deeper folders count as part of their class.
+        classes: Name of each class folder that is read, and the label of its images. A class without a folder has no
+            images; folders of other names are left out.
+        size: See `ImageFiles`.
+        scale: See `ImageFiles`.
+        interpolation: See `ImageFiles`.
+
+    Raises:
+        FileNotFoundError: If the folder of a class has no images, or none of the classes has a folder.
+    """
+    present = {name: label for name, label in classes.items() if (folder / name).is_dir()}
+    if not present:
+        raise FileNotFoundError(f"no folders of the classes {_few(list(classes))} in {folder}")
+    numbers = {name: index for index, name in enumerate(present)}
+    samples = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
+    found = np.array([number for _, number in samples], dtype=np.int64)
+    counts = np.bincount(found, minlength=len(present))
+    empty = [str(folder / name) for name, count in zip(present, counts, strict=True) if count == 0]
+    if empty:
+        raise FileNotFoundError(
+            f"no images in {_few(empty, most=3)}: every class folder needs at least one ({' '.join(IMG_EXTENSIONS)})"
+        )
+    labels = np.array(list(present.values()), dtype=np.int64)[found]
+    order = spread_order(labels)
+    files = [os.path.relpath(samples[index][0], folder) for index in order]
+    return ImageFiles(folder, files, torch.from_numpy(labels[order]), size, scale=scale, interpolation=interpolation)
+
+
+def corruption_folder(folder: Path, corruption: str, severity: int) -> Path:
+    """Return where a benchmark of image files has one corruption at one severity: <corruption>/<severity>.
+
+    Raises:
+        FileNotFoundError: If there is no such folder; the message lists what is there.
+    """
+    for parent, name in ((folder, corruption), (folder / corruption, str(severity))):
+        if not (parent / name).is_dir():
+            present = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
+            near = difflib.get_close_matches(name, present, n=3)
+            raise FileNotFoundError(
+                f"no folder {name} in {parent}; there are {', '.join(present) or 'no folders'}"
+                + (f"; nearest: {', '.join(near)}" if near else "")
+            )
+    return folder / corruption / str(severity)
+
+
+def _few(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
