@@ -27,7 +27,8 @@ def batch(samples: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torc
 
 def slow_reference(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> dict[str, float]:
     """One sample after the other, in double precision."""
-    correct, top5, nll, entropy = 0, 0, 0.0, 0.0
+    correct, top5, nll, brier, entropy = 0, 0, 0.0, 0.0, 0.0
+    predicted = [0] * logits.shape[1]
     members: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
     for row, label in zip(logits.double().numpy(), labels.tolist(), strict=True):
         probabilities = np.exp(row - row.max())
@@ -37,6 +38,8 @@ def slow_reference(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -
         correct += hit
         top5 += label in order[:5]
         nll -= math.log(probabilities[label])
+        brier += sum((p - (index == label)) ** 2 for index, p in enumerate(probabilities))
+        predicted[int(order[0])] += 1
         entropy -= sum(p * math.log(p) for p in probabilities if p > 0)
         confidence = float(probabilities[order[0]])
         for index in range(bins):
@@ -54,8 +57,21 @@ def slow_reference(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -
         "top5": top5 / n,
         "nll": nll / n,
         "ece": ece,
+        "brier": brier / n,
         "entropy": entropy / n,
+        "diversity": -sum(k / n * math.log(k / n) for k in predicted if k) / math.log(len(predicted)),
+        "miou": None,
     }
+
+
+def compare(values, expected, **tolerance) -> None:
+    """Numbers are close, and None is None."""
+    assert values.keys() == expected.keys()
+    for name, value in values.items():
+        if expected[name] is None:
+            assert value is None
+        else:
+            assert value == pytest.approx(expected[name], **tolerance), name
 
 
 class TestStreamingClassification:
@@ -64,7 +80,7 @@ class TestStreamingClassification:
         logits, labels = batch(samples, classes)
         metric = StreamingClassification(classes)
         metric.update(logits, labels)
-        assert metric.compute() == pytest.approx(slow_reference(logits, labels), abs=1e-6)
+        compare(metric.compute(), slow_reference(logits, labels), abs=1e-6)
 
     def test_matches_torchmetrics(self):
         logits, labels = batch(500, 10, seed=1)
@@ -85,7 +101,7 @@ class TestStreamingClassification:
         whole.update(logits, labels)
         for piece, target in zip(logits.split(size), labels.split(size), strict=True):
             parts.update(piece, target)
-        assert parts.compute() == pytest.approx(whole.compute(), rel=1e-12)
+        compare(parts.compute(), whole.compute(), rel=1e-12)
         assert torch.equal(parts.predicted, whole.predicted)
 
     def test_log_probabilities_count_like_logits(self):
@@ -93,14 +109,34 @@ class TestStreamingClassification:
         raw, normalised = StreamingClassification(8), StreamingClassification(8)
         raw.update(logits, labels)
         normalised.update(logits.log_softmax(dim=1), labels)
-        assert normalised.compute() == pytest.approx(raw.compute(), abs=1e-6)
+        compare(normalised.compute(), raw.compute(), abs=1e-6)
 
     def test_dense_predictions_count_every_pixel(self):
         logits, labels = batch(2 * 3 * 4, 7, seed=4)
         flat, dense = StreamingClassification(7), StreamingClassification(7)
         flat.update(logits, labels)
         dense.update(logits.view(2, 3, 4, 7).permute(0, 3, 1, 2), labels.view(2, 3, 4))
-        assert dense.compute() == flat.compute()
+        assert dense.compute() == {**flat.compute(), "miou": dense.compute()["miou"]}
+
+    def test_mean_iou_by_hand(self):
+        """Classes 0 and 2 of four pixels each, one pixel mistaken; class 1 does not occur and does not count."""
+        labels = torch.tensor([[[0, 0], [0, 0]], [[2, 2], [2, 2]]])
+        predictions = labels.clone()
+        predictions[0, 0, 0] = 2
+        metric = StreamingClassification(3)
+        for image in range(2):  # counted over all images together, not averaged over them
+            one_hot = torch.nn.functional.one_hot(predictions[image : image + 1], 3).float()
+            metric.update(5 * one_hot.permute(0, 3, 1, 2), labels[image : image + 1])
+        assert metric.compute()["miou"] == pytest.approx((3 / 4 + 4 / 5) / 2)
+        assert metric.compute()["accuracy"] == 7 / 8
+
+    def test_ignored_pixels_leave_no_trace(self):
+        logits, labels = batch(24, 7, seed=4)
+        few, all_of_them = StreamingClassification(7), StreamingClassification(7, ignore_index=255)
+        few.update(logits[:18].view(3, 6, 7).permute(0, 2, 1)[..., None], labels[:18].view(3, 6, 1))
+        labels[18:] = 255
+        all_of_them.update(logits.view(4, 6, 7).permute(0, 2, 1)[..., None], labels.view(4, 6, 1))
+        assert all_of_them.compute() == few.compute()
 
     @pytest.mark.parametrize(("classes", "expected"), [(2, None), (5, None), (6, 1.0)])
     def test_top5_is_null_where_it_would_always_be_one(self, classes, expected):
@@ -114,7 +150,7 @@ class TestStreamingClassification:
         for seed in range(3):
             metric.update(*batch(200, 10, seed))
             sizes.append(sum(state.numel() for state in metric.metric_state.values()))
-        assert sizes == [7 + 3 * 15 + 10] * 3
+        assert sizes == [8 + 3 * 15 + 3 * 10] * 3
 
     def test_nothing_in_an_update_waits_for_the_device(self):
         """A meta tensor has no values: whatever reads one fails."""
@@ -197,15 +233,15 @@ class TestStreamingClassification:
     def test_no_samples_is_nan_and_not_zero(self):
         values = StreamingClassification(10).compute()
         assert values["samples"] == 0
-        assert all(math.isnan(values[name]) for name in ("accuracy", "error", "top5", "nll", "ece", "entropy"))
+        assert all(math.isnan(values[name]) for name in ("accuracy", "error", "nll", "ece", "brier", "diversity"))
 
     def test_collapse_shows_in_the_diversity(self):
         metric = StreamingClassification(4)
         metric.update(torch.eye(4), torch.arange(4))
-        assert metric.diversity() == pytest.approx(1.0)
+        assert metric.compute()["diversity"] == pytest.approx(1.0)
         metric.reset()
         metric.update(torch.eye(4)[[2, 2, 2]], torch.arange(3))
-        assert metric.diversity() == 0.0
+        assert metric.compute()["diversity"] == 0.0
         assert metric.predicted.tolist() == [0, 0, 3, 0]
 
     def test_bad_arguments(self):

@@ -34,6 +34,7 @@ def fake_results(
     seed: int = 0,
     complete: bool = True,
     weights: str = "a",
+    extra: dict[str, Any] | None = None,
     **protocol: Any,
 ) -> Results:
     pairs = zip(("noise", "blur"), accuracies or (0.5, 0.7), strict=True)
@@ -53,7 +54,7 @@ def fake_results(
         "norm": "batch",
         "sharding": None,
     }
-    return {
+    results: Any = {
         "schema": 1,
         "complete": complete,
         "method": method,
@@ -72,6 +73,7 @@ def fake_results(
         "source": {"file": f"{weights}.pt", "sha256": weights * 64},
         "environment": {"torch": "2.6"},
     }
+    return results | (extra or {})
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ class TestSeeds:
 
     def test_costs_are_averaged(self, make_run):
         runs = [make_run(f"tent-{seed}", seed=seed) for seed in range(3)]
-        assert second_table(compare(runs))["Tent"] == ["1.00", "1.00", "51"]
+        assert second_table(compare(runs))["Tent"] == ["noise", "50.00", "noise", "50.00", "1.00", "1.00", "51"]
 
     def test_a_seed_that_failed_is_not_averaged_away(self, make_run, make_domain):
         broken = [make_domain("noise", 0.5), make_domain("blur", 0.7)]
@@ -148,6 +148,86 @@ class TestSeeds:
         run = make_run("tent")
         ways = [run, os.path.relpath(run), f"{run}/results.json", str(Path(run).parent)]
         assert main_table(compare(ways))["Tent"][0] == "1"
+
+
+class TestAcrossWeights:
+    def runs(self, make_run, **second):
+        return [make_run("a"), make_run("b", accuracies=(0.7, 0.9), seed=1, weights="b", **second)]
+
+    def test_seeds_with_their_own_weights_are_one_row_and_the_table_says_so(self, make_run):
+        text = compare(self.runs(make_run), across_weights=True)
+        assert main_table(text)["Tent"] == ["2", "60.00±14.14", "80.00±14.14", "70.00±14.14"]
+        above = " ".join(text.split("\n\n")[0].split())
+        assert "averaged over runs whose source weights differ: Tent (2 files)" in above
+        assert "source 2 files" in above
+        assert "a.pt" not in text
+
+    def test_only_on_request(self, make_run):
+        assert [cells[0] for cells in main_table(compare(self.runs(make_run))).values()] == ["n", "1", "1"]
+
+    @pytest.mark.parametrize("key", ["model", "network"])
+    def test_other_networks_are_no_seeds(self, make_run, key):
+        runs = [make_run("a", extra={key: "x"}), make_run("b", seed=1, weights="b", extra={key: "y"})]
+        table = main_table(compare(runs, across_weights=True))
+        assert list(table)[1:] == [f"Tent ({key} x)", f"Tent ({key} y)"]
+
+    def test_one_seed_twice_is_not_averaged(self, make_run):
+        text = compare([make_run("a"), make_run("b", weights="b")], across_weights=True)
+        assert "not averaged, since a seed occurs twice" in text
+
+    @pytest.mark.parametrize("words", [["--across-weights"], ["--across_weights"], ["--across_weights", "true"]])
+    def test_command(self, make_run, capsys, words):
+        main([*self.runs(make_run), *words])
+        assert "source weights differ: Tent (2 files)" in capsys.readouterr().out
+
+
+class TestRanks:
+    def test_places_are_averaged_over_domains(self, make_run):
+        runs = [
+            make_run("a", "A", (0.9, 0.5)),
+            make_run("b", "B", (0.8, 0.7)),
+            make_run("c", "C", (0.8, 0.6)),
+            make_run("part", "Part", (0.99, 0.99), complete=False),
+        ]
+        below = second_table(compare(runs, partial=True))
+        at = below["method"].index("rank")
+        # Noise: 1, 2.5, 2.5; blur: 3, 1, 2; the unfinished run takes no place.
+        assert [below[name][at] for name in "ABC"] == ["2.0", "1.8", "2.2"]
+        assert below["Part (partial, 200/200 images)"][at] == "-"
+        lower = second_table(compare(runs[:3], metric="nll"))
+        assert [lower[name][at] for name in "ABC"] == ["2.0", "1.8", "2.2"]
+
+    def test_a_single_row_has_none(self, make_run):
+        assert "rank" not in second_table(compare([make_run("a")]))["method"]
+
+
+class TestDomains:
+    def test_mean_over_images_beside_the_mean(self, make_run, make_domain):
+        rows = [make_domain("noise", 0.5, samples=100), make_domain("blur", 0.8, samples=300)]
+        table = main_table(compare([make_run("a", domains=rows, samples=400)]))
+        assert table["method"] == ["n", "noise", "blur", "mean", "weighted"]
+        assert table["Tent"] == ["1", "50.00", "80.00", "65.00", "72.50"]
+
+    def test_probes_are_no_column(self, make_run, make_domain):
+        rows = [make_domain("noise", 0.5), {**make_domain("clean", 0.9, severity=0), "probe": True}]
+        forgetting = {"name": "clean", "severity": 0, "probes": 1, "first": 0.9, "last": 0.9, "lowest": 0.9}
+        run = make_run("a", domains=rows, extra={"forgetting": [{**forgetting, "forgotten": 0.0}]})
+        text = compare([run])
+        assert main_table(text)["method"] == ["n", "noise", "mean"]
+        assert "Tent, clean: accuracy 90.00 % at the first of 1 probes" in " ".join(text.split())
+
+    def test_measures_of_newer_files(self, make_run, make_domain):
+        rows = [{**make_domain("noise", 0.5), "brier": 0.25, "miou": 0.4}]
+        runs = [make_run("new", domains=rows), make_run("old", "EATA", domains=[make_domain("noise", 0.5)])]
+        table = main_table(compare(runs, metric="brier"))
+        assert (table["Tent"], table["EATA"]) == (["1", "0.250", "0.250"], ["1", "nan", "nan"])
+        assert main_table(compare(runs, metric="miou"))["Tent"] == ["1", "40.00", "40.00"]
+
+    def test_runs_on_other_data_are_refused(self, make_run, capsys):
+        runs = [make_run("a", data="cifar10"), make_run("b", "EATA", data="cifar100"), make_run("c", "SAR")]
+        message = fails(capsys, *runs)
+        assert f"data is cifar10 in {runs[0]}, cifar100 in {runs[1]}. " in message
+        assert "data" not in compare([runs[0], runs[2]]).partition("\n\n")[0]  # an older file does not say
 
 
 class TestLabels:
@@ -178,9 +258,11 @@ class TestProtocol:
         for name in ("reset", "lr 0", "a.pt"):
             assert name not in above
         below = second_table(text)
-        assert below["method"] == ["reset", "lr", "forwards/batch", "backwards/batch", "images/s", "source"]
-        assert below["Tent"] == ["domain", "0.001", "1.00", "1.00", "50", "a.pt", "aaaaaaaa"]
-        assert below["CoTTA"] == ["never", "0.01", "1.00", "1.00", "50", "b.pt", "bbbbbbbb"]
+        names = "reset lr rank worst domain worst group forwards/batch backwards/batch images/s source"
+        assert below["method"] == names.split()
+        weakest = ["1.5", "noise", "50.00", "noise", "50.00"]
+        assert below["Tent"] == ["domain", "0.001", *weakest, "1.00", "1.00", "50", "a.pt", "aaaaaaaa"]
+        assert below["CoTTA"] == ["never", "0.01", *weakest, "1.00", "1.00", "50", "b.pt", "bbbbbbbb"]
 
     @pytest.mark.parametrize(
         ("field", "value", "shown"),
@@ -227,7 +309,7 @@ class TestProtocol:
 
     def test_field_that_is_not_of_the_stream(self, make_run, capsys):
         message = fails(capsys, make_run("tent"), "--different", "lr")
-        assert "got lr, which is no setting of the stream: it takes stream stream_hash severity samples" in message
+        assert "got lr, which is no setting of the stream: it takes data stream stream_hash severity samples" in message
 
 
 class TestRuns:
@@ -297,16 +379,21 @@ class TestOutput:
             ("Source", "noise", "5", "1"),
             ("Source", "blur", "5", "1"),
             ("Source", "mean", "", "1"),
+            ("Source", "weighted_mean", "", "1"),
+            ("Source", "mean", "", "1"),
             ("Tent", "noise", "5", "3"),
             ("Tent", "blur", "5", "3"),
             ("Tent", "mean", "", "3"),
+            ("Tent", "weighted_mean", "", "3"),
+            ("Tent", "mean", "", "3"),
         ]
-        assert [row["std"] for row in rows[:3]] == ["", "", ""]
+        assert [row["std"] for row in rows[:4]] == ["", "", "", ""]
         assert float(rows[0]["mean"]) == 0.123456789
-        assert [float(row["mean"]) for row in rows[3:]] == pytest.approx([0.54, 0.65, 0.595])
-        assert [float(row["std"]) for row in rows[3:]] == pytest.approx(
+        assert [float(row["mean"]) for row in rows[5:8]] == pytest.approx([0.54, 0.65, 0.595])
+        assert [float(row["std"]) for row in rows[5:8]] == pytest.approx(
             [0.04, 0.05, statistics.stdev((0.55, 0.62, 0.615))]
         )
+        assert [(row["metric"], row["mean"]) for row in (rows[4], rows[9])] == [("rank", "2.0"), ("rank", "1.0")]
 
     def test_markdown(self, make_run, make_domain, tmp_path):
         part = make_run("part", domains=[make_domain("noise", 0.99)], complete=False)
@@ -317,7 +404,7 @@ class TestOutput:
         assert "| Tent\\|x | 1 | 50.00 | **70.00** | 60.00 |" in text
         assert "| EATA | 1 | **60.00** | 60.00 | 60.00 |" in text
         assert f"- left out, not finished: {part}" in text
-        assert "| method | lr | forwards/batch | backwards/batch | images/s |" in text
+        assert "| method | lr | rank | worst domain | worst group | forwards/batch | backwards/batch |" in text
         assert "*: best" not in text
 
     def test_folder_that_cannot_be_written(self, make_run, capsys, monkeypatch, tmp_path):
@@ -376,7 +463,7 @@ class TestMain:
         runs = [make_run("a", "Tent", (0.5, 0.7)), make_run("b", "EATA", (0.6, 0.6))]
         main([*runs, "--output", str(tmp_path / "out"), "--metric", "error", "--baseline", "Tent"])
         assert capsys.readouterr().out == compare(runs, metric="error", baseline="Tent") + "\n"
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table.csv", "table.md"]
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table.csv", "table.html", "table.md"]
 
     def test_partial(self, make_run, capsys):
         main([make_run("a", complete=False), "--partial", "true"])

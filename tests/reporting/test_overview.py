@@ -50,6 +50,40 @@ class TestDomainTable:
         for name in ("clean ", "noise-3 ", "noise-5 visit 1", "noise-5 visit 2"):
             assert sum(line.startswith(name) for line in table.splitlines()) == 1
 
+    def test_probes_are_named_and_summed_up_below(self, make_results, make_domain):
+        rows = [make_domain("clean", 0.9, severity=0), make_domain("noise", 0.5)]
+        rows += [{**make_domain("clean", 0.8, severity=0, visit=number), "probe": True} for number in (1, 2)]
+        results = make_results(domains=rows)
+        found = {
+            "name": "clean",
+            "severity": 0,
+            "probes": 2,
+            "first": 0.9,
+            "last": 0.8,
+            "lowest": 0.7,
+            "forgotten": 0.1,
+        }
+        table = domain_table(results | {"forgetting": [found]}).splitlines()
+        names = ["clean visit 1", "noise", "clean probe 1", "clean probe 2", "mean"]
+        assert [line[: len(name)] for line, name in zip(table[2:7], names, strict=True)] == names
+        assert table[-2].split()[:3] == ["mean", "200", "70.00"]
+        assert "80.00 % at the last, 70.00 % at the lowest; forgotten 10.00" in table[-1]
+
+    def test_mean_over_images_where_it_is_another(self, make_results, make_domain):
+        rows = [make_domain("noise", 0.5, samples=100), make_domain("blur", 0.8, samples=300)]
+        lines = [line.split() for line in domain_table(make_results(domains=rows)).splitlines()[-2:]]
+        assert [line[:3] for line in lines] == [["mean", "400", "65.00"], ["weighted", "mean", "400"]]
+        assert lines[1][3] == "72.50"
+
+    def test_very_many_visits_are_one_line_a_domain(self, make_results, make_domain):
+        rows = [make_domain(name, 0.2 + visit / 100, visit=visit) for visit in range(40) for name in ("noise", "blur")]
+        lines = [line.split() for line in domain_table(make_results(domains=rows)).splitlines()[2:]]
+        assert [line[:3] for line in lines] == [
+            ["noise", "4000", "39.50"],
+            ["blur", "4000", "39.50"],
+            ["mean", "8000", "39.50"],
+        ]
+
     def test_a_missing_value_is_shown(self, make_results):
         results = make_results()
         results["domains"][0]["nll"] = None

@@ -4,47 +4,61 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
+from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 import ttalight
 from ttalight.adapters import Adapter
-from ttalight.data.stream import Domain, Stream, Visit
-from ttalight.losses import entropy
-from ttalight.metrics import StreamingClassification
+from ttalight.adapters.engine import Engine
+from ttalight.callbacks.logs import log_batch, log_results
+from ttalight.callbacks.measurement import Batch, Measurement
+from ttalight.data import ImageDataModule
+from ttalight.data.streams import Stream, StreamOrder
 from ttalight.models.network import logits_of
-from ttalight.reporting import Reading, Results, Source, domain_table, protocol_header, summarize, write_results
-from ttalight.reporting.figures import can_plot, domain_figure
+from ttalight.reporting import PredictionWriter, Reading, Results, Source, digest, summarize, write_results
 from ttalight.seeding import global_seed
 
 __all__ = ["Recorder"]
+
+_METHOD_FIELDS = ("reset", "prediction", "steps", "optimizer", "lr", "norm")
+
+#: Up to so many rows the results are written after each of them; beyond, as often as writing takes a twentieth of the
+#: time, so that a stream of 100,000 visits does not spend its time on writing.
+_ROWS_WRITTEN_EACH = 100
 
 
 class Recorder(Callback):
     """Records what a module predicts during ``test`` and ``validate``, ours or a stranger's, adapted or not.
 
     It reads the logits that ``self(images)`` returns inside the step and the labels of the batch, ``(image, label)``.
-    One row a visit of the stream; without a stream, one a data loader. After every visit ``results.json`` and
-    ``domains.csv`` are written to the run's folder, and loggers get online accuracy and entropy a batch, the
-    adapter's loss, gradient norm and fraction of kept samples, and each domain's accuracy.
+    One row a visit of the stream; without a stream, one a data loader. ``stream.npz``, the stream itself, is written to
+    the run's folder at the start, ``results.json`` and ``domains.csv`` after every visit, and loggers get online
+    accuracy and entropy a batch, the adapter's loss, gradient norm and fraction of kept samples, and each domain's
+    accuracy.
 
     Args:
         folder: Where the result files go; the trainer's log directory by default, none if it has none.
+        predictions: Write ``predictions.npz`` as well: position, domain, label, prediction and logits of every image.
+        ignore_index: Label of pixels that do not count, for dense predictions.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, predictions: bool = False, ignore_index: int | None = None) -> None:
         self.folder = folder
+        self.predictions = predictions
+        self.ignore_index = ignore_index
         #: The results of the last evaluation.
         self.results: Results | None = None
         #: What a progress bar may show: the domain and the running accuracy in it.
         self.status: dict[str, str] = {}
         self._active = False
         self._hook: Any = None
+        self._writer: PredictionWriter | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Be inert inside fit."""
@@ -56,17 +70,24 @@ class Recorder(Callback):
         if not self._active:
             return
         self.results, self.status = None, {}
-        self._stream: Stream | None = getattr(getattr(trainer, "datamodule", None), "stream", None)
-        if trainer.validating:
-            self._stream = None
-        self._metrics: dict[int, StreamingClassification] = {}
-        self._readings: dict[int, dict[int, StreamingClassification]] = {}
-        self._seconds: dict[int, float] = {}
-        self._batches, self._batch_size, self._visit = 0, 0, -1
+        stream: Stream | None = getattr(getattr(trainer, "datamodule", None), "stream", None)
+        self._measurement = Measurement(None if trainer.validating else stream, self.ignore_index)
         self._logits: Tensor | None = None
+        self._engine: Engine | None = None
+        self._written, self._writing = time.perf_counter(), 0.0
+        folder = self._folder(trainer)
+        if self.predictions and folder is None:
+            raise ValueError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
+        if self.predictions and folder is not None:
+            self._writer = PredictionWriter(folder)
+        if self._measurement.stream is not None and folder is not None and trainer.is_global_zero:
+            self._measurement.stream.save(Path(folder) / "stream.npz")
         self._hook = module.register_forward_hook(self._see)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+
+    def _folder(self, trainer: Trainer) -> str | None:
+        return self.folder or trainer.log_dir
 
     def _see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._logits = logits_of(output)
@@ -84,152 +105,120 @@ class Recorder(Callback):
                 f"the step of {type(module).__name__} does not call self(images), so its predictions cannot be "
                 "recorded: let it call self(images), or remove the Recorder from the callbacks"
             )
-        logits = self._logits.detach()
-        visits = self._visits(batch_idx, loader, len(labels))
-        for visit in np.unique(visits).tolist():
-            where = slice(None) if (visits == visit).all() else torch.from_numpy(visits == visit).to(logits.device)
-            _metric(self._metrics, visit, logits).update(logits[where], labels[where])
-            for steps, read in self._read(trainer).items():
-                _metric(self._readings.setdefault(steps, {}), visit, read).update(read[where], labels[where])
-        online = torch.stack([(logits.argmax(1) == labels).float().mean(), entropy(logits).mean()]).tolist()
-        self._note_time(visits, time.perf_counter() - self._began)
-        self._batches += 1
-        self._batch_size = max(self._batch_size, len(labels))
-        self._log_batch(trainer, dict(zip(("online/accuracy", "online/entropy"), online, strict=True)))
-        self._progress(trainer, int(visits[-1]))
+        adapter, measurement = _adapter(trainer), self._measurement
+        self._engine = adapter.engine if adapter is not None else None
+        readings = self._engine.net.readings if self._engine is not None else {}
+        seen = measurement.add(batch_idx, loader, self._logits.detach(), labels, readings, self._began)
+        self._save(seen, batch_idx, labels)
+        log_batch(trainer, adapter, seen, measurement.batches)
+        self.status = measurement.status(int(seen.visit[-1]))
+        if measurement.unwritten and self._is_due():
+            self._write(trainer, complete=False)
 
-    def _read(self, trainer: Trainer) -> dict[int, Tensor]:
-        """Return the adapter's predictions after fewer steps."""
-        adapter = _adapter(trainer)
-        return adapter.engine.net.readings if adapter is not None and adapter.engine is not None else {}
+    def _save(self, seen: Batch, batch_idx: int, labels: Tensor) -> None:
+        if self._writer is None:
+            return
+        assert self._logits is not None
+        scored = self._measurement.scored(batch_idx)
+        logits = self._logits.detach()[scored]
+        self._writer.add(
+            position=seen.position,
+            visit=seen.visit,
+            domain=self._measurement.domains(seen.visit),
+            sample=seen.sample,
+            label=labels[scored].cpu().numpy(),
+            prediction=logits.argmax(dim=1).cpu().numpy(),
+            logits=logits.float().cpu().numpy(),
+        )
 
-    def _visits(self, batch_idx: int, loader: int, size: int) -> np.ndarray:
-        """Return, for every sample of a batch, the visit it belongs to."""
-        if self._stream is None:
-            return np.full(size, loader)
-        return self._stream.visit[self._stream.batch(batch_idx)].astype(np.int64)
-
-    def _note_time(self, visits: np.ndarray, seconds: float) -> None:
-        for visit, count in zip(*np.unique(visits, return_counts=True), strict=True):
-            self._seconds[int(visit)] = self._seconds.get(int(visit), 0.0) + seconds * count / len(visits)
-
-    def _progress(self, trainer: Trainer, visit: int) -> None:
-        if visit != self._visit and self._visit >= 0:
-            self._write(trainer, complete=False, without=visit)
-        self._visit = visit
-        domain, _ = self._place(visit)
-        metric = self._metrics[visit]
-        self.status = {"domain": domain.name, "accuracy": f"{float(metric.correct) / max(1, int(metric.samples)):.3f}"}
+    def _is_due(self) -> bool:
+        few = len(self._measurement.metrics.closed) <= _ROWS_WRITTEN_EACH
+        return few or time.perf_counter() - self._written >= 20 * self._writing
 
     def _stop(self, trainer: Trainer) -> None:
         if self._active and self._hook is not None:
-            self._write(trainer, complete=True)
-            self._log_results(trainer)
+            self._measurement.close_all()
+            self._write(trainer, complete=self._measurement.complete)
+            self._close_predictions()
+            assert self.results is not None
+            log_results(trainer, self.results)
+
+    def _close_predictions(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close(self._measurement.domain_names())
 
     # -- results
 
-    def _place(self, visit: int) -> tuple[Domain, Visit]:
-        if self._stream is None:
-            return Domain(f"loader_{visit}" if len(self._metrics) > 1 else "all"), Visit(visit)
-        return self._stream.domains[self._stream.visits[visit].domain], self._stream.visits[visit]
-
-    def _rows(self, metrics: dict[int, StreamingClassification], without: int | None, timed: bool = True) -> list[Any]:
-        rows = []
-        for visit in sorted(metrics.keys() - {without}):
-            domain, place = self._place(visit)
-            measured = metrics[visit].compute()
-            seconds = self._seconds[visit] if timed else None
-            rows.append(
-                {
-                    "name": domain.name,
-                    "severity": domain.severity,
-                    "visit": place.number,
-                    **{key: measured[key] for key in ("samples", "accuracy", "error", "top5", "nll", "ece")},
-                    "seconds": seconds,
-                    "images_per_second": measured["samples"] / seconds if seconds else None,
-                }
-            )
-        return rows
-
-    def _write(self, trainer: Trainer, complete: bool, without: int | None = None) -> None:
-        rows = self._rows(self._metrics, without)
+    def _write(self, trainer: Trainer, complete: bool) -> None:
+        began = time.perf_counter()
+        measurement, module = self._measurement, trainer.lightning_module
+        measurement.unwritten = 0
+        rows = measurement.rows()
         mean, weighted_mean = summarize(rows)
         adapter = _adapter(trainer)
-        source: Any = getattr(trainer.lightning_module, "source", None)
-        results: Results = {
+        source: Any = getattr(module, "source", None)
+        results: Any = {
             "schema": 1,
             "complete": complete,
             "method": type(adapter).__name__ if adapter is not None else "Source",
-            "model": type(trainer.lightning_module).__name__,
+            "model": type(module).__name__,
+            "network": str(module.hparams.get("encoder", type(module).__name__)),
+            "classes": measurement.classes,
             "seed": global_seed(),
             "protocol": self._protocol(trainer, adapter, rows),
             "domains": rows,
             "mean": mean,
             "weighted_mean": weighted_mean,
-            "cost": self._cost(adapter, rows),
+            **measurement.overall(),
+            **digest(rows),
+            "curve": measurement.curve.values(),
+            "cost": self._cost(),
             "source": cast(Source, source) if isinstance(source, dict) else {"file": None, "sha256": None},
             "environment": environment(trainer),
         }
-        if self._readings:
-            results["readings"] = [self._reading(steps, without) for steps in sorted(self._readings)]
-        self.results = results
-        folder = self.folder or trainer.log_dir
+        if measurement.readings:
+            results["readings"] = [self._reading(steps) for steps in sorted(measurement.readings)]
+        self.results = cast(Results, results)
+        folder = self._folder(trainer)
         if folder is not None and trainer.is_global_zero:
-            write_results(folder, results)
+            write_results(folder, self.results)
+        self._written = time.perf_counter()
+        self._writing = self._written - began
 
-    def _reading(self, steps: int, without: int | None) -> Reading:
-        rows = self._rows(self._readings[steps], without, timed=False)
+    def _reading(self, steps: int) -> Reading:
+        rows = self._measurement.reading(steps)
         return {"steps": steps, "domains": rows, "mean": summarize(rows)[0]}
 
     def _protocol(self, trainer: Trainer, adapter: Adapter | None, rows: list[Any]) -> Any:
-        domains = self._stream.domains if self._stream is not None else ()
-        severities = sorted({domain.severity for domain in domains if domain.severity})
+        stream, data = self._measurement.stream, getattr(trainer, "datamodule", None)
+        severities = (
+            sorted({domain.severity for domain in stream.domains if domain.severity}) if stream is not None else []
+        )
         method = adapter.protocol() if adapter is not None else dict.fromkeys(_METHOD_FIELDS)
-        order = getattr(getattr(trainer, "datamodule", None), "order", None)
+        order: StreamOrder | None = getattr(data, "order", None) if stream is not None else None
         return {
-            "stream": type(order).__name__ if self._stream is not None else None,
-            "stream_hash": self._stream.hash if self._stream is not None else None,
+            "stream": type(order).__name__ if order is not None else None,
+            "stream_args": order.describe() if order is not None else {},
+            "stream_hash": stream.hash if stream is not None else None,
             "severity": severities[0] if len(severities) == 1 else severities,
-            "samples": len(self._stream) if self._stream is not None else sum(row["samples"] for row in rows),
-            "batch_size": self._batch_size,
+            "samples": len(stream) if stream is not None else sum(row["samples"] for row in rows),
+            "batch_size": self._measurement.largest_batch,
             "sharding": None,
+            **_data_protocol(data),
             **method,
         }
 
-    def _cost(self, adapter: Adapter | None, rows: list[Any]) -> Any:
-        engine = adapter.engine if adapter is not None else None
-        batches = max(1, self._batches)
-        seconds = sum(self._seconds.values())
+    def _cost(self) -> Any:
+        measurement, engine = self._measurement, self._engine
+        batches, seconds = max(1, measurement.batches), measurement.seconds
         return {
             "forwards_per_batch": engine.net.forwards / batches if engine is not None else 1.0,
             "backwards_per_batch": engine.backwards / batches if engine is not None else 0.0,
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-            "images_per_second": sum(row["samples"] for row in rows) / seconds if rows and seconds else 0.0,
+            "images_per_second": measurement.images / seconds if seconds else 0.0,
             "adapted_parameters": sum(p.numel() for p in engine.net.parameters) if engine is not None else 0,
         }
-
-    # -- loggers
-
-    def _log_batch(self, trainer: Trainer, values: dict[str, float]) -> None:
-        adapter = _adapter(trainer)
-        if adapter is not None and adapter.engine is not None:
-            values |= {f"adapt/{name}": value for name, value in adapter.engine.last.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=self._batches)
-
-    def _log_results(self, trainer: Trainer) -> None:
-        assert self.results is not None
-        for logger in trainer.loggers:
-            for index, row in enumerate(self.results["domains"]):
-                logger.log_metrics({f"{row['name']}/accuracy": row["accuracy"] or 0.0}, step=index)
-            add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
-            if callable(add_text):
-                table = f"{protocol_header(self.results)}\n{domain_table(self.results)}"
-                add_text("results", "\n".join(f"    {line}" for line in table.splitlines()))
-            add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
-            if callable(add_figure) and can_plot():
-                add_figure("domains", domain_figure(self.results))
-            logger.save()
 
     # -- Lightning
 
@@ -276,11 +265,16 @@ class Recorder(Callback):
     on_validation_end = on_test_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Look no longer."""
+        """Write what is finished, and look no longer."""
+        if self._hook is None:
+            return
         self.on_test_end(trainer, pl_module)
-
-
-_METHOD_FIELDS = ("reset", "prediction", "steps", "optimizer", "lr", "norm")
+        try:
+            if self._measurement.unwritten:
+                self._write(trainer, complete=False)
+            self._close_predictions()
+        except OSError as error:  # what stopped the run is more important
+            warnings.warn(str(error), stacklevel=2)
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:
@@ -302,10 +296,14 @@ def _adapter(trainer: Trainer) -> Adapter | None:
     return next((callback for callback in trainer.callbacks if isinstance(callback, Adapter)), None)  # type: ignore[attr-defined]
 
 
-def _metric(metrics: dict[int, StreamingClassification], visit: int, logits: Tensor) -> StreamingClassification:
-    if visit not in metrics:
-        metrics[visit] = StreamingClassification(logits.shape[1]).to(logits.device)
-    return metrics[visit]
+def _data_protocol(data: Any) -> dict[str, Any]:
+    """Return what a data module says of itself, and its name: its ``dataset`` where that is one, else its class."""
+    if data is None:
+        return {}
+    name = getattr(data, "dataset", None)
+    described = getattr(data, "protocol", None) if isinstance(data, ImageDataModule) else None
+    own = described() if callable(described) else {}
+    return {"data": name if isinstance(name, str) else type(data).__name__, **own}
 
 
 def _labels(batch: Any) -> Tensor:

@@ -6,6 +6,7 @@ Everything here works on tensors of any device and reads no value back to the ho
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -53,16 +54,20 @@ def classification_sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[
 
     Returns:
         Counts in int64 and sums in float64 on the device of the logits: ``samples``, ``correct``, ``top5_correct``
-        (of the min(5, C) highest), ``nll`` and ``entropy`` in nats as scalars; ``bin_count``, ``bin_confidence`` and
-        ``bin_correct`` of shape (bins,); ``predicted`` (C,), how often each class was predicted; ``lowest_label`` and
-        ``highest_label``, bounded by 0 from above and from below.
+        (of the min(5, C) highest), ``nll`` and ``entropy`` in nats and ``brier`` as scalars; ``bin_count``,
+        ``bin_confidence`` and ``bin_correct`` of shape (bins,); ``predicted``, ``labelled`` and ``hits`` (C,), how
+        often each class was predicted, was the label, was both; ``lowest_label`` and ``highest_label``, bounded by 0
+        from above and from below.
     """
     rows, classes = logits.shape
     log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
+    probs = log_probs.exp()
     predictions = log_probs.argmax(dim=1)
     correct = predictions == labels
-    nearest = labels.clamp(0, classes - 1).unsqueeze(1)
-    confidences = log_probs.amax(dim=1).exp()
+    nearest = labels.clamp(0, classes - 1)
+    own_class = nearest.unsqueeze(1)
+    confidences = probs.amax(dim=1)
+    no_class = labels.new_zeros(classes)
     highest = log_probs.topk(min(TOP_K, classes), dim=1).indices
     ends = torch.cat((labels, labels.new_zeros(1)))
     count, confidence, hits = calibration_bins(confidences, correct, bins)
@@ -70,15 +75,32 @@ def classification_sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[
         "samples": labels.new_full((), rows),
         "correct": correct.sum(),
         "top5_correct": (highest == labels.unsqueeze(1)).sum(),
-        "nll": -log_probs.gather(1, nearest).sum(dtype=torch.float64),
-        "entropy": torch.special.entr(log_probs.exp()).sum(dtype=torch.float64),
+        "nll": -log_probs.gather(1, own_class).sum(dtype=torch.float64),
+        "brier": (probs.square().sum(dim=1) - 2 * probs.gather(1, own_class).squeeze(1) + 1).sum(dtype=torch.float64),
+        "entropy": torch.special.entr(probs).sum(dtype=torch.float64),
         "bin_count": count,
         "bin_confidence": confidence,
         "bin_correct": hits,
-        "predicted": labels.new_zeros(classes).scatter_add(0, predictions, torch.ones_like(predictions)),
+        "predicted": no_class.scatter_add(0, predictions, torch.ones_like(predictions)),
+        "labelled": no_class.scatter_add(0, nearest, torch.ones_like(nearest)),
+        "hits": no_class.scatter_add(0, nearest, correct.long()),
         "lowest_label": ends.amin(),
         "highest_label": ends.amax(),
     }
+
+
+def add_sums(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Combine the sums of two batches into those of their union.
+
+    Args:
+        left: What :func:`classification_sums` returned for one.
+        right: And for the other, on the same device.
+
+    Returns:
+        New tensors under the same names.
+    """
+    ends = {"lowest_label": torch.minimum, "highest_label": torch.maximum}
+    return {name: ends.get(name, torch.add)(left[name], right[name]) for name in left}
 
 
 def calibration_bins(confidences: Tensor, correct: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,6 +141,24 @@ def expected_calibration_error(count: Tensor, confidence: Tensor, correct: Tenso
     """
     # With a bin's weight count / N its own count cancels: no bin is divided by, so empty ones need no care.
     return (confidence.double() - correct).abs().sum() / count.sum()
+
+
+def mean_iou(predicted: Tensor, labelled: Tensor, hits: Tensor) -> Tensor:
+    """Intersection over union of predicted and true regions, averaged over the classes that occur in either.
+
+    Everingham, Van Gool, Williams, Winn, Zisserman, "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010:
+    hits / (hits + false positives + false negatives) of a class, counted over all images together.
+
+    Args:
+        predicted: (C,), how often each class was predicted.
+        labelled: (C,), how often it was the label.
+        hits: (C,), how often it was both.
+
+    Returns:
+        Scalar float64 in [0, 1]; NaN without samples.
+    """
+    union = predicted + labelled - hits
+    return (hits.double() / union).nanmean()
 
 
 def diversity(predicted: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Mapping
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -10,15 +11,21 @@ from torchmetrics import Metric
 
 from ttalight.metrics.functional import (
     TOP_K,
+    add_sums,
     classification_sums,
     diversity,
     expected_calibration_error,
     flatten_pixels,
+    mean_iou,
 )
 
 
 class ClassificationValues(TypedDict):
-    """What :meth:`StreamingClassification.compute` returns: fractions in [0, 1], ``nll`` and ``entropy`` in nats."""
+    """What :meth:`StreamingClassification.compute` returns.
+
+    ``accuracy``, ``error``, ``top5``, ``ece``, ``diversity`` and ``miou`` are in [0, 1], ``brier`` in [0, 2], ``nll``
+    and ``entropy`` in nats. ``top5`` is None for five classes and fewer, ``miou`` for anything but dense predictions.
+    """
 
     samples: int
     accuracy: float
@@ -26,20 +33,30 @@ class ClassificationValues(TypedDict):
     top5: float | None
     nll: float
     ece: float
+    brier: float
     entropy: float
+    diversity: float
+    miou: float | None
 
 
 class StreamingClassification(Metric):
-    """Accuracy, top-5, NLL, calibration error and entropy of one stretch of a stream, such as a visit of a domain.
+    """Accuracy, top-5, NLL, calibration error, Brier score, entropy and prediction diversity of a stretch of a stream.
 
     Only sums are kept, on the device: memory does not grow with the stream, any cut into batches gives the same
-    numbers, and an update never waits for the device. Dense predictions count every pixel as a sample.
+    numbers, and an update never waits for the device. Dense predictions count every pixel as a sample, and have a mean
+    intersection over union.
+
+    The Brier score is the original one of all classes, the squared distance of the probabilities from the one-hot
+    label (G. W. Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 1950).
+    The diversity is the entropy of the predicted classes over log C: 1 for equal shares, 0 for a collapse to one.
 
     Values are those of this process; ``sync()`` adds up the processes on request.
 
     Args:
         num_classes: Number of classes C, at least 2.
         bins: Number of equal-width confidence bins of the calibration error.
+        ignore_index: Label of samples that do not count, such as 255 in many segmentation sets; picking them out
+            waits for the device.
 
     Raises:
         ValueError: If ``num_classes`` < 2 or ``bins`` < 1.
@@ -59,15 +76,18 @@ class StreamingClassification(Metric):
     correct: Tensor
     top5_correct: Tensor
     nll: Tensor
+    brier: Tensor
     entropy: Tensor
     bin_count: Tensor
     bin_confidence: Tensor
     bin_correct: Tensor
     predicted: Tensor
+    labelled: Tensor
+    hits: Tensor
     lowest_label: Tensor
     highest_label: Tensor
 
-    def __init__(self, num_classes: int, bins: int = 15) -> None:
+    def __init__(self, num_classes: int, bins: int = 15, ignore_index: int | None = None) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be >= 2, got {num_classes}")
         if bins < 1:
@@ -76,6 +96,9 @@ class StreamingClassification(Metric):
         super().__init__(sync_on_compute=False)
         self.num_classes = num_classes
         self.bins = bins
+        self.ignore_index = ignore_index
+        #: Whether predictions were one class a pixel.
+        self.dense = False
         nothing = classification_sums(torch.zeros(0, num_classes), torch.zeros(0, dtype=torch.int64), bins)
         for name, zero in nothing.items():
             self.add_state(name, zero, dist_reduce_fx={"lowest_label": "min", "highest_label": "max"}.get(name, "sum"))
@@ -91,48 +114,78 @@ class StreamingClassification(Metric):
             TypeError: If a dtype is wrong.
             ValueError: If a shape is wrong. Labels outside [0, C) are reported by :meth:`compute`.
         """
+        self.dense = self.dense or logits.ndim > 2
         logits, labels = flatten_pixels(logits, labels)
         if logits.shape[1] != self.num_classes:
             raise ValueError(
                 f"got logits of {logits.shape[1]} classes, expected {self.num_classes}: "
                 "classes are dimension 1, and num_classes must be the size of the network's output"
             )
-        for name, value in classification_sums(logits, labels, self.bins).items():
-            # Not in place: a state made in inference mode may be updated outside of it.
-            combine = {"lowest_label": torch.minimum, "highest_label": torch.maximum}.get(name, torch.add)
-            setattr(self, name, combine(getattr(self, name), value))
+        if self.ignore_index is not None:
+            counts = labels != self.ignore_index
+            logits, labels = logits[counts], labels[counts]
+        sums = classification_sums(logits, labels, self.bins)
+        # Not in place: a state made in inference mode may be updated outside of it.
+        for name, value in add_sums(self._sums(), sums).items():
+            setattr(self, name, value)
 
     def compute(self) -> ClassificationValues:
         """Metrics of all samples so far; the one place that waits for the device.
 
         Returns:
-            Python numbers; NaN where there was no sample or a logit was not finite. ``top5`` is None for C <= 5.
+            Python numbers; NaN where there was no sample or a logit was not finite.
 
         Raises:
             ValueError: If a label was outside [0, C).
         """
-        ece = expected_calibration_error(self.bin_count, self.bin_confidence, self.bin_correct)
-        counts = (self.samples, self.correct, self.top5_correct, self.lowest_label, self.highest_label)
-        samples, correct, top5, lowest, highest, nll, entropy, ece_value = torch.stack(
-            [value.double() for value in (*counts, self.nll, self.entropy, ece)]
-        ).tolist()
-        if lowest < 0 or highest >= self.num_classes:
-            seen = int(lowest if lowest < 0 else highest)
-            raise ValueError(
-                f"saw label {seen} with {self.num_classes} classes: labels must be in [0, {self.num_classes - 1}]; "
-                "check that the network's classes are those of the data"
-            )
-        total = samples or float("nan")
-        return {
-            "samples": int(samples),
-            "accuracy": correct / total,
-            "error": (samples - correct) / total,
-            "top5": top5 / total if self.num_classes > TOP_K else None,
-            "nll": nll / total,
-            "ece": ece_value,
-            "entropy": entropy / total,
-        }
+        return classification_values(self._sums(), self.dense)
 
-    def diversity(self) -> float:
-        """Entropy of the predicted classes over log C: 1 for equal shares, 0 for a collapse; waits for the device."""
-        return float(diversity(self.predicted))
+    def _sums(self) -> dict[str, Tensor]:
+        return cast("dict[str, Tensor]", self.metric_state)
+
+
+def classification_values(sums: Mapping[str, Tensor], dense: bool = False) -> ClassificationValues:
+    """Make metrics from the sums of :func:`classification_sums`; waits for the device.
+
+    Args:
+        sums: The sums.
+        dense: Whether the samples were pixels.
+
+    Returns:
+        See :meth:`StreamingClassification.compute`.
+
+    Raises:
+        ValueError: If a label was outside [0, C).
+    """
+    classes = len(sums["predicted"])
+    derived = (
+        expected_calibration_error(sums["bin_count"], sums["bin_confidence"], sums["bin_correct"]),
+        diversity(sums["predicted"]),
+        mean_iou(sums["predicted"], sums["labelled"], sums["hits"]),
+    )
+    names = ("samples", "correct", "top5_correct", "lowest_label", "highest_label", "nll", "brier", "entropy")
+    seen = torch.stack([value.double() for value in (*(sums[name] for name in names), *derived)]).tolist()
+    samples, correct, top5, lowest, highest, nll, brier, entropy, ece, spread, miou = seen
+    _check_labels(int(lowest), int(highest), classes)
+    total = samples or float("nan")
+    return {
+        "samples": int(samples),
+        "accuracy": correct / total,
+        "error": (samples - correct) / total,
+        "top5": top5 / total if classes > TOP_K else None,
+        "nll": nll / total,
+        "ece": ece,
+        "brier": brier / total,
+        "entropy": entropy / total,
+        "diversity": spread,
+        "miou": miou if dense else None,
+    }
+
+
+def _check_labels(lowest: int, highest: int, classes: int) -> None:
+    if lowest < 0 or highest >= classes:
+        raise ValueError(
+            f"saw label {lowest if lowest < 0 else highest} with {classes} classes: labels must be in "
+            f"[0, {classes - 1}]; check that the network's classes are those of the data, and name a label that does "
+            "not count by ignore_index"
+        )

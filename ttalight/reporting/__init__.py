@@ -1,22 +1,35 @@
 """From result files to tables."""
 
-from ttalight.reporting.overview import domain_table, protocol_header
+from ttalight.reporting.overview import by_domain, domain_table, protocol_header
+from ttalight.reporting.predictions import PredictionWriter, read_predictions
 from ttalight.reporting.results import (
     Cost,
+    Curve,
     DomainResult,
+    Forgetting,
+    GroupResult,
+    Overall,
     Reading,
     Results,
+    Round,
     RunProtocol,
     Source,
     Summary,
+    Worst,
     read_results,
-    summarize,
     write_results,
 )
+from ttalight.reporting.summary import digest, summarize
 
 __all__ = [
     "Results",
     "DomainResult",
+    "Overall",
+    "GroupResult",
+    "Worst",
+    "Round",
+    "Forgetting",
+    "Curve",
     "Reading",
     "RunProtocol",
     "Summary",
@@ -24,7 +37,11 @@ __all__ = [
     "Source",
     "read_results",
     "write_results",
+    "PredictionWriter",
+    "read_predictions",
     "summarize",
+    "digest",
+    "by_domain",
     "protocol_header",
     "domain_table",
 ]

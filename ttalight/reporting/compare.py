@@ -10,7 +10,9 @@ from jsonargparse import ArgumentParser
 
 from ttalight.reporting.files import write_files
 from ttalight.reporting.groups import Run, find_runs, group_runs, stream_differences
+from ttalight.reporting.html import render_html
 from ttalight.reporting.overview import STREAM_FIELDS, progress
+from ttalight.reporting.published import match_published
 from ttalight.reporting.render import render_markdown, render_text
 from ttalight.reporting.results import Metric
 from ttalight.reporting.table import table_csv, tabulate
@@ -23,6 +25,8 @@ def compare(
     metric: Metric = "accuracy",
     baseline: str | None = None,
     partial: bool = False,
+    across_weights: bool = False,
+    published: bool = False,
 ) -> str:
     """Set the results of several runs side by side.
 
@@ -31,11 +35,14 @@ def compare(
 
     Args:
         runs: Folders of runs, or folders that hold such at any depth.
-        different: Settings of the stream that may differ: stream, stream_hash, severity, samples.
-        output: Folder for table.md and table.csv, which has the numbers as measured.
+        different: Settings of the stream that may differ: data, stream, stream_hash, severity, samples.
+        output: Folder for table.md, table.html and table.csv, which has the numbers as measured.
         metric: What to compare.
-        baseline: Label or method of a row; a last column shows what each mean gains over it.
+        baseline: Label or method of a row; further columns show what each mean gains over it, with a bootstrap
+            interval where the runs have predictions.
         partial: Show unfinished runs as well, marked, without a mean.
+        across_weights: Average seeds whose source weights differ, where each has trained its own.
+        published: Set published numbers of the same method and data beside the runs, and say what differs.
 
     Returns:
         The text to print: what all rows share, the table, and what differs between rows.
@@ -51,16 +58,24 @@ def compare(
         left = f": {_unfinished(unfinished)}, show with --partial true" if unfinished else ", no results.json there"
         raise ValueError(f"no finished run in {' '.join(runs)}{left}")
     notes = [f"different {field}: {values}" for field, values in _allowed(shown, different or []).items()]
-    groups, remarks = group_runs(shown)
+    groups, remarks = group_runs(shown, across_weights)
     notes += remarks
     if unfinished and not partial:
         notes.append(f"left out, not finished: {_unfinished(unfinished)}")
     if without:
         notes.append(f"left out, no results.json: {' '.join(without)}")
+    matches, unmatched = match_published(groups) if published else ([], [])
+    if unmatched:
+        notes.append(f"nothing published that fits: {', '.join(unmatched)}")
     table = tabulate(groups, metric, baseline)
     if output is not None:
-        write_files(output, {"table.csv": table_csv(table), "table.md": render_markdown(table, notes)})
-    return render_text(table, notes)
+        texts = {
+            "table.csv": table_csv(table),
+            "table.md": render_markdown(table, notes, matches),
+            "table.html": render_html(table, notes, matches),
+        }
+        write_files(output, texts)
+    return render_text(table, notes, matches)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -79,7 +94,15 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--different", nargs="+", type=str, metavar="FIELD", help=f"Settings of the stream that may differ: {fields}."
     )
-    parser.add_function_arguments(compare, skip={"runs", "different"}, as_group=False)
+    flags = {
+        "partial": "Show unfinished runs as well, marked, without a mean.",
+        "across_weights": "Average seeds whose source weights differ, where each has trained its own.",
+        "published": "Set published numbers of the same method and data beside the runs, and say what differs.",
+    }
+    for name, text in flags.items():
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, type=bool, nargs="?", const=True, default=False, help=text)
+    parser.add_function_arguments(compare, skip={"runs", "different", *flags}, as_group=False)
     try:
         options = parser.parse_args(None if args is None else list(args))
         sys.stdout.write(compare(**options.as_dict()) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from ttalight.reporting.overview import by_domain
 from ttalight.reporting.results import Results
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ def can_plot() -> bool:
 
 
 def domain_figure(results: Results) -> Figure:
-    """Return a bar chart of the accuracy of every row, with the mean as a line.
+    """Return a bar chart of the accuracy of every row, or domain where rows are very many, with the mean as a line.
 
     Args:
         results: The results of a run.
     """
     from matplotlib.figure import Figure
 
-    rows = results["domains"]
+    rows = by_domain(results["domains"])
     figure = Figure(figsize=(2 + 0.6 * len(rows), 4), layout="constrained")
     axes = figure.subplots()
     accuracy = [100 * (row["accuracy"] or 0.0) for row in rows]

@@ -8,27 +8,27 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def write_files(folder: str | Path, texts: Mapping[str, str]) -> None:
-    """Write text files into a folder, which is made if need be.
+def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write files into a folder, which is made if need be.
 
-    All texts are on the disk under temporary names before the first file is replaced, in the order given.
+    All contents are on the disk under temporary names before the first file is replaced, in the order given.
 
     Args:
         folder: Where to write.
-        texts: File name -> contents, written as UTF-8 with line ends as given.
+        contents: File name -> contents; text is written as UTF-8 with line ends as given.
 
     Raises:
         OSError: If the disk is full or the folder not writable; names the path. Files not yet replaced are untouched.
     """
     folder = Path(folder)
-    targets = {folder / name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
+    targets = {folder / name: folder / f".{name}.{os.getpid()}.tmp" for name in contents}
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
+        for name, content in contents.items():
             path = folder / name
-            with open(targets[path], "w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with open(targets[path], "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
         for path, temporary in targets.items():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ttalight.reporting.overview import STREAM_FIELDS, progress, protocol_fields
 from ttalight.reporting.results import Results, read_results
+from ttalight.reporting.summary import by
 from ttalight.reporting.text import plain
 
 #: More settings than these in a row's label would not be read; the name of the run's folder is.
@@ -48,6 +49,11 @@ class Group:
     def complete(self) -> bool:
         """Whether nothing is missing."""
         return all(run.results["complete"] for run in self.runs)
+
+    @property
+    def weights(self) -> int:
+        """Number of different source weights."""
+        return len({_weights(run) for run in self.runs})
 
 
 def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -104,11 +110,13 @@ def stream_differences(runs: Sequence[Run]) -> dict[str, str]:
     Raises:
         ValueError: If runs name the same stream but hold other domains, so that one of the files is not true.
     """
-    for same in _by(runs, lambda run: run.results["protocol"]["stream_hash"]).values():
+    for same in by(runs, lambda run: run.results["protocol"]["stream_hash"]).values():
         _check_domains([run for run in same if run.results["complete"] and run.results["protocol"]["stream_hash"]])
     differences = {}
     for field in STREAM_FIELDS:
-        values = _by(runs, lambda run, field=field: json.dumps(run.results["protocol"][field]))  # type: ignore[misc]
+        values = by(runs, lambda run, field=field: json.dumps(run.results["protocol"].get(field)))  # type: ignore[misc]
+        if field == "data":
+            values.pop("null", None)  # of a file that does not say it yet
         if len(values) > 1:
             differences[field] = ", ".join(
                 f"{plain(json.loads(value))[:_SHORT] or 'none'} in {_list([run.name for run in members])}"
@@ -129,7 +137,7 @@ def _check_domains(runs: Sequence[Run]) -> None:
         )
 
 
-def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+def group_runs(runs: Sequence[Run], across_weights: bool = False) -> tuple[list[Group], list[str]]:
     """Put runs of the same method, protocol and source weights with different seeds together.
 
     If one seed occurs twice, something else differs that the files do not say: then each run stays alone. So does a
@@ -137,6 +145,8 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
     Args:
         runs: The runs.
+        across_weights: Put runs together although their source weights differ, where task and network are the same:
+            every seed has trained its own.
 
     Returns:
         The groups in the order of their first run, with the unadapted network (method "Source") first; and a remark
@@ -144,7 +154,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     """
     members: list[tuple[Run, ...]] = []
     remarks = []
-    for same in _by(runs, _identity).values():
+    for same in by(runs, lambda run: _identity(run, across_weights)).values():
         if len({run.results["seed"] for run in same}) == len(same):
             members.append(tuple(same))
         else:
@@ -153,44 +163,45 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
             remarks.append(f"not averaged, since a seed occurs twice: {names}")
     order = {run.file: index for index, run in enumerate(runs)}
     members.sort(key=lambda group: (group[0].results["method"] != "Source", order[group[0].file]))
-    return [Group(label, group) for label, group in zip(_labels(members), members, strict=True)], remarks
+    labels = _labels(members, across_weights)
+    return [Group(label, group) for label, group in zip(labels, members, strict=True)], remarks
 
 
-def _identity(run: Run) -> str:
+def _identity(run: Run, across_weights: bool) -> str:
     results = run.results
-    source = results["source"]["sha256"] or results["source"]["file"]
+    # The arguments of a stream are in its hash, and in newer files only.
+    protocol = {name: value for name, value in results["protocol"].items() if name != "stream_args"}
+    source: Any = [results.get("model"), results.get("network")] if across_weights else _weights(run)
     alone = None if results["complete"] else run.name
-    return json.dumps([results["method"], results["protocol"], source, alone], sort_keys=True)
+    return json.dumps([results["method"], protocol, source, alone], sort_keys=True)
 
 
-def _labels(members: Sequence[tuple[Run, ...]]) -> list[str]:
+def _weights(run: Run) -> str | None:
+    return run.results["source"]["sha256"] or run.results["source"]["file"]
+
+
+def _labels(members: Sequence[tuple[Run, ...]], across_weights: bool) -> list[str]:
     """Name groups by their method and, where it has several, by what differs between them."""
-    methods = _by((group[0] for group in members), lambda run: run.results["method"])
+    methods = by((group[0] for group in members), lambda run: run.results["method"])
     labels = {}
     for method, rivals in methods.items():
-        for run, distinction in zip(rivals, _distinctions(rivals), strict=True):
+        for run, distinction in zip(rivals, _distinctions(rivals, across_weights), strict=True):
             unfinished = "" if run.results["complete"] else f" (partial, {progress(run.results)})"
             labels[run.file] = method + (f" ({distinction})" if distinction else "") + unfinished
     return [labels[group[0].file] for group in members]
 
 
-def _distinctions(runs: Sequence[Run]) -> list[str]:
+def _distinctions(runs: Sequence[Run], across_weights: bool) -> list[str]:
     """Tell runs of one method apart: by one or two settings, else by the shortest of folder name and path."""
     if len(runs) == 1:
         return [""]
     fields = [protocol_fields(run.results) for run in runs]
-    differing = [name for name in fields[0] if len({own.get(name) for own in fields}) > 1]
+    names = dict.fromkeys(name for own in fields for name in own if not (across_weights and name == "source"))
+    differing = [name for name in names if len({own.get(name) for own in fields}) > 1]
     settings = [", ".join(f"{name} {own.get(name) or 'none'}" for name in differing) for own in fields]
     folders = [Path(run.name).name for run in runs]
     choices = [settings] if len(differing) <= _LABEL_FIELDS else []
     return next((choice for choice in [*choices, folders] if len(set(choice)) == len(runs)), [run.name for run in runs])
-
-
-def _by(runs: Iterable[Run], key: Callable[[Run], Any]) -> dict[Any, list[Run]]:
-    groups: dict[Any, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(key(run), []).append(run)
-    return groups
 
 
 def _list(names: Sequence[str], most: int = 4) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
-from ttalight.reporting.results import DomainResult, Results
+from ttalight.reporting.results import DomainResult, Forgetting, Results, Summary
+from ttalight.reporting.summary import average, by, counted
 from ttalight.reporting.text import enumerate_fields, number, plain, text_blocks, wrap
 
 #: Settings that say which images arrived in which order; a table needs them equal in all its rows.
-STREAM_FIELDS = ("stream", "stream_hash", "severity", "samples")
+STREAM_FIELDS = ("data", "stream", "stream_hash", "severity", "samples")
 
 
 def protocol_fields(results: Results) -> dict[str, str]:
@@ -26,7 +28,10 @@ def protocol_fields(results: Results) -> dict[str, str]:
     fields["stream_hash"] = fields["stream_hash"][:8]
     file, digest = results["source"]["file"], results["source"]["sha256"]
     fields["source"] = " ".join(filter(None, [Path(file).as_posix() if file else None, digest and digest[:8]]))
-    return {"model": results["model"]} | fields if "model" in results else fields
+    names = {"model": results.get("model", ""), "network": results.get("network", "")}
+    if names["network"] == names["model"]:
+        del names["network"]  # a module of somebody else's, whose network has no name
+    return {name: value for name, value in names.items() if value} | fields
 
 
 def protocol_header(results: Results) -> str:
@@ -39,7 +44,8 @@ def protocol_header(results: Results) -> str:
         Two paragraphs, each on a line of its own unless wider than the terminal.
     """
     fields = protocol_fields(results)
-    stream = {name: fields.pop(name) for name in STREAM_FIELDS} | {"seed": plain(results["seed"])}
+    stream = {name: fields.pop(name, "") for name in (*STREAM_FIELDS, "stream_args")}
+    stream["seed"] = plain(results["seed"])
     unfinished = "" if results["complete"] else f" (unfinished, {progress(results)})"
     first = f"{results['method']}{unfinished}: {enumerate_fields(stream)}"
     return "\n".join(wrap(line) for line in (first, enumerate_fields(fields)) if line)
@@ -54,31 +60,63 @@ def progress(results: Results) -> str:
 def domain_table(results: Results) -> str:
     """Tabulate the visits of one run: accuracy and calibration error in percent, NLL in nats, images per second.
 
-    A run with readings has a column of accuracies for each number of steps.
+    A run with readings has a column of accuracies for each number of steps; one with very many visits has a line for
+    each domain. Below the mean over rows stand the mean over images, where it is another one, and what the probes say.
 
     Args:
         results: The run.
 
     Returns:
-        Aligned lines; the last is the mean over rows.
+        Aligned lines.
     """
-    rows = results["domains"]
+    rows = by_domain(results["domains"])
     readings = results.get("readings", [])
-    header = ["domain", "images", *(f"{reading['steps']} steps" for reading in readings), "accuracy %", "nll", "ece %", "images/s"]
-    early = [[_percent(row["accuracy"]) for row in [*reading["domains"], reading["mean"]]] for reading in readings]
-    at = list(zip(*early, strict=True)) if early else [()] * (len(rows) + 1)
+    early = [[_percent(row["accuracy"]) for row in [*by_domain(read["domains"]), read["mean"]]] for read in readings]
+    at = [list(cells) for cells in zip(*early, strict=True)] or [[] for _ in range(len(rows) + 1)]
+    header = ["domain", "images", *(f"{read['steps']} steps" for read in readings), "accuracy %", "nll", "ece %"]
     cells = [
-        [name, str(row["samples"]), *read, *_measures(row["accuracy"], row["nll"], row["ece"], row["images_per_second"])]
+        [name, str(row["samples"]), *read, *_measures(row), number(row["images_per_second"], 0)]
         for name, row, read in zip(visit_names(rows), rows, at, strict=False)
     ]
-    mean, cost = results["mean"], results["cost"]
-    total = str(sum(row["samples"] for row in rows))
-    last = ["mean", total, *at[-1], *_measures(mean["accuracy"], mean["nll"], mean["ece"], cost["images_per_second"])]
-    return "\n".join(text_blocks(header, [*cells, last]))
+    total = str(sum(row["samples"] for row in counted(results["domains"])))
+    speed = number(results["cost"]["images_per_second"], 0)
+    cells.append(["mean", total, *at[-1], *_measures(results["mean"]), speed])
+    if results["weighted_mean"] != results["mean"] and len({row["samples"] for row in counted(rows)}) > 1:
+        cells.append(["weighted mean", total, *[""] * len(readings), *_measures(results["weighted_mean"]), ""])
+    table = "\n".join(text_blocks([*header, "images/s"], cells))
+    return "\n".join([table, *map(forgetting_line, results.get("forgetting", []))])
 
 
-def _measures(accuracy: float | None, nll: float | None, ece: float | None, speed: float | None) -> list[str]:
-    return [_percent(accuracy), number(nll, 3), _percent(ece), number(speed, 0)]
+def forgetting_line(found: Forgetting) -> str:
+    """Say what the probes of one domain showed."""
+    return (
+        f"{found['name']}: accuracy {_percent(found['first'])} % at the first of {found['probes']} probes, "
+        f"{_percent(found['last'])} % at the last, {_percent(found['lowest'])} % at the lowest; "
+        f"forgotten {_percent(found['forgotten'])}"
+    )
+
+
+def by_domain(rows: Sequence[DomainResult], most: int = 60) -> list[DomainResult]:
+    """Return the rows, or where they are too many to be read, one for each domain with its visits averaged.
+
+    Args:
+        rows: Rows of one run.
+        most: How many can be read.
+    """
+    if len(rows) <= most:
+        return list(rows)
+    return [_join(own) for own in by(rows, lambda row: (row["name"], row["severity"], row.get("probe"))).values()]
+
+
+def _join(rows: Sequence[DomainResult]) -> DomainResult:
+    known = [row["seconds"] for row in rows if row["seconds"] is not None]
+    samples, seconds = sum(row["samples"] for row in rows), sum(known) if len(known) == len(rows) else None
+    joined: Any = {**rows[0], **average(rows, [1] * len(rows)), "visit": 0, "samples": samples, "seconds": seconds}
+    return cast(DomainResult, joined | {"images_per_second": samples / seconds if seconds else None})
+
+
+def _measures(row: DomainResult | Summary) -> list[str]:
+    return [_percent(row["accuracy"]), number(row["nll"], 3), _percent(row["ece"])]
 
 
 def _percent(share: float | None) -> str:
@@ -100,7 +138,7 @@ def domain_names(rows: Sequence[DomainResult]) -> dict[tuple[str, int | None], s
 
 
 def visit_names(rows: Sequence[DomainResult]) -> list[str]:
-    """Name the rows of one run; where a domain is visited again, the names count its visits from 1.
+    """Name the rows of one run; where a domain is visited or probed again, the names count these from 1.
 
     Args:
         rows: Rows of one run.
@@ -110,8 +148,13 @@ def visit_names(rows: Sequence[DomainResult]) -> list[str]:
     """
     domains = domain_names(rows)
     visits = Counter((row["name"], row["severity"]) for row in rows)
+    probes: Counter[tuple[str, int | None]] = Counter()
     names = []
     for row in rows:
         place = (row["name"], row["severity"])
-        names.append(domains[place] + (f" visit {row['visit'] + 1}" if visits[place] > 1 else ""))
+        if row.get("probe", False):
+            probes[place] += 1
+            names.append(f"{domains[place]} probe {probes[place]}")
+        else:
+            names.append(domains[place] + (f" visit {row['visit'] + 1}" if visits[place] > 1 else ""))
     return names

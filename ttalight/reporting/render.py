@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ttalight.reporting.bootstrap import DRAWS, LEVEL
 from ttalight.reporting.groups import Group
-from ttalight.reporting.overview import STREAM_FIELDS, protocol_fields
-from ttalight.reporting.table import Cell, Table
+from ttalight.reporting.overview import STREAM_FIELDS, forgetting_line, protocol_fields
+from ttalight.reporting.published import Match, match_cells
+from ttalight.reporting.summary import counted, worst
+from ttalight.reporting.table import RISING, Cell, Row, Table
 from ttalight.reporting.text import abbreviate, enumerate_fields, markdown_table, number, plain, text_blocks, wrap
 
+#: More domains than these are not set side by side; table.csv has them.
+MOST_DOMAINS = 40
 
-def render_text(table: Table, notes: Sequence[str]) -> str:
+#: Longest label of a baseline in the head of a column.
+_LABEL = 16
+
+
+def render_text(table: Table, notes: Sequence[str], matches: Sequence[Match] = ()) -> str:
     """Write what all rows share, the notes, the table, and what differs between rows, for a terminal.
 
     The best value of a column has a star. A table that is too wide has its domains abbreviated, then a digit less,
@@ -19,83 +28,197 @@ def render_text(table: Table, notes: Sequence[str]) -> str:
     Args:
         table: The numbers.
         notes: Remarks to print above the table.
+        matches: Published rows to print below it.
 
     Returns:
         Lines of at most 120 characters, unless a single name is longer.
     """
-    shared, _ = _fields(_groups(table))
-    above = [enumerate_fields(shared), *notes, _caption(table, "*")]
+    above = [enumerate_fields(shared_fields(table)), *remarks(table, notes), caption(table, "*")]
     blocks = min((text_blocks(*content) for content in _contents(table)), key=len)
-    header, rows = _settings(_groups(table))
+    header, rows = settings(table)
     parts = ["\n".join(wrap(line) for line in above if line), *blocks, *text_blocks(header, rows)]
+    if matches:
+        first, lines = match_cells(matches, table.metric)
+        narrow = min((text_blocks(names, lines) for names in (first, _abbreviated(first))), key=len)
+        parts += ["published beside measured:", *narrow]
+        parts.append("\n".join(wrap(match.text) for match in matches))
     return "\n\n".join(parts)
 
 
-def render_markdown(table: Table, notes: Sequence[str]) -> str:
+def render_markdown(table: Table, notes: Sequence[str], matches: Sequence[Match] = ()) -> str:
     """Write the same as :func:`render_text` in Markdown, the best value of a column in bold.
 
     Args:
         table: The numbers.
         notes: Remarks to print above the table.
+        matches: Published rows to print below it.
 
     Returns:
-        Paragraphs, a list of the notes and two tables.
+        Paragraphs, a list of the notes and tables.
     """
-    shared, _ = _fields(_groups(table))
-    header = ["method", "n", *table.domains.values(), *_last_columns(table)]
     parts = [
-        enumerate_fields(shared),
-        "\n".join(f"- {note}" for note in notes),
-        _caption(table, "bold"),
-        markdown_table(header, _cells(table, 2, "**{}**", "{}")),
-        markdown_table(*_settings(_groups(table))),
+        enumerate_fields(shared_fields(table)),
+        _items(remarks(table, notes)),
+        caption(table, "bold"),
+        markdown_table(header(table), cells(table, 2, "**{}**", "{}")),
+        markdown_table(*settings(table)),
     ]
+    if matches:
+        parts += ["Published beside measured:", markdown_table(*match_cells(matches, table.metric))]
+        parts.append(_items([match.text for match in matches]))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def header(table: Table) -> list[str]:
+    """Names of the columns of the first table."""
+    return ["method", "n", *_domain_columns(table), *_last_columns(table)]
+
+
+def remarks(table: Table, notes: Sequence[str]) -> list[str]:
+    """Return what a reader has to know, and what the table itself has to add to it."""
+    own = list(notes)
+    if not _domain_columns(table):
+        own.append(f"{len(table.domains)} domains, too many to be shown: table.csv (--output) has them")
+    across = [f"{group.label} ({group.weights} files)" for group in _groups(table) if group.weights > 1]
+    if across:
+        own.append(f"averaged over runs whose source weights differ: {', '.join(across)}")
+    for group in _groups(table):
+        if len(group.runs) == 1:
+            own += [f"{group.label}, {forgetting_line(found)}" for found in group.first.get("forgetting", [])]
+    return [*own, *table.remarks]
+
+
+def caption(table: Table, best: str) -> str:
+    """Say what the numbers of the first table are."""
+    parts = [f"{table.metric} in {'%' if _in_percent(table) else 'nats' if table.metric == 'nll' else '[0, 2]'}"]
+    if any(len(group.runs) > 1 for group in _groups(table)):
+        parts.append("mean±sample standard deviation over n seeds")
+    if any(row["visit"] > 0 for group in _groups(table) for row in counted(group.first["domains"])):
+        parts.append("visits of a domain averaged")
+    if table.baseline is not None and _gain_column(table) == "gain":
+        parts.append(f"gain: over {table.baseline}")
+    if _has_intervals(table):
+        parts.append(f"interval: {100 * LEVEL:.0f} % of the gain, {DRAWS} paired bootstrap draws of images")
+    if len(table.rows) > 1:
+        parts.append(f"{best}: best of its column")
+    return "; ".join(parts)
+
+
+def cells(table: Table, digits: int, best: str, other: str) -> list[list[str]]:
+    """Write every row of the first table.
+
+    Args:
+        table: The numbers.
+        digits: Digits of a percentage.
+        best: Pattern for the best value of a column.
+        other: Pattern for the rest.
+
+    Returns:
+        Label, number of seeds and values of every row.
+    """
+    factor, digits = (100.0, digits) if _in_percent(table) else (1.0, digits + 1)
+    complete = [row.group.complete for row in table.rows]
+
+    def values(column: Sequence[Cell]) -> list[str]:
+        winners = _winners(column, complete, table.metric in RISING, factor, digits)
+        patterns = [best if winner else other for winner in winners]
+        return [_show(cell, factor, digits, pattern) for cell, pattern in zip(column, patterns, strict=True)]
+
+    columns = [[row.group.label for row in table.rows], [str(len(row.group.runs)) for row in table.rows]]
+    if _domain_columns(table):
+        columns += [values(column) for column in zip(*[row.domains for row in table.rows], strict=True)]
+    columns.append(values([row.mean for row in table.rows]))
+    if _has_weighted(table):
+        columns.append(values([row.weighted for row in table.rows]))
+    if table.baseline is not None:
+        columns.append([_show(row.gain or Cell(), factor, digits, other, "+") for row in table.rows])
+    if _has_intervals(table):
+        columns.append([other.format(_interval(row, factor, digits)) for row in table.rows])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def shared_fields(table: Table) -> dict[str, str]:
+    """Return the settings that all rows share."""
+    return _fields(_groups(table))[0]
+
+
+def settings(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the second table: what differs between rows, their ranks, where they are weakest, costs."""
+    groups = _groups(table)
+    _, columns = _fields(groups)
+    source = {"source": columns.pop("source")} if "source" in columns else {}
+    lowest = [worst([row for run in group.runs for row in counted(run.results["domains"])]) for group in groups]
+    if any(row.rank is not None for row in table.rows):
+        columns["rank"] = ["-" if row.rank is None else number(row.rank, 1) for row in table.rows]
+    columns |= {
+        "worst domain": [_percent(one and one["domain"], one and one["domain_accuracy"]) for one in lowest],
+        "worst group": [_percent(one and one["group"], one and one["group_accuracy"]) for one in lowest],
+        "forwards/batch": [_cost(group, "forwards_per_batch", 2) for group in groups],
+        "backwards/batch": [_cost(group, "backwards_per_batch", 2) for group in groups],
+        "images/s": [_cost(group, "images_per_second", 0) for group in groups],
+    } | source  # the path of a file is long, so it comes last
+    labels = [group.label for group in groups]
+    return ["method", *columns], [list(row) for row in zip(labels, *columns.values(), strict=True)]
 
 
 def _groups(table: Table) -> list[Group]:
     return [row.group for row in table.rows]
 
 
+def _items(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _in_percent(table: Table) -> bool:
+    return table.metric not in ("nll", "brier")
+
+
+def _has_intervals(table: Table) -> bool:
+    return any(row.interval is not None for row in table.rows)
+
+
+def _has_weighted(table: Table) -> bool:
+    """Whether domains have different numbers of images, so that the two means differ."""
+    pairs = [(row.mean.mean, row.weighted.mean) for row in table.rows]
+    return any(mean is not None and other is not None and abs(mean - other) > 1e-9 for mean, other in pairs)
+
+
+def _domain_columns(table: Table) -> list[str]:
+    return list(table.domains.values()) if len(table.domains) <= MOST_DOMAINS else []
+
+
 def _last_columns(table: Table) -> list[str]:
-    return ["mean"] if table.baseline is None else ["mean", f"over {table.baseline}"]
+    weighted, interval = _has_weighted(table), _has_intervals(table)
+    names = ["mean", "weighted" if weighted else "", _gain_column(table), "interval" if interval else ""]
+    return [name for name in names if name]
 
 
-def _caption(table: Table, best: str) -> str:
-    parts = [f"{table.metric} in {'nats' if table.metric == 'nll' else '%'}"]
-    if any(len(group.runs) > 1 for group in _groups(table)):
-        parts.append("mean±sample standard deviation over n seeds")
-    if any(row["visit"] > 0 for group in _groups(table) for row in group.first["domains"]):
-        parts.append("visits of a domain averaged")
-    if len(table.rows) > 1:
-        parts.append(f"{best}: best of its column")
-    return "; ".join(parts)
+def _gain_column(table: Table) -> str:
+    if table.baseline is None:
+        return ""
+    return f"over {table.baseline}" if len(table.baseline) <= _LABEL else "gain"
 
 
 def _contents(table: Table) -> Iterator[tuple[list[str], list[list[str]]]]:
     """Header and rows from the most to the least detailed."""
-    names = list(table.domains.values())
+    names = _domain_columns(table)
     for digits, short in ((2, False), (2, True), (1, True)):
         # Every cell ends in a star or a space, so that digits stand below digits.
-        rows = _cells(table, digits, "{}*", "{} ")
-        length = max(max(len(cell) for cell in row[2:]) for row in rows)
+        rows = cells(table, digits, "{}*", "{} ")
+        length = max(max(len(cell) for cell in row[2 : 3 + len(names)]) for row in rows)
         shown = abbreviate(names, length - 1) if short else names
         yield ["method", "n", *(f"{name} " for name in [*shown, *_last_columns(table)])], rows
 
 
-def _cells(table: Table, digits: int, best: str, other: str) -> list[list[str]]:
-    """Label, number of seeds and values of every row; ``best`` and ``other`` are patterns for a value."""
-    complete = [row.group.complete for row in table.rows]
-    factor, digits = (1.0, digits + 1) if table.metric == "nll" else (100.0, digits)
-    columns = []
-    for cells in zip(*[(*row.domains, row.mean) for row in table.rows], strict=True):
-        winners = _winners(cells, complete, table.metric == "accuracy", factor, digits)
-        patterns = [best if winner else other for winner in winners]
-        columns.append([_show(cell, factor, digits, pattern) for cell, pattern in zip(cells, patterns, strict=True)])
-    if table.baseline is not None:
-        columns.append([_show(row.gain or Cell(), factor, digits, other, "+") for row in table.rows])
-    starts = [[row.group.label, str(len(row.group.runs))] for row in table.rows]
-    return [[*start, *values] for start, values in zip(starts, zip(*columns, strict=True), strict=True)]
+def _abbreviated(names: Sequence[str]) -> list[str]:
+    return [names[0], *abbreviate(names[1:-1], 5), names[-1]]
+
+
+def _interval(row: Row, factor: float, digits: int) -> str:
+    if row.interval is None:
+        return "-"
+    low, high = (f"{factor * value:+.{digits}f}" for value in row.interval)
+    return f"{low}..{high}"
 
 
 def _show(cell: Cell, factor: float, digits: int, pattern: str, sign: str = "") -> str:
@@ -122,28 +245,21 @@ def _winners(cells: Sequence[Cell], complete: Sequence[bool], highest: bool, fac
 
 def _fields(groups: Sequence[Group]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Return the settings that all rows share, and those that differ with one value a row."""
-    own = [
-        protocol_fields(group.first) | {"seeds": " ".join(plain(run.results["seed"]) for run in group.runs)}
-        for group in groups
-    ]
+    own = []
+    for group in groups:
+        fields = protocol_fields(group.first)
+        if group.weights > 1:
+            fields["source"] = f"{group.weights} files"
+        own.append(fields | {"seeds": " ".join(plain(run.results["seed"]) for run in group.runs)})
     columns = {name: [fields.get(name, "") for fields in own] for name in dict.fromkeys(n for o in own for n in o)}
     shared = {name: values[0] for name, values in columns.items() if len(set(values)) == 1}
     # How streams differ stands above the table.
-    rest = columns.keys() - shared.keys() - set(STREAM_FIELDS)
+    rest = columns.keys() - shared.keys() - {*STREAM_FIELDS, "stream_args"}
     return shared, {name: values for name, values in columns.items() if name in rest}
 
 
-def _settings(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the second table: what differs between rows, and what they cost."""
-    _, columns = _fields(groups)
-    source = {"source": columns.pop("source")} if "source" in columns else {}
-    columns |= {
-        "forwards/batch": [_cost(group, "forwards_per_batch", 2) for group in groups],
-        "backwards/batch": [_cost(group, "backwards_per_batch", 2) for group in groups],
-        "images/s": [_cost(group, "images_per_second", 0) for group in groups],
-    } | source  # the path of a file is long, so it comes last
-    labels = [group.label for group in groups]
-    return ["method", *columns], [list(cells) for cells in zip(labels, *columns.values(), strict=True)]
+def _percent(name: str | None, accuracy: float | None) -> str:
+    return "-" if accuracy is None else f"{name} {number(100 * accuracy)}"
 
 
 def _cost(group: Group, key: str, digits: int) -> str:

@@ -1,4 +1,4 @@
-"""The result file of a run: its schema, and how it is written, read and summarised."""
+"""The result file of a run: its schema, and how it is written and read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 import math
 import types
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -15,13 +14,14 @@ from ttalight.reporting.files import write_files
 
 SCHEMA = 1
 
-#: The measures that are averaged over domains.
-Metric = Literal["accuracy", "error", "nll", "ece"]
+#: The measures that runs can be compared by.
+Metric = Literal["accuracy", "error", "top5", "nll", "ece", "brier", "miou"]
+
+#: All that is averaged over domains; every file has the first four.
+MEASURES = ("accuracy", "error", "nll", "ece", "top5", "brier", "entropy", "diversity", "miou")
 
 
-class DomainResult(TypedDict):
-    """One visit of a domain: fractions in [0, 1], ``nll`` in nats; None is not finite, or ``top5`` of 5 classes."""
-
+class _Row(TypedDict):
     name: str
     severity: int | None
     visit: int
@@ -35,8 +35,24 @@ class DomainResult(TypedDict):
     images_per_second: float | None
 
 
-class Summary(TypedDict):
-    """Averages over domains."""
+class DomainResult(_Row, total=False):
+    """One visit of a domain.
+
+    Fractions in [0, 1], ``brier`` in [0, 2], ``nll`` and ``entropy`` in nats; None is not finite, or ``top5`` of five
+    classes. ``miou`` is there for dense predictions only. ``start`` counts the images of the stream before the visit;
+    a ``probe`` is a look at clean data that no mean counts.
+    """
+
+    brier: float | None
+    entropy: float | None
+    diversity: float | None
+    miou: float | None
+    start: int
+    probe: bool
+
+
+class Averages(TypedDict):
+    """The averages that every file has."""
 
     accuracy: float | None
     error: float | None
@@ -44,9 +60,70 @@ class Summary(TypedDict):
     ece: float | None
 
 
-class RunProtocol(TypedDict):
-    """What must be equal for numbers to be comparable; ``samples`` counts the images of the whole stream."""
+class Summary(Averages, total=False):
+    """Averages over rows."""
 
+    top5: float | None
+    brier: float | None
+    entropy: float | None
+    diversity: float | None
+    miou: float | None
+
+
+class Overall(Summary):
+    """The measures of all images of the stream, probes left out, as if they were one domain."""
+
+    samples: int
+
+
+class GroupResult(Averages):
+    """Averages over the rows of one group of domains, ``rows`` many."""
+
+    name: str
+    rows: int
+
+
+class Round(Averages):
+    """Averages over the rows that are the ``visit``-th visit of their domain, ``rows`` many."""
+
+    visit: int
+    rows: int
+
+
+class Worst(TypedDict):
+    """The domain and the group of domains with the lowest accuracy, averaged over their rows."""
+
+    domain: str
+    domain_accuracy: float
+    group: str
+    group_accuracy: float
+
+
+class Forgetting(TypedDict):
+    """Accuracy on the probes of one domain: at the first, the last and the worst; first minus last is ``forgotten``."""
+
+    name: str
+    severity: int | None
+    probes: int
+    first: float | None
+    last: float | None
+    lowest: float | None
+    forgotten: float | None
+
+
+class Curve(TypedDict):
+    """Accuracy along the stream, probes left out, in at most 200 stretches.
+
+    ``images`` counts them to the end of each stretch, ``accuracy`` is the one in the stretch, ``running`` the one from
+    the beginning of the stream.
+    """
+
+    images: list[int]
+    accuracy: list[float | None]
+    running: list[float | None]
+
+
+class _Protocol(TypedDict):
     stream: str | None
     stream_hash: str | None
     severity: int | list[int] | None
@@ -59,6 +136,17 @@ class RunProtocol(TypedDict):
     lr: float | None
     norm: str | None
     sharding: str | None
+
+
+class RunProtocol(_Protocol, total=False):
+    """What must be equal for numbers to be comparable, and what a method or a data module adds to it.
+
+    ``samples`` counts the images of the whole stream, ``stream_args`` are the arguments that the stream was built
+    with, ``data`` names the data set.
+    """
+
+    stream_args: dict[str, Any]
+    data: str
 
 
 class Cost(TypedDict):
@@ -88,11 +176,22 @@ class Reading(TypedDict):
 
 class _Optional(TypedDict, total=False):
     model: str
+    network: str
+    classes: int
     readings: list[Reading]
+    overall: Overall
+    groups: list[GroupResult]
+    worst: Worst
+    rounds: list[Round]
+    forgetting: list[Forgetting]
+    curve: Curve
 
 
 class Results(_Optional):
-    """Everything that ``results.json`` holds; ``complete`` is False while domains are missing."""
+    """Everything that ``results.json`` holds; ``complete`` is False while domains are missing.
+
+    ``network`` is the name of the encoder, ``classes`` the number of its outputs.
+    """
 
     schema: int
     complete: bool
@@ -105,31 +204,6 @@ class Results(_Optional):
     cost: Cost
     source: Source
     environment: dict[str, Any]
-
-
-def summarize(domains: Sequence[DomainResult]) -> tuple[Summary, Summary]:
-    """Average over rows.
-
-    Args:
-        domains: The rows.
-
-    Returns:
-        The mean that counts every row once and the mean that counts every sample once. A measure is None without
-        rows, or if it is missing or not finite in any of them: a mean over fewer domains would look better or worse
-        than it is.
-    """
-    return _mean(domains, lambda row: 1), _mean(domains, lambda row: row["samples"])
-
-
-def _mean(rows: Sequence[DomainResult], weight: Callable[[DomainResult], int]) -> Summary:
-    total = sum(map(weight, rows))
-
-    def mean(metric: Metric) -> float | None:
-        values = [(row[metric], weight(row)) for row in rows]
-        known = [value * times for value, times in values if value is not None and math.isfinite(value)]
-        return math.fsum(known) / total if total and len(known) == len(rows) else None
-
-    return {"accuracy": mean("accuracy"), "error": mean("error"), "nll": mean("nll"), "ece": mean("ece")}
 
 
 def write_results(folder: str | Path, results: Results) -> None:
@@ -147,7 +221,9 @@ def write_results(folder: str | Path, results: Results) -> None:
     plain = _finite(results)
     text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
     table = io.StringIO()
-    writer = csv.DictWriter(table, DomainResult.__annotations__, lineterminator="\n")
+    present = set(_Row.__annotations__).union(*plain["domains"])
+    columns = [name for name in get_type_hints(DomainResult) if name in present]
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(plain["domains"])
     # The JSON file comes last: it is the one that says how far the run got.

@@ -7,10 +7,14 @@ import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from ttalight.reporting.bootstrap import gain_interval
 from ttalight.reporting.groups import Group, Run
 from ttalight.reporting.overview import domain_names
+from ttalight.reporting.predictions import PREDICTIONS
 from ttalight.reporting.results import Metric
+from ttalight.reporting.summary import counted
 
 
 @dataclass(frozen=True)
@@ -24,22 +28,37 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """What one group of runs reached in each domain, on average, and over the baseline if there is one."""
+    """What one group of runs reached in each domain and on average.
+
+    ``mean`` counts domains once, ``weighted`` images. ``rank`` is the place among all finished rows, averaged over
+    domains. ``gain`` is the difference to the baseline, ``interval`` its bootstrap interval.
+    """
 
     group: Group
     domains: tuple[Cell, ...]
     mean: Cell
+    weighted: Cell
+    rank: float | None
     gain: Cell | None
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of equal length; ``domains`` maps (name, severity) to the name of a column."""
+    """Rows of equal length; ``domains`` maps (name, severity) to the name of a column.
+
+    ``remarks`` say why a row has no interval.
+    """
 
     metric: Metric
     domains: dict[tuple[str, int | None], str]
     baseline: str | None
     rows: tuple[Row, ...]
+    remarks: tuple[str, ...] = ()
+
+
+#: Measures of which more is better.
+RISING = ("accuracy", "top5", "miou")
 
 
 def spread(values: Sequence[float | None]) -> Cell:
@@ -64,18 +83,71 @@ def tabulate(groups: Sequence[Group], metric: Metric, baseline: str | None = Non
     Raises:
         ValueError: If no row, or more than one, is the baseline.
     """
-    domains = domain_names([row for group in groups for run in group.runs for row in run.results["domains"]])
+    domains = domain_names([row for group in groups for run in group.runs for row in counted(run.results["domains"])])
     base = _find(groups, baseline) if baseline is not None else None
+    cells = [tuple(spread(_visited(group, *place, metric)) for place in domains) for group in groups]
+    places = ranks(cells, [group.complete for group in groups], metric in RISING)
+    intervals, remarks = _intervals(groups, base, metric)
     rows = [
         Row(
             group=group,
-            domains=tuple(spread(_visited(group, *place, metric)) for place in domains),
+            domains=own,
             mean=spread(list(_means(group, metric).values())),
+            weighted=spread(list(_means(group, metric, "weighted_mean").values())),
+            rank=place,
             gain=_gain(group, base, metric) if base else None,
+            interval=interval,
         )
-        for group in groups
+        for group, own, place, interval in zip(groups, cells, places, intervals, strict=True)
     ]
-    return Table(metric, domains, base.label if base else None, tuple(rows))
+    return Table(metric, domains, base.label if base else None, tuple(rows), tuple(remarks))
+
+
+def ranks(cells: Sequence[Sequence[Cell]], complete: Sequence[bool], rising: bool) -> list[float | None]:
+    """Average over domains the place that each row takes in it, from 1 for the best; ties share their places.
+
+    Args:
+        cells: For every row, its domains.
+        complete: Which rows are finished; the others have no rank.
+        rising: Whether more is better.
+
+    Returns:
+        One rank a row; None for all if fewer than two rows are finished or no domain has a value in each of them.
+    """
+    whole = [row for row, finished in zip(cells, complete, strict=True) if finished]
+    columns = [[cell.mean for cell in column] for column in zip(*whole, strict=True)]
+    usable = [[float(value) for value in column if value is not None] for column in columns if None not in column]
+    if len(whole) < 2 or not usable:
+        return [None] * len(cells)
+    places = [[_place(value, column, rising) for value in column] for column in usable]
+    means = iter([statistics.fmean(row) for row in zip(*places, strict=True)])
+    return [next(means) if finished else None for finished in complete]
+
+
+def _place(value: float, column: Sequence[float], rising: bool) -> float:
+    better = sum(other > value if rising else other < value for other in column)
+    return better + (column.count(value) + 1) / 2
+
+
+def _intervals(
+    groups: Sequence[Group], base: Group | None, metric: Metric
+) -> tuple[list[tuple[float, float] | None], list[str]]:
+    """Return the interval of every row's gain, and why there is none."""
+    found: list[tuple[float, float] | None] = [None] * len(groups)
+    if base is None or metric not in ("accuracy", "error"):
+        return found, []
+    reasons: dict[str, list[str]] = {}
+    for index, group in enumerate(groups):
+        if group is base or not (group.complete and base.complete):
+            continue
+        try:
+            low, high = gain_interval(group.runs, base.runs)
+            found[index] = (low, high) if metric == "accuracy" else (-high, -low)
+        except FileNotFoundError:
+            reasons.setdefault(f"no {PREDICTIONS}; --predictions true writes it", []).append(group.label)
+        except ValueError as error:
+            reasons.setdefault(str(error), []).append(group.label)
+    return found, [f"no interval for {', '.join(labels)}: {reason}" for reason, labels in reasons.items()]
 
 
 def table_csv(table: Table) -> str:
@@ -85,16 +157,23 @@ def table_csv(table: Table) -> str:
         table: The table.
 
     Returns:
-        CSV with columns label, method, domain, severity, metric, mean, std (empty for one seed) and n.
+        CSV with columns label, method, domain, severity, metric, mean, std (empty for one seed), n, low and high; the
+        last two are the ends of the interval of the line ``gain``. Ranks are lines of the metric ``rank``.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["label", "method", "domain", "severity", "metric", "mean", "std", "n"])
+    writer.writerow(["label", "method", "domain", "severity", "metric", "mean", "std", "n", "low", "high"])
     for row in table.rows:
-        for (name, severity), cell in [*zip(table.domains, row.domains, strict=True), (("mean", None), row.mean)]:
+        places = [*zip(table.domains, row.domains, strict=True), (("mean", None), row.mean)]
+        places += [(("weighted_mean", None), row.weighted), (("gain", None), row.gain or Cell())]
+        start = [row.group.label, row.group.first["method"]]
+        for (name, severity), cell in places:
             if cell.n:
-                method = row.group.first["method"]
-                writer.writerow([row.group.label, method, name, severity, table.metric, cell.mean, cell.std, cell.n])
+                ends = row.interval or () if name == "gain" else ()
+                ends = (*ends, "", "")[:2]
+                writer.writerow([*start, name, severity, table.metric, cell.mean, cell.std, cell.n, *ends])
+        if row.rank is not None:
+            writer.writerow([*start, "mean", None, "rank", row.rank, None, len(row.group.runs), "", ""])
     return text.getvalue()
 
 
@@ -105,12 +184,15 @@ def _visited(group: Group, name: str, severity: int | None, metric: Metric) -> l
 
 
 def _of_domain(run: Run, name: str, severity: int | None, metric: Metric) -> list[float | None]:
-    return [row[metric] for row in run.results["domains"] if (row["name"], row["severity"]) == (name, severity)]
+    rows = counted(run.results["domains"])
+    return [row.get(metric) for row in rows if (row["name"], row["severity"]) == (name, severity)]
 
 
-def _means(group: Group, metric: Metric) -> dict[int | None, float | None]:
+def _means(
+    group: Group, metric: Metric, kind: Literal["mean", "weighted_mean"] = "mean"
+) -> dict[int | None, float | None]:
     """Mean over domains by seed; nothing for a run that has not seen all of them."""
-    return {run.results["seed"]: run.results["mean"][metric] for run in group.runs} if group.complete else {}
+    return {run.results["seed"]: run.results[kind].get(metric) for run in group.runs} if group.complete else {}
 
 
 def _gain(group: Group, base: Group, metric: Metric) -> Cell:

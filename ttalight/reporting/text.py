@@ -16,10 +16,17 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def plain(value: object) -> str:
-    """Write a setting: nothing for None, list items with spaces between."""
+    """Write a setting: nothing for None, list items with spaces between, those of a mapping as ``name=value``."""
     if value is None:
         return ""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_nested(part)}" for name, part in value.items() if part is not None)
+    return " ".join(map(plain, value)) if isinstance(value, list) else str(value)
+
+
+def _nested(value: object) -> str:
+    text = plain(value)
+    return f"({text})" if isinstance(value, (dict, list)) else text
 
 
 def enumerate_fields(fields: Mapping[str, str]) -> str:

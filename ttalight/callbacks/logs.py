@@ -1,0 +1,50 @@
+"""What loggers get of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import Trainer
+
+from ttalight.adapters import Adapter
+from ttalight.callbacks.measurement import Batch
+from ttalight.reporting import Results, by_domain, domain_table, protocol_header
+from ttalight.reporting.figures import can_plot, domain_figure
+
+__all__ = ["log_batch", "log_results"]
+
+
+def log_batch(trainer: Trainer, adapter: Adapter | None, batch: Batch, step: int) -> None:
+    """Log online accuracy and entropy, and what the adapter's last step showed.
+
+    Args:
+        trainer: Has the loggers.
+        adapter: The method, if there is one.
+        batch: The batch.
+        step: Number of the batch in the stream, from 1.
+    """
+    values = {"online/accuracy": float(batch.accuracy.mean()), "online/entropy": float(batch.entropy.mean())}
+    if adapter is not None and adapter.engine is not None:
+        values |= {f"adapt/{name}": value for name, value in adapter.engine.last.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=step)
+
+
+def log_results(trainer: Trainer, results: Results) -> None:
+    """Log the accuracy of each domain, the table, and a figure where matplotlib is installed.
+
+    Args:
+        trainer: Has the loggers.
+        results: The results of the run.
+    """
+    rows = by_domain(results["domains"])
+    for logger in trainer.loggers:
+        for index, row in enumerate(rows):
+            logger.log_metrics({f"{row['name']}/accuracy": row["accuracy"] or 0.0}, step=index)
+        experiment: Any = getattr(logger, "experiment", None)
+        if callable(getattr(experiment, "add_text", None)):
+            table = f"{protocol_header(results)}\n{domain_table(results)}"
+            experiment.add_text("results", "\n".join(f"    {line}" for line in table.splitlines()))
+        if callable(getattr(experiment, "add_figure", None)) and can_plot():
+            experiment.add_figure("domains", domain_figure(results))
+        logger.save()

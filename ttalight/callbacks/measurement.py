@@ -1,0 +1,244 @@
+"""What one evaluation has measured so far."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ttalight.data.streams import Domain, Stream, Visit
+from ttalight.losses import entropy
+from ttalight.metrics import ClassificationValues, RunningCurve, VisitMetrics
+from ttalight.reporting import DomainResult, Overall
+
+__all__ = ["Batch", "Measurement"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The part of a batch that counts, as seen on the host, for every image.
+
+    Args:
+        position: Place in the stream, (B,).
+        visit: Index of the visit, (B,).
+        sample: Index within the image set of the domain, (B,).
+        accuracy: 1 or 0, of a dense prediction the fraction of its pixels, (B,).
+        entropy: Mean entropy of the prediction in nats, (B,).
+    """
+
+    position: npt.NDArray[np.int64]
+    visit: npt.NDArray[np.int64]
+    sample: npt.NDArray[np.int64]
+    accuracy: npt.NDArray[np.float64]
+    entropy: npt.NDArray[np.float64]
+
+
+class Measurement:
+    """Measures predictions a visit of the stream, or a data loader where there is no stream.
+
+    Args:
+        stream: The stream that the batches come from.
+        ignore_index: Label of pixels that do not count.
+    """
+
+    def __init__(self, stream: Stream | None, ignore_index: int | None = None) -> None:
+        self.stream = stream
+        self.ignore_index = ignore_index
+        self.metrics = VisitMetrics(ignore_index)
+        #: Predictions after fewer steps, by number of steps.
+        self.readings: dict[int, VisitMetrics] = {}
+        self.curve = RunningCurve()
+        self.classes = self.batches = self.largest_batch = 0
+        #: Visits that were closed since the results were last written; whoever writes sets it back.
+        self.unwritten = 0
+        self._seconds: dict[int, float] = {}
+        self._seen: dict[int, int] = {}
+        self._hits: dict[int, float] = {}
+        self._starts: dict[int, int] = {}
+        self._images = self._counted = self._loader = 0
+        self._counts = stream.counts() if stream is not None else None
+        self._domain = np.array([visit.domain for visit in stream.visits]) if stream is not None else None
+
+    # -- batches
+
+    def add(
+        self, index: int, loader: int, logits: Tensor, labels: Tensor, readings: dict[int, Tensor], began: float
+    ) -> Batch:
+        """Add a batch; one host synchronisation, and another where a visit ends.
+
+        Args:
+            index: Number of the batch in its data loader.
+            loader: Index of the data loader.
+            logits: (B, C) or (B, C, H, W).
+            labels: (B,) or (B, H, W).
+            readings: Logits after fewer steps.
+            began: When the batch began, by ``time.perf_counter``.
+
+        Returns:
+            What the host has seen of the images that count.
+        """
+        self.batches += 1
+        self.largest_batch = max(self.largest_batch, len(labels))
+        position, visit, sample = self._place(index, loader, len(labels))
+        scored = self.scored(index)
+        logits, labels = logits[scored], labels[scored]
+        readings = {steps: read[scored] for steps, read in readings.items()}
+        seen = _by_image(logits, labels, self.ignore_index)
+        seconds = time.perf_counter() - began  # the device is done, and measuring has not begun
+        batch = Batch(position, visit, sample, seen[0], seen[1])
+        self.classes = logits.shape[1]
+        visits = visit.tolist()
+        self.metrics.update(visits, logits, labels)
+        for steps, read in readings.items():
+            self.readings.setdefault(steps, VisitMetrics(self.ignore_index)).update(visits, read, labels)
+        self._note(batch, seconds)
+        self._close_finished(batch)
+        return batch
+
+    def _place(self, index: int, loader: int, size: int) -> tuple[npt.NDArray[np.int64], ...]:
+        if self.stream is None:
+            position = np.arange(self._images, self._images + size)
+            if loader != self._loader:
+                self.close(self._loader)
+                self._loader = loader
+            return position, np.full(size, loader), position
+        positions, scored = self.stream.batch(index), self.scored(index)
+        return (
+            np.arange(positions.start, positions.stop)[scored],
+            self.stream.visit[positions][scored].astype(np.int64),
+            self.stream.sample[positions][scored].astype(np.int64),
+        )
+
+    def _note(self, batch: Batch, seconds: float) -> None:
+        self._images += len(batch.visit)
+        for visit in dict.fromkeys(batch.visit.tolist()):
+            own = batch.visit == visit
+            self._starts.setdefault(visit, self._counted)
+            self._seen[visit] = self._seen.get(visit, 0) + int(own.sum())
+            self._hits[visit] = self._hits.get(visit, 0.0) + float(batch.accuracy[own].sum())
+            self._seconds[visit] = self._seconds.get(visit, 0.0) + seconds * float(own.mean())
+        if not self.place(int(batch.visit[0]))[1].probe:  # a batch is wholly a probe or not at all
+            self.curve.add(len(batch.visit), float(batch.accuracy.mean()))
+            self._counted += len(batch.visit)
+
+    def _close_finished(self, batch: Batch) -> None:
+        if self._counts is not None:
+            visits = dict.fromkeys(batch.visit.tolist())
+            self.close(*(visit for visit in visits if self._seen[visit] == self._counts[visit]))
+
+    # -- places
+
+    def scored(self, index: int) -> slice:
+        """Return which images of a batch count."""
+        return slice(None) if self.stream is None else self.stream.scored(index)
+
+    def domain_names(self) -> list[str]:
+        """Return the names of the domains, or of the data loaders."""
+        if self.stream is None:
+            return [self.place(visit)[0].name for visit in range(self._loader + 1)]
+        return [domain.name for domain in self.stream.domains]
+
+    def domains(self, visits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the index of the domain for each of the given visits."""
+        return visits if self._domain is None else self._domain[visits]
+
+    def place(self, visit: int) -> tuple[Domain, Visit]:
+        """Return the domain of a visit and the visit."""
+        if self.stream is None:
+            several = visit > 0 or self._loader > 0
+            return Domain(f"loader_{visit}" if several else "all"), Visit(visit)
+        where = self.stream.visits[visit]
+        return self.stream.domains[where.domain], where
+
+    def close(self, *visits: int) -> None:
+        """Compute the metrics of visits that are over; waits for the device."""
+        for visit in visits:
+            counts = not self.place(visit)[1].probe
+            for metrics in (self.metrics, *self.readings.values()):
+                metrics.close(visit, counts)
+        self.unwritten += len(visits)
+
+    def close_all(self) -> None:
+        """Compute the metrics of all visits that have begun."""
+        self.close(*self.metrics.opened)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole stream has been seen."""
+        return self.stream is None or self.batches == self.stream.batches
+
+    @property
+    def seconds(self) -> float:
+        """Time that all batches took."""
+        return sum(self._seconds.values())
+
+    def status(self, visit: int) -> dict[str, str]:
+        """Return the domain of a visit and the accuracy in it so far."""
+        accuracy = self._hits[visit] / self._seen[visit]
+        return {"domain": self.place(visit)[0].name, "accuracy": f"{accuracy:.3f}"}
+
+    # -- numbers
+
+    @property
+    def images(self) -> int:
+        """Number of images that were measured, probes included."""
+        return self._images
+
+    def overall(self) -> dict[str, Overall]:
+        """Return the measures of all images together, under ``overall``; nothing before a visit is over."""
+        total = self.metrics.total()
+        if total is None:
+            return {}
+        images = sum(self._seen[visit] for visit in self.metrics.closed if not self.place(visit)[1].probe)
+        return {"overall": cast(Overall, {"samples": images, **_measures(total)})}
+
+    def rows(self) -> list[DomainResult]:
+        """Return the rows of the visits that are closed, in the order of the stream."""
+        return [self._row(visit, self.metrics.closed[visit], self._seconds[visit]) for visit in self._order()]
+
+    def reading(self, steps: int) -> list[DomainResult]:
+        """Return the rows after fewer steps."""
+        closed = self.readings[steps].closed
+        return [self._row(visit, closed[visit], None) for visit in self._order()]
+
+    def _order(self) -> list[int]:
+        return sorted(self.metrics.closed)
+
+    def _row(self, visit: int, measured: ClassificationValues, seconds: float | None) -> DomainResult:
+        domain, where = self.place(visit)
+        images = self._seen[visit]
+        row: dict[str, Any] = {
+            "name": domain.name,
+            "severity": domain.severity,
+            "visit": where.number,
+            "samples": images,
+            **_measures(measured),
+            "seconds": seconds,
+            "images_per_second": images / seconds if seconds else None,
+            "start": self._starts[visit],
+        }
+        if where.probe:
+            row["probe"] = True
+        return cast(DomainResult, row)
+
+
+def _measures(values: ClassificationValues) -> dict[str, float | None]:
+    """Leave out the number of samples, which for a dense prediction are pixels, and a mean IoU that there is not."""
+    return {name: value for name, value in values.items() if name != "samples" and (name, value) != ("miou", None)}  # type: ignore[misc]
+
+
+def _by_image(logits: Tensor, labels: Tensor, ignore_index: int | None) -> npt.NDArray[np.float64]:
+    """Return accuracy and mean entropy of every image, (2, B)."""
+    hits = (logits.argmax(dim=1) == labels).double()
+    spread = entropy(logits).double()
+    if hits.ndim > 1:
+        counts = torch.ones_like(hits) if ignore_index is None else (labels != ignore_index).double()
+        size = counts.flatten(1).sum(1).clamp(min=1)
+        hits, spread = ((value * counts).flatten(1).sum(1) / size for value in (hits, spread))
+    seen: npt.NDArray[np.float64] = torch.stack([hits, spread]).cpu().numpy()
+    return seen

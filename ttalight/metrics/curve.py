@@ -1,0 +1,67 @@
+"""Accuracy along a stream of any length in a fixed number of points."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+_Number = TypeVar("_Number", int, float)
+
+
+class RunningCurve:
+    """Counts images and hits in stretches that become longer as the stream does.
+
+    Stretches begin as single batches. Whenever there are as many as allowed, neighbours are joined, so that every
+    stretch holds about the same number of images and none is ever lost.
+
+    Args:
+        points: Largest number of stretches, an even number of at least 2.
+
+    Raises:
+        ValueError: If ``points`` is anything else.
+    """
+
+    def __init__(self, points: int = 200) -> None:
+        if points < 2 or points % 2:
+            raise ValueError(f"points must be even and at least 2, got {points}")
+        self.points = points
+        self._stride = 1
+        self._images: list[int] = []
+        self._hits: list[float] = []
+        self._batches = 0
+
+    def add(self, images: int, accuracy: float) -> None:
+        """Add a batch.
+
+        Args:
+            images: Number of images, at least 1.
+            accuracy: Fraction of them that was classified correctly; of a dense prediction, the mean over images.
+        """
+        if self._batches % self._stride == 0:
+            if len(self._images) == self.points:
+                self._images, self._hits = _pairs(self._images), _pairs(self._hits)
+                self._stride *= 2
+            self._images.append(0)
+            self._hits.append(0.0)
+        self._images[-1] += images
+        self._hits[-1] += images * accuracy
+        self._batches += 1
+
+    def values(self) -> dict[str, list[float]]:
+        """Return the curve.
+
+        Returns:
+            ``images``, images seen by the end of each stretch; ``accuracy`` in the stretch; ``running``, accuracy
+            from the beginning of the stream to the end of the stretch.
+        """
+        seen, hits = 0, 0.0
+        curve: dict[str, list[float]] = {"images": [], "accuracy": [], "running": []}
+        for images, right in zip(self._images, self._hits, strict=True):
+            seen, hits = seen + images, hits + right
+            curve["images"].append(seen)
+            curve["accuracy"].append(right / images)
+            curve["running"].append(hits / seen)
+        return curve
+
+
+def _pairs(values: list[_Number]) -> list[_Number]:
+    return [left + right for left, right in zip(values[::2], values[1::2], strict=True)]

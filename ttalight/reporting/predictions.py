@@ -1,0 +1,156 @@
+"""The predictions of a run on disk: ``predictions.npz``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["PREDICTIONS", "PredictionWriter", "read_predictions"]
+
+PREDICTIONS = "predictions.npz"
+
+_HALF = np.finfo(np.float16)
+_TYPES: dict[str, np.dtype[Any]] = {
+    "position": np.dtype("<i8"),
+    "visit": np.dtype("<i4"),
+    "domain": np.dtype("<i4"),
+    "sample": np.dtype("<i8"),
+    "label": np.dtype("<i4"),
+    "prediction": np.dtype("<i4"),
+    "logits": np.dtype("<f2"),
+}
+
+
+class PredictionWriter:
+    """Writes predictions batch by batch, without holding them in memory.
+
+    One file a column grows beside the target; ``close`` puts them into ``predictions.npz``, which
+    ``np.load(..., allow_pickle=False)`` reads, and replaces an earlier one at once. Columns, of N samples in the order
+    in which they came:
+
+    ``position`` (N,) place in the stream; ``visit`` (N,) index of the row in the results; ``domain`` (N,) index into
+    ``domains``, their names; ``sample`` (N,) index of the image within its domain's set; ``label`` and ``prediction``
+    (N, *), the class and the most likely one; ``logits`` (N, C, *) in half precision, at most 65504 in size.
+
+    Args:
+        folder: The run's folder; it is made if need be.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.target = Path(folder) / PREDICTIONS
+        for left in Path(folder).glob(f".{PREDICTIONS}.*.parts"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        self._parts = Path(folder) / f".{PREDICTIONS}.{os.getpid()}.parts"
+        self._parts.mkdir(parents=True, exist_ok=True)
+        self._files: dict[str, BinaryIO] = {name: open(self._parts / name, "wb") for name in _TYPES}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._count = 0
+
+    def add(self, **columns: npt.NDArray[Any]) -> None:
+        """Append a batch.
+
+        Args:
+            columns: The columns named above but ``domains``, all of one length; logits of any floating type.
+
+        Raises:
+            OSError: If the disk is full.
+            ValueError: If the shape of a sample is not that of the batches before.
+        """
+        for name, file in self._files.items():
+            values = columns[name]
+            if self._shapes.setdefault(name, values.shape[1:]) != values.shape[1:]:
+                raise ValueError(
+                    f"{name} of shape {values.shape[1:]} a sample after {self._shapes[name]}: predictions are kept as "
+                    "one array, so that all images must have one size; switch predictions off"
+                )
+            if name == "logits":
+                values = values.clip(_HALF.min, _HALF.max)  # half precision goes no further
+            file.write(np.ascontiguousarray(values, dtype=_TYPES[name]).tobytes())
+        self._count += len(columns["position"])
+
+    def close(self, domains: Sequence[str]) -> None:
+        """Write the archive and take the parts away.
+
+        Args:
+            domains: Names of the domains.
+
+        Raises:
+            OSError: If the disk is full; an earlier archive is kept.
+        """
+        temporary = self.target.with_name(f".{PREDICTIONS}.{os.getpid()}.tmp")
+        try:
+            for file in self._files.values():
+                file.close()
+            if self._count:
+                with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                    for name in _TYPES:
+                        self._pack(archive, name)
+                    with archive.open("domains.npy", "w") as member:
+                        np.lib.format.write_array(member, np.array(domains, dtype=np.str_), allow_pickle=False)
+                with open(temporary, "rb+") as finished:
+                    os.fsync(finished.fileno())
+                os.replace(temporary, self.target)
+        except OSError as error:
+            reason = f"{error.strerror or error}: could not write predictions, what was there before is kept"
+            raise OSError(error.errno, reason, str(self.target)) from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            self.discard()
+
+    def discard(self) -> None:
+        """Take the parts away."""
+        for file in self._files.values():
+            with suppress(OSError):  # a full disk: what is still in the buffer has no place
+                file.close()
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _pack(self, archive: zipfile.ZipFile, name: str) -> None:
+        header = {
+            "descr": np.lib.format.dtype_to_descr(_TYPES[name]),
+            "fortran_order": False,
+            "shape": (self._count, *self._shapes[name]),
+        }
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member, open(self._parts / name, "rb") as part:
+            np.lib.format.write_array_header_1_0(cast(BinaryIO, member), header)
+            shutil.copyfileobj(part, member, 1 << 20)
+
+
+def read_predictions(path: str | Path, *columns: str) -> dict[str, npt.NDArray[Any]]:
+    """Read columns of ``predictions.npz``.
+
+    Args:
+        path: The file, or the folder of the run.
+        columns: Names of columns; all but the logits by default.
+
+    Returns:
+        Name -> array; see :class:`PredictionWriter`.
+
+    Raises:
+        FileNotFoundError: If the run has no predictions.
+        ValueError: If the file is damaged or lacks a column.
+    """
+    path = Path(path)
+    path = path / PREDICTIONS if path.is_dir() else path
+    wanted = columns or tuple(name for name in (*_TYPES, "domains") if name != "logits")
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: repeat the run with --predictions true (Recorder(predictions=True))")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in wanted}
+        if not all(isinstance(values, np.ndarray) for values in found.values()):
+            raise ValueError("not an array")
+        return found
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a file of predictions, or it is damaged ({error}): repeat the run") from error
