@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import warnings
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import lightning
 import torch
 from jsonargparse import set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 import ttalight.adapters
@@ -19,20 +23,53 @@ import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
 from ttalight.callbacks import Recorder
 from ttalight.data.corrupt_command import main as corrupt
+from ttalight.errors import expected_message, parser_message, without_parser
 from ttalight.reporting import domain_table, protocol_header
 from ttalight.reporting.compare import main as compare
+from ttalight.tasks.checkpoint import read_checkpoint
 from ttalight.trainer import Trainer
 
 __all__ = ["CLI", "main"]
 
 #: What a run writes, and what --overwrite takes away.
-_WRITTEN = ("config.yaml", "checkpoints", "results.json", "domains.csv", "predictions.npz")
+_WRITTEN = ("config.yaml", "checkpoints", "results.json", "domains.csv", "predictions.npz", "stream.npz")
 _RUNS = "runs"
+#: Environment variable that shows the traceback of every error.
+_TRACEBACK = "TTALIGHT_TRACEBACK"
 
 _OTHER: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "compare": (compare, "Set the results of several runs side by side."),
     "corrupt": (corrupt, "Write a corrupted copy of a labelled image set."),
 }
+
+
+class BeginRun(SaveConfigCallback):
+    """Takes away the run that is replaced, and saves the configuration.
+
+    Both wait until data are read and weights loaded: a run that cannot begin leaves the old one as it was.
+
+    Args:
+        args: As of ``SaveConfigCallback``.
+        replaced: Files and folders of the run that is replaced.
+        kwargs: As of ``SaveConfigCallback``.
+    """
+
+    def __init__(self, *args: Any, replaced: Sequence[Path] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.replaced = replaced
+
+    def setup(self, trainer: lightning.Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing yet."""
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
+        """Begin, once."""
+        if self.already_saved:
+            return
+        if trainer.is_global_zero:
+            _remove(self.replaced)
+        super().setup(trainer, pl_module, str(trainer.state.stage))
+
+    on_test_start = on_validation_start = on_predict_start = on_fit_start
 
 
 class CLI(LightningCLI):
@@ -41,10 +78,12 @@ class CLI(LightningCLI):
     def __init__(self, args: ArgsType = None) -> None:
         self.folder: Path | None = None
         self._ckpt_path: str | None = None
+        self._parsers: list[LightningArgumentParser] = []
         super().__init__(
             LightningModule,
             LightningDataModule,
             trainer_class=Trainer,
+            save_config_callback=BeginRun,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             subclass_mode_model=True,
@@ -52,7 +91,10 @@ class CLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_kwargs={
                 "description": "Train image classifiers so that they can adapt, and adapt them at test time. "
-                "Beside the subcommands below: " + "; ".join(f"'{name}': {text}" for name, (_, text) in _OTHER.items()),
+                "Beside the subcommands below: "
+                + "; ".join(f"'{name}': {text}" for name, (_, text) in _OTHER.items())
+                + f" With {_TRACEBACK}=1 in the environment, errors show where they arose.",
+                "exit_on_error": False,  # main has one form for all errors
             },
             args=args,
         )
@@ -64,8 +106,15 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that say where a run leaves its files."""
+        self._parsers.append(parser)
         parser.add_argument("--name", type=str, default="default", help=f"Name of the run: its folder is {_RUNS}/NAME.")
         parser.add_argument("--overwrite", action="store_true", help="Replace an existing run of that name.")
+        parser.add_argument(
+            "--predictions",
+            type=bool,
+            default=False,
+            help="Write predictions.npz too: labels and logits of every image (adapt, test, validate).",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and keep a checkpoint's hyper-parameters from replacing what the user configured."""
@@ -75,9 +124,15 @@ class CLI(LightningCLI):
                 "adapt takes no --ckpt_path: name the weights with the task's own argument, --model.weights FILE for a "
                 "SupervisedTask or --model.aligned FILE for CrossTaskTTT"
             )
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            options = {option for parser in self._parsers for option in parser.get_defaults().keys()}
+            raise ArgumentError(None, parser_message(str(error), options)) from error
         config = self.config[self.config.subcommand]
         self.folder = Path(config.trainer.default_root_dir or Path(_RUNS) / config.name)
+        if config.predictions and self.config.subcommand in ("fit", "predict"):
+            parser.error(f"{self.config.subcommand} takes no --predictions: adapt, test and validate do")
         self._ckpt_path = self._find_checkpoint(parser, config.get("ckpt_path"))
         if self._ckpt_path is not None:
             config.ckpt_path = None  # given back in before_instantiate_classes
@@ -93,6 +148,7 @@ class CLI(LightningCLI):
             parser.error(
                 f"--ckpt_path: there is no checkpoint {path} to resume from; leave the option out to start anew"
             )
+        read_checkpoint(path, "ckpt_path")  # here its errors come before anything is made
         return path
 
     @rank_zero_only
@@ -106,11 +162,9 @@ class CLI(LightningCLI):
                 f"there is a run in {self.folder} already: give another --name, replace it with --overwrite"
                 + (", or go on with it: --ckpt_path last" if self.config.subcommand == "fit" else "")
             )
-        for path in (*existing, *self.folder.glob("events.out.tfevents.*"), self.folder / "hparams.yaml"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        remains = [*self.folder.glob("events.out.tfevents.*"), self.folder / "hparams.yaml"]
+        self.save_config_kwargs["replaced"] = [*existing, *remains]
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # not for long
 
     def before_instantiate_classes(self) -> None:
         """Give back the checkpoint to resume from: its weights and loops, not its hyper-parameters."""
@@ -120,20 +174,15 @@ class CLI(LightningCLI):
         if config.trainer.get("deterministic"):
             torch.use_deterministic_algorithms(True)
 
-    def instantiate_classes(self) -> None:
-        """Make model, data and trainer; what a constructor has to say is not buried in the parser's words."""
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            first: BaseException = error
-            while first.__cause__ is not None or first.__context__ is not None:
-                first = first.__cause__ or first.__context__  # type: ignore[assignment]
-            raise first from None
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with the run's folder."""
         trainer = super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
         assert isinstance(trainer, Trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda callback: not isinstance(callback, BeginRun))  # before others write
+        for callback in callbacks:
+            if isinstance(callback, Recorder) and self.config[self.subcommand].predictions:
+                callback.predictions = True
         return trainer
 
     def after_adapt(self) -> None:
@@ -160,15 +209,47 @@ class CLI(LightningCLI):
 def main(args: ArgsType = None) -> None:
     """Run the command line.
 
+    Errors that a user can act on are one line on stderr; the environment variable TTALIGHT_TRACEBACK=1 shows their
+    traceback as well.
+
     Args:
         args: The words after ``ttalight``; those of the process by default.
+
+    Raises:
+        SystemExit: With code 2 if the words are wrong, 1 if the command fails.
     """
     set_parsing_settings(add_print_completion_argument=True)
     words = sys.argv[1:] if args is None else args
-    if isinstance(words, list) and words and words[0] in _OTHER:
-        _OTHER[words[0]][0](words[1:])
-    else:
-        CLI(args)
+    try:
+        if isinstance(words, list) and words and words[0] in _OTHER:
+            _OTHER[words[0]][0](words[1:])
+        else:
+            CLI(args)
+    except ArgumentError as error:
+        _fail(error, str(error), code=2)
+    except Exception as error:
+        cause = without_parser(error)
+        message = expected_message(cause)
+        if message is not None:
+            _fail(error, message, code=1)
+        if cause is error:
+            raise
+        raise cause from None
+
+
+def _fail(error: Exception, message: str, code: int) -> NoReturn:
+    if os.environ.get(_TRACEBACK, "0") not in ("", "0"):
+        raise error
+    sys.stderr.write(f"ttalight: error: {message}\n")
+    raise SystemExit(code) from None
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import lightning
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks import Progress, Recorder
+from ttalight.checkpoint_files import CheckpointFiles
 from ttalight.reporting import Results
 
 __all__ = ["Trainer"]
@@ -62,6 +64,8 @@ class Trainer(lightning.Trainer):
             enable_progress_bar=enable_progress_bar,
             **kwargs,
         )
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
+            self.strategy.checkpoint_io = CheckpointFiles()
 
     def adapt(
         self,

@@ -121,9 +121,11 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
         features: Tensor = self.teacher["encoder"](self.teacher["normalize"](self.crop(images)))
         return features
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the alignment loss of two fresh views with the teacher's features."""
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Return the alignment loss of two fresh views with the teacher's features; None skips a single image."""
         images = batch[0]
+        if self.is_rest(images, batch_idx):
+            return None
         if self.teacher_view == "weak":
             target = self.teach(self.weak(images, self.draws))
         elif self._cache is not None:

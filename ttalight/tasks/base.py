@@ -9,15 +9,30 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 import ttalight
-from ttalight.models import CenterCrop, Normalize
+from ttalight.models import CenterCrop, Normalize, Preprocessing, preprocessing_of
+from ttalight.models.label_space import select_classes
 from ttalight.seeding import derive_seed, global_seed
-from ttalight.tasks.checkpoint import check_architecture, file_sha256, load_weights, read_checkpoint, select
+from ttalight.tasks.batches import check_batch, check_values
+from ttalight.tasks.checkpoint import (
+    check_architecture,
+    check_weights,
+    file_sha256,
+    load_weights,
+    read_checkpoint,
+    select,
+)
 
 __all__ = ["BaseTask"]
+
+# Where the preparation of images comes from, as the line at the start of a run says it.
+_BY_DATA, _BY_MODEL, _BY_FILE, _GIVEN = (
+    "from the data module", "from the model's pretrained configuration", "from the checkpoint", "given"
+)  # fmt: skip
 
 
 class BaseTask(LightningModule, ABC):
@@ -34,9 +49,11 @@ class BaseTask(LightningModule, ABC):
         optimizer: Another optimizer than Adam; its own learning rate replaces ``lr``.
         scheduler: Another schedule, stepped once an epoch.
         image_size: Side of the images that the encoder sees, in pixels: larger ones are cropped at the centre, random
-            crops and views are made of this size. By default images are taken as they come.
-        mean: Channel means of the input normalisation, RGB in [0, 1]; by default the data module's.
-        std: Channel standard deviations; by default the data module's.
+            crops and views are made of this size. By default pretrained weights say it, by timm's configuration of
+            the network; without them images are taken as they come.
+        mean: Channel means of the input normalisation, RGB in [0, 1]; by default those that pretrained weights expect,
+            without them the data module's.
+        std: Channel standard deviations; by default as the means.
         channels_last: Keep weights and activations in channels-last order, which is quicker for convolutions.
         compile: Compile the encoder with ``torch.compile``.
 
@@ -78,7 +95,12 @@ class BaseTask(LightningModule, ABC):
         #: The file that the source weights came from, and its SHA-256.
         self.source: dict[str, str | None] = {"file": None, "sha256": None}
         self._compile = compile
-        self._normalize_by_data = mean is None
+        #: How pretrained weights want their images; data modules that scale images read it.
+        self.preprocessing: Preprocessing | None = None
+        self._given = None if mean is None or std is None else (mean, std)
+        self._normalized_by = _BY_DATA if self._given is None else _GIVEN
+        self._sized_by = _BY_DATA if image_size is None else _GIVEN
+        self._whole_classifier: tuple[nn.Linear, ...] = ()
         self._draws: torch.Generator | None = None
 
     # -- input
@@ -91,22 +113,88 @@ class BaseTask(LightningModule, ABC):
         features: Tensor = self.encoder(images)
         return features
 
+    def take_preprocessing(self, network: nn.Module) -> None:
+        """Prepare images as the weights of a network expect, as far as no argument says otherwise.
+
+        Args:
+            network: A network of timm's; its ``pretrained_cfg`` is read.
+        """
+        self.preprocessing = preprocessing_of(network)
+        if self.preprocessing is None:
+            return
+        if self._given is None:
+            self.normalize.set(self.preprocessing.mean, self.preprocessing.std)
+            self._normalized_by = _BY_MODEL
+        if self._sized_by != _GIVEN and self.preprocessing.size is not None:
+            self.set_image_size(self.preprocessing.size)
+            self._sized_by = _BY_MODEL
+
+    def set_image_size(self, size: int | None) -> None:
+        """Let the encoder see the centre of ``size`` pixels; None shows it images as they come."""
+        self.crop.size = size
+
     def setup(self, stage: str) -> None:
         """Check the data module against the task, and take its normalisation where the task has none."""
         data: Any = getattr(self.trainer, "datamodule", None)
+        self._take_label_space(data)
         own, theirs = getattr(self, "num_classes", None), getattr(data, "num_classes", None)
         if None not in (own, theirs) and own != theirs:
             raise ValueError(
                 f"{type(data).__name__} has {theirs} classes, {type(self).__name__} was made for {own}: "
                 f"set --model.num_classes {theirs}"
             )
-        if self._normalize_by_data and hasattr(data, "mean"):
+        if self._normalized_by == _BY_DATA and hasattr(data, "mean"):
             self.normalize.set(data.mean, data.std)
+        rank_zero_info(self._describe_input(data))
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
         if self._compile:
             self.encoder.compile()
             self._compile = False
+
+    def _take_label_space(self, data: Any) -> None:
+        """Keep the rows of the classifier that a data module's ``source_classes`` name; all of them without such."""
+        if self._whole_classifier:
+            self._set_classifier(self._whole_classifier[0].to(self.device))
+            self._whole_classifier = ()
+        classifier, classes = getattr(self, "classifier", None), getattr(data, "source_classes", None)
+        if classes is not None and isinstance(classifier, nn.Linear) and classifier.out_features > len(classes):
+            self._whole_classifier = (classifier,)  # a tuple, which no state_dict looks into
+            self._set_classifier(select_classes(classifier, classes))
+
+    def _set_classifier(self, classifier: nn.Linear) -> None:
+        self.classifier, self.num_classes = classifier, classifier.out_features
+
+    def teardown(self, stage: str) -> None:
+        """Give the classifier back the classes that the data module had no use for."""
+        self._take_label_space(None)
+
+    def _describe_input(self, data: Any) -> str:
+        mean, std = (" ".join(f"{value:.4g}" for value in part.tolist()) for part in self.normalize.buffers())
+        scaled = (getattr(data, "resize", None), getattr(data, "interpolation", None))
+        size = "as delivered" if scaled[0] is None else f"{scaled[0]} {scaled[1]}"
+        crop = "none" if self.crop.size is None else f"{self.crop.size} ({self._sized_by})"
+        line = f"Preprocessing: mean {mean}, std {std} ({self._normalized_by}); size {size}, crop {crop}"
+        wanted = self.preprocessing
+        if wanted is None or None in (scaled[0], wanted.resize) or scaled == (wanted.resize, wanted.interpolation):
+            return line
+        return f"{line}; the model's pretrained configuration has size {wanted.resize} {wanted.interpolation}"
+
+    # -- what the data module delivers
+
+    def _check_first(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx > 0:
+            return
+        weights = self.normalize.mean.dtype
+        mixed = "mixed" in str(self.trainer.precision)
+        dtypes = (torch.float32, torch.float16, torch.bfloat16) if mixed else (weights,)
+        check_batch(batch, dtypes, getattr(self, "num_classes", None))
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Check the first batch."""
+        self._check_first(batch, batch_idx)
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     # -- training
 
@@ -117,6 +205,8 @@ class BaseTask(LightningModule, ABC):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Key all draws of the coming batch by (seed, epoch, batch, rank), whatever was drawn before."""
+        self._check_first(batch, batch_idx)
+        check_values(batch, getattr(self, "num_classes", None))  # one would be the end of all weights
         key = derive_seed(self._seed, "train", self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(key)
         self.draws.manual_seed(key)
@@ -158,16 +248,23 @@ class BaseTask(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which task wrote the file."""
-        checkpoint["ttalight"] = {"task": type(self).__name__, "version": ttalight.__version__}
+        checkpoint["ttalight"] = {
+            "task": type(self).__name__,
+            "version": ttalight.__version__,
+            "image_size": self.crop.size,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume from another task's file."""
+        """Refuse to resume from another task's file, or one of another architecture."""
         task = checkpoint.get("ttalight", {}).get("task")
         if task is not None and task != type(self).__name__:
             raise ValueError(
                 f"the checkpoint was written by {task}, and ckpt_path resumes the same class only, here "
                 f"{type(self).__name__}. To start from its weights, name the file with one of the task's own arguments"
             )
+        names = [name for name in ("encoder", "stem", "num_classes") if name in self.hparams]
+        check_architecture(checkpoint, {name: self.hparams[name] for name in names}, "the checkpoint", "ckpt_path")
+        check_weights(self, select(checkpoint, {"": ""}), "the checkpoint", "ckpt_path")
 
     def load_stage(
         self, path: str, argument: str, task: str, prefixes: Mapping[str, str], architecture: Mapping[str, Any]
@@ -199,7 +296,13 @@ class BaseTask(LightningModule, ABC):
         state = select(checkpoint, prefixes)
         part = nn.ModuleDict({key: module for key, module in self._parts(prefixes.values())})
         load_weights(part, state, path, argument)
-        self._normalize_by_data = False
+        self._normalized_by = _BY_FILE
+        if self._given is not None:
+            self.normalize.set(*self._given)
+            self._normalized_by = _GIVEN
+        if self._sized_by == _BY_DATA and checkpoint["ttalight"].get("image_size") is not None:
+            self.set_image_size(checkpoint["ttalight"]["image_size"])
+            self._sized_by = _BY_FILE
         self.source = {"file": path, "sha256": file_sha256(path)}
         return checkpoint
 

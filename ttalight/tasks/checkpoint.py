@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_architecture", "file_sha256", "load_weights", "read_checkpoint", "select"]
+from ttalight.models.weight_files import numbers_allowed
+
+__all__ = ["check_architecture", "check_weights", "file_sha256", "load_weights", "read_checkpoint", "select"]
 
 
 def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
@@ -32,18 +33,23 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
             f"--model.{argument}"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        with numbers_allowed():
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{argument}: {path} was refused: it holds something other than tensors and plain values, or is damaged "
+            f"({_last_line(error)}). Files that could run code are never opened; save a state_dict instead"
+        ) from error
+    except Exception as error:  # what archive, unpickler and tensors say of damage has no common base class
         raise ValueError(
             f"{argument}: {path} is not a readable checkpoint ({_first_line(error)}): is it complete?"
         ) from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{argument}: {path} was refused: it holds something other than tensors and plain values "
-            f"({_first_line(error)}). Files that could run code are never opened; save a state_dict instead"
-        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{argument}: {path} holds a {type(content).__name__}, expected a checkpoint or a state_dict")
+    for name in ("state_dict", "hyper_parameters", "ttalight"):
+        if not isinstance(content.get(name, {}), dict):
+            kind = type(content[name]).__name__
+            raise ValueError(f"{argument}: {path} is not a checkpoint: its {name} is a {kind}, expected a dict")
     return content
 
 
@@ -81,7 +87,7 @@ def select(checkpoint: Mapping[str, Any], prefixes: Mapping[str, str]) -> dict[s
         new + key[len(old) :]: value
         for key, value in state.items()
         for old, new in prefixes.items()
-        if key.startswith(old) and isinstance(value, Tensor)
+        if isinstance(key, str) and key.startswith(old) and isinstance(value, Tensor)
     }
 
 
@@ -97,9 +103,26 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, argu
     Raises:
         ValueError: If keys are missing or left over, or shapes differ; the message lists them.
     """
-    own = module.state_dict()
     # A counter that weights from before PyTorch 0.4.1 do not have, and that no forward reads.
-    state = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")} | dict(state)
+    counters = {key: value for key, value in module.state_dict().items() if key.endswith("num_batches_tracked")}
+    state = counters | dict(state)
+    check_weights(module, state, path, argument)
+    module.load_state_dict(state)
+
+
+def check_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, argument: str) -> None:
+    """Compare a state dict with that of a module.
+
+    Args:
+        module: Would receive the weights.
+        state: The weights, by the module's own names.
+        path: The file they come from, for messages.
+        argument: The argument that named it.
+
+    Raises:
+        ValueError: If keys are missing or left over, or shapes differ; the message lists them.
+    """
+    own = module.state_dict()
     faults = {
         "missing": sorted(own.keys() - state.keys()),
         "unexpected": sorted(state.keys() - own.keys()),
@@ -112,7 +135,6 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, argu
     if any(faults.values()):
         listing = "; ".join(f"{len(keys)} {kind}: {_shortened(keys)}" for kind, keys in faults.items() if keys)
         raise ValueError(f"{argument}: {path} does not fit this {type(module).__name__}: {listing}")
-    module.load_state_dict(state)
 
 
 def file_sha256(path: str) -> str:
@@ -129,7 +151,14 @@ def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    text = str(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the reason alone: before it PyTorch advises to turn the protection off, after it comes a link."""
+    reasons = [line for line in str(error).splitlines() if line and not line.startswith("Check the documentation")]
+    return reasons[-1].strip()[:200] if reasons else type(error).__name__
 
 
 def _shortened(keys: list[str], most: int = 4) -> str:

@@ -33,8 +33,10 @@ class ContrastiveTask(TwoViewTask):
         """Return pi(g(x)), (B, D), of images in [0, 1], (B, 3, H, W)."""
         return self.project(images)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the contrastive loss of two fresh views."""
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Return the contrastive loss of two fresh views; None skips a batch of one image that was left over."""
+        if self.is_rest(batch[0], batch_idx):
+            return None
         loss = self.contrast(self.views(batch[0], self.draws))
         self.log("train/loss", loss, prog_bar=True)
         return loss

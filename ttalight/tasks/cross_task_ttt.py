@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -70,7 +71,8 @@ class CrossTaskTTT(ClassifierSteps, TwoViewTask):
     def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the contrastive loss of two fresh views, a scalar.
 
-        A single image has nothing to be told from: its loss is zero, and only normalisation statistics can move.
+        A single image has nothing to be told from: its loss is zero, as the formula has it, which a warning says once,
+        and only normalisation statistics can move. Two images are the fewest to learn from.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
@@ -78,6 +80,11 @@ class CrossTaskTTT(ClassifierSteps, TwoViewTask):
         """
         views = self.views(images, generator)
         if len(images) == 1:
+            warnings.warn(
+                "a batch of one image has no negatives: its contrastive loss is zero, and only normalisation "
+                "statistics adapt. CTA wants larger batches (data.batch_size, 128 in the paper)",
+                stacklevel=2,
+            )
             return self.project(views).sum() * 0
         return self.contrast(views)
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ttalight.models import create_encoder
+from ttalight.models.encoder import with_normalisation
+from ttalight.models.weight_files import public_weights
 from ttalight.tasks.base import BaseTask
-from ttalight.tasks.checkpoint import file_sha256, load_weights, read_checkpoint, select
+from ttalight.tasks.checkpoint import file_sha256, load_weights, read_checkpoint
 from ttalight.tasks.steps import ClassifierSteps
 from ttalight.transforms import RandomCropFlip, RandomResizedCropFlip
 
@@ -30,7 +32,7 @@ class SupervisedTask(ClassifierSteps, BaseTask):
         stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file.
         weights: File with trained weights: a checkpoint of this task, or a state dict of encoder and classifier under
-            the backbone's own names.
+            the backbone's own names or those of its public files (see ``create_encoder``).
         crop: ``resized``, ``padded`` or ``none``.
         crop_scale: Range of a resized crop's share of the image.
         padding: Pixels on each side for padded crops.
@@ -59,13 +61,15 @@ class SupervisedTask(ClassifierSteps, BaseTask):
         self.num_classes = num_classes
         self.encoder = create_encoder(encoder, pretrained=pretrained if weights is None else False, stem=stem)
         self.classifier = nn.Linear(self.encoder.num_features, num_classes)  # type: ignore[arg-type]
+        if weights is not None:
+            self._load(weights, {"encoder": encoder, "num_classes": num_classes, "stem": stem})
+        elif pretrained:
+            self.take_preprocessing(self.encoder)
         self.augment: nn.Module | None = None
         if crop == "resized":
             self.augment = RandomResizedCropFlip(self.crop.size, scale=crop_scale, flip=flip)
         elif crop == "padded":
             self.augment = RandomCropFlip(padding=padding, flip=flip)
-        if weights is not None:
-            self._load(weights, {"encoder": encoder, "num_classes": num_classes, "stem": stem})
 
     def _load(self, path: str, architecture: dict[str, Any]) -> None:
         checkpoint = read_checkpoint(path, "weights")
@@ -73,13 +77,18 @@ class SupervisedTask(ClassifierSteps, BaseTask):
             same = {name: name for name in ("normalize.", "encoder.", "classifier.")}
             self.load_stage(path, "weights", "SupervisedTask", same, architecture)
             return
-        state = {key.removeprefix("module."): value for key, value in select(checkpoint, {"": ""}).items()}
+        try:
+            file = public_weights(checkpoint, self.encoder)
+        except ValueError as error:
+            raise ValueError(f"weights: {path} holds no weights: it is {error}") from error
         theirs = f"{getattr(self.encoder, 'pretrained_cfg', {}).get('classifier', 'fc')}."
         named = {
             f"classifier.{key.removeprefix(theirs)}" if key.startswith(theirs) else f"encoder.{key}": value
-            for key, value in state.items()
+            for key, value in file.weights.items()
         }
         load_weights(nn.ModuleDict({"encoder": self.encoder, "classifier": self.classifier}), named, path, "weights")
+        with_normalisation(self.encoder, file)
+        self.take_preprocessing(self.encoder)
         self.source = {"file": path, "sha256": file_sha256(path)}
 
     def forward(self, images: Tensor) -> Tensor:

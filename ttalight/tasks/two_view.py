@@ -60,6 +60,8 @@ class TwoViewTask(BaseTask):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.temperature = temperature
         self.encoder = create_encoder(encoder, pretrained=pretrained, stem=stem)
+        if pretrained:
+            self.take_preprocessing(self.encoder)
         width: int = self.encoder.num_features  # type: ignore[assignment]
         self.projector = nn.Linear(width, width)
         self.views = SimCLRViews(
@@ -71,6 +73,12 @@ class TwoViewTask(BaseTask):
             grayscale=grayscale,
             blur=blur,
         )
+
+    def set_image_size(self, size: int | None) -> None:
+        """Let the encoder see images, and views, of ``size`` pixels; None shows it images as they come."""
+        super().set_image_size(size)
+        if "views" in self._modules:
+            self.views.size = size
 
     def project(self, images: Tensor) -> Tensor:
         """Return pi(g(x)), (B, D), of images in [0, 1], (B, 3, H, W)."""
@@ -84,6 +92,14 @@ class TwoViewTask(BaseTask):
         """
         first, second = self.project(views).chunk(2)
         return contrastive_loss(first, second, self.temperature, symmetric=self.symmetric, gather=self.gathers)
+
+    def is_rest(self, images: Tensor, batch_idx: int) -> bool:
+        """Return whether a training batch is one image left over at the end of an epoch, to be skipped.
+
+        One image has no negatives, whose absence makes any loss here a constant; two are the fewest that do. Where
+        every batch has one image, the first gets the loss's error instead.
+        """
+        return len(images) == 1 and batch_idx > 0 and not self.gathers
 
     @property
     def gathers(self) -> bool:

@@ -1,0 +1,80 @@
+"""Checks of what a data module delivers, before a network learns or answers nonsense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttalight.transforms.checks import check_images
+
+__all__ = ["check_batch", "check_values"]
+
+#: How far pixels may lie outside [0, 1]: resampling overshoots a little, normalised or 8-bit images do by far.
+_OVERSHOOT = 0.5
+
+
+def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | None) -> None:
+    """Refuse a batch that is not (images, labels, ...) as a task expects it; reads values once.
+
+    Args:
+        batch: What the data module delivered, on the device: images (B, 3, H, W), RGB in [0, 1], then labels (B,), if
+            there are any, in 0 to num_classes - 1.
+        dtypes: Floating-point types that the network takes.
+        num_classes: Number of classes; None where labels are not read.
+
+    Raises:
+        TypeError: If the batch is no such sequence, or the images are of another type.
+        ValueError: If shape, channels or range of the images, or the labels, are not as above.
+    """
+    if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
+        raise TypeError(
+            f"expected batches (images, labels), got a {type(batch).__name__}: let the data module's loaders yield "
+            "such pairs"
+        )
+    images = batch[0]
+    if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
+        raise ValueError(
+            f"images must be (B, 3, H, W), got shape {tuple(images.shape)}: move the channels by permute(0, 3, 1, 2)"
+        )
+    check_images(images)
+    if images.dtype not in dtypes:
+        raise TypeError(
+            f"images are {images.dtype}, the network takes {' or '.join(map(str, dtypes))}: convert them in the data "
+            "module, for example by images.float()"
+        )
+    check_values(batch, num_classes)
+    low, high = (float(value) for value in images.aminmax())
+    if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
+        advice = "divide them by 255" if high > 10 else "leave normalisation to the task (mean, std), its first layer"
+        raise ValueError(f"images must be RGB in [0, 1], got values from {low:.4g} to {high:.4g}: {advice}")
+
+
+def check_values(batch: Any, num_classes: int | None) -> None:
+    """Refuse NaN and infinite pixels, and labels beyond the classes.
+
+    Args:
+        batch: A sequence that begins with images and labels; anything else passes.
+        num_classes: Number of classes; None where labels are not read.
+
+    Raises:
+        ValueError: If there are any; the message says how many.
+    """
+    if not isinstance(batch, (tuple, list)) or not batch:
+        return
+    images, labels = batch[0], batch[1] if len(batch) > 1 else None
+    if isinstance(images, Tensor) and images.is_floating_point():
+        bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
+        if bad:
+            raise ValueError(
+                f"{bad} of {len(images)} images have NaN or infinite pixels: repair them or take them away"
+            )
+    if num_classes is None or not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, got {low} to {high}: correct them, or set num_classes to "
+            "the number of classes of the data"
+        )
