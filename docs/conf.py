@@ -13,6 +13,7 @@ release = version = ttalight.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
@@ -31,11 +32,11 @@ def skip_field(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options:
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
-def escape_shapes(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Keep the asterisk of a shape such as (B, *) from beginning an emphasis."""
-    lines[:] = [re.sub(r", \*\)", r", \\*)", line) for line in lines]
+def escape_asterisks(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep the asterisk of a shape such as (B, *) or of a path such as val/*.png from beginning an emphasis."""
+    lines[:] = [re.sub(r"(, |/)\*(?=[).])", r"\1\\*", line) for line in lines]
 
 
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", skip_field)
-    app.connect("autodoc-process-docstring", escape_shapes)
+    app.connect("autodoc-process-docstring", escape_asterisks)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
+import inspect
 import os
 import re
 import shlex
 import subprocess
 import sys
+from abc import ABC
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
+from ttalight import adapters
+from ttalight.adapters import Adapter, Term
 from ttalight.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,11 +46,15 @@ def blocks(page: Path) -> list[Block]:
     return [Block(found[1], found[2], text.count("\n", 0, found.start()) + 1) for found in FENCED.finditer(text)]
 
 
-def run_python(page: Path, block: Block, namespace: dict[str, object]) -> None:
-    """Run a block, with the page's line numbers in tracebacks; one that begins with ``# name.py`` is saved as well."""
-    name = re.match(r"# (\w+\.py)\n", block.text)
+def save_named(block: Block) -> None:
+    """Save a block that begins with its file's name, ``# name.py`` or ``# name.yaml``."""
+    name = re.match(r"# ([\w-]+\.(?:py|yaml))\n", block.text)
     if name is not None:
         Path(name[1]).write_text(block.text)
+
+
+def run_python(page: Path, block: Block, namespace: dict[str, object]) -> None:
+    """Run a block, with the page's line numbers in tracebacks."""
     exec(compile("\n" * block.line + block.text, str(page), "exec", dont_inherit=True), namespace)
 
 
@@ -93,6 +102,7 @@ def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "page"}
     for block in blocks(page):
+        save_named(block)
         if block.language == "python":
             run_python(page, block, namespace)
         elif block.language in ("bash", "console"):
@@ -102,6 +112,48 @@ def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
 def test_relative_links_of_the_readme_lead_somewhere():
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_numbers_of_the_readme_are_those_of_the_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    measured = [line for line in readme if line.startswith("|") and "±" in line]
+    results = (ROOT / "docs" / "results" / "digits.md").read_text(encoding="utf-8").splitlines()
+    assert len(measured) == 7
+    assert not [line for line in measured if line not in results]
+
+
+def test_readme_names_every_method():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    kinds = {name: getattr(adapters, name) for name in adapters.__all__}
+    methods = [name for name, kind in kinds.items() if issubclass(kind, (Adapter, Term)) and not is_base(kind)]
+    assert len(methods) > 4
+    assert not [name for name in methods if f"`{name}`" not in readme]
+
+
+def is_base(kind: type) -> bool:
+    return inspect.isabstract(kind) or ABC in kind.__bases__
+
+
+def messages_of_the_package() -> str:
+    """All texts in the code, one after the other; a value that is put in stands as a zero byte."""
+    texts = []
+    for path in (ROOT / "ttalight").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_that_troubleshooting_explains_exist():
+    page = " ".join((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split())
+    quoted = re.findall(r'\*\*"([^*]+)"\*\*', page)
+    known = messages_of_the_package()
+    pieces = [piece.strip() for message in quoted for piece in message.split("...") if piece.strip()]
+    assert len(quoted) > 15
+    assert not [piece for piece in pieces if piece not in known]
 
 
 def test_pages_build_without_warnings(tmp_path):
