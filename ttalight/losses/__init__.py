@@ -2,8 +2,18 @@
 
 from ttalight.losses.alignment import AlignmentLoss, alignment_loss
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
+from ttalight.losses.clustering import clustering_loss
 from ttalight.losses.contrastive import ContrastiveLoss, contrastive_loss
 from ttalight.losses.entropy import entropy
+from ttalight.losses.moments import (
+    MomentAlignment,
+    MomentSummary,
+    covariance_distance,
+    feature_moments,
+    mean_distance,
+)
+from ttalight.losses.noise_contrast import in_distribution_loss, noise_contrastive_loss, noise_logits
+from ttalight.losses.reconstruction import mutual_divergence, reconstruction_loss
 from ttalight.losses.self_training import (
     generalized_cross_entropy,
     marginal_entropy,
@@ -21,15 +31,26 @@ from ttalight.losses.structural import (
 __all__ = [
     "AlignmentLoss",
     "ContrastiveLoss",
+    "MomentAlignment",
+    "MomentSummary",
     "alignment_loss",
     "class_alignment",
+    "clustering_loss",
     "contrastive_loss",
+    "covariance_distance",
     "entropy",
     "entropy_slopes",
+    "feature_moments",
     "generalized_cross_entropy",
     "hybrid_targets",
+    "in_distribution_loss",
     "marginal_entropy",
+    "mean_distance",
+    "mutual_divergence",
+    "noise_contrastive_loss",
+    "noise_logits",
     "predicted_slopes",
+    "reconstruction_loss",
     "soft_likelihood_ratio",
     "structural_alignment",
     "structural_anchors",

@@ -2,8 +2,28 @@
 
 from ttalight.tasks.alignment import AlignmentTask
 from ttalight.tasks.base import BaseTask
+from ttalight.tasks.clust3 import ClusT3
 from ttalight.tasks.contrastive import ContrastiveTask
 from ttalight.tasks.cross_task_ttt import CrossTaskTTT
+from ttalight.tasks.joint_task import JointTask
+from ttalight.tasks.nc_ttt import NCTTT
+from ttalight.tasks.probe_task import ProbeTask
+from ttalight.tasks.rec_ttt import ReCTTT
+from ttalight.tasks.rotation_ttt import RotationTTT
 from ttalight.tasks.supervised import SupervisedTask
+from ttalight.tasks.ttt_plus_plus import TTTPlusPlus
 
-__all__ = ["AlignmentTask", "BaseTask", "ContrastiveTask", "CrossTaskTTT", "SupervisedTask"]
+__all__ = [
+    "AlignmentTask",
+    "BaseTask",
+    "ClusT3",
+    "ContrastiveTask",
+    "CrossTaskTTT",
+    "JointTask",
+    "NCTTT",
+    "ProbeTask",
+    "ReCTTT",
+    "RotationTTT",
+    "SupervisedTask",
+    "TTTPlusPlus",
+]
