@@ -151,7 +151,7 @@ class TestGuard:
         before = adapted.state_dict()["tensors"]
         bad = images.clone()
         bad[[0, 2], 0, 0, 0] = value
-        with pytest.raises(ValueError, match="2 of 6 images in batch 1 of visit 0 .* have NaN or infinite pixels"):
+        with pytest.raises(ValueError, match=r"2 of 6 images in batch 1 of visit 0 .* have NaN or infinite pixels"):
             adapted(bad)
         assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict()["tensors"].items())
 
