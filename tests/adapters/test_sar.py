@@ -222,7 +222,8 @@ class TestDefaults:
 
     @pytest.mark.filterwarnings("error")
     def test_is_silent_on_many_classes(self, make_net, images):
-        SAR().wrap(make_net(classes=200))(images)  # ImageNet's settings are the defaults
+        logits = SAR().wrap(make_net(classes=200))(images)  # ImageNet's settings are the defaults
+        assert logits.shape == (len(images), 200)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
