@@ -87,7 +87,9 @@ class Recorder(Callback):
             torch.cuda.reset_peak_memory_stats()
 
     def _folder(self, trainer: Trainer) -> str | None:
-        return self.folder or trainer.log_dir
+        # Without a logger Lightning's log directory is the current one, where nobody asked for files.
+        given = trainer.loggers or Path(trainer.default_root_dir) != Path.cwd()
+        return self.folder or (trainer.log_dir if given else None)
 
     def _see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._logits = logits_of(output)
