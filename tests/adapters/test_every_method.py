@@ -97,6 +97,18 @@ def test_networks_without_batch_norm(name, method, network, batches):
         assert torch.isfinite(adapted(batches[0])).all()
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_mixed_precision_changes_little(method, make_net, batches, precision):
+    net = make_net().float()
+    batch = batches[0].float()
+    expected = method().wrap(copy.deepcopy(net))(batch)
+    with torch.autocast("cpu", dtype=precision):
+        logits = method().wrap(net)(batch)
+    assert torch.isfinite(logits).all()
+    assert (logits - expected).abs().max() < 0.1 * expected.abs().max()
+    assert {value.dtype for value in net.state_dict().values()} <= {torch.float32, torch.int64}
+
+
 def test_waits_for_the_device_once_a_step(name, method, make_net, batches, monkeypatch):
     """Counts what would make a GPU wait: values read by the host, and shapes that depend on data."""
     adapted = method().wrap(make_net())

@@ -89,29 +89,30 @@ class FIND(Adapter):
             return net(images).logits
 
     def _normalize(self, layer: NormLayer, index: int, x: Tensor) -> Tensor:
-        source_mean, source_var = layer.statistics
-        pixels = x.flatten(2) if x.ndim > 2 else x[:, :, None]
-        var, mean = torch.var_mean(pixels.to(source_mean.dtype), 2, correction=0)
-        together = same_group(mean)
-        group_mean, group_var = group_statistics(mean, var, together)
-        self._scores[index] = group_dispersion(group_mean, together, source_var)
-        if self.others == "unified":
-            other_mean, other_var = group_statistics(mean, var, torch.ones_like(together))
-        else:
-            other_mean, other_var = source_mean, source_var
-        divides = self._divides[index]
-        mean = torch.lerp(torch.where(divides, group_mean, other_mean), source_mean, self.alpha)
-        var = torch.lerp(torch.where(divides, group_var, other_var), source_var, self.alpha)
-        scale = (var + layer.module.eps).rsqrt()  # type: ignore[operator]
-        shift = -mean * scale
-        weight: Tensor | None = layer.module.weight  # type: ignore[assignment]
-        bias: Tensor | None = layer.module.bias  # type: ignore[assignment]
-        if weight is not None:
-            scale, shift = scale * weight, shift * weight
-        if bias is not None:
-            shift = shift + bias
-        shape = (*mean.shape, *[1] * (x.ndim - 2))
-        return x * scale.view(shape).to(x.dtype) + shift.view(shape).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            source_mean, source_var = layer.statistics
+            pixels = x.flatten(2) if x.ndim > 2 else x[:, :, None]
+            var, mean = torch.var_mean(pixels.to(source_mean.dtype), 2, correction=0)
+            together = same_group(mean)
+            group_mean, group_var = group_statistics(mean, var, together)
+            self._scores[index] = group_dispersion(group_mean, together, source_var)
+            if self.others == "unified":
+                other_mean, other_var = group_statistics(mean, var, torch.ones_like(together))
+            else:
+                other_mean, other_var = source_mean, source_var
+            divides = self._divides[index]
+            mean = torch.lerp(torch.where(divides, group_mean, other_mean), source_mean, self.alpha)
+            var = torch.lerp(torch.where(divides, group_var, other_var), source_var, self.alpha)
+            scale = (var + layer.module.eps).rsqrt()  # type: ignore[operator]
+            shift = -mean * scale
+            weight: Tensor | None = layer.module.weight  # type: ignore[assignment]
+            bias: Tensor | None = layer.module.bias  # type: ignore[assignment]
+            if weight is not None:
+                scale, shift = scale * weight, shift * weight
+            if bias is not None:
+                shift = shift + bias
+            shape = (*mean.shape, *[1] * (x.ndim - 2))
+            return (x.to(scale.dtype) * scale.view(shape) + shift.view(shape)).to(x.dtype)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
