@@ -39,8 +39,8 @@ class ContrastiveTTT(ClassifierSteps, TwoViewTask):
         if len(images) > 1:
             return self.contrast(views)
         warnings.warn(
-            f"{type(self).__name__} got a batch of one image, which has no negatives: its contrastive loss is zero. "
-            "Use larger batches (data.batch_size, 128 in this line of work)",
+            "a batch of one image has no negatives: its contrastive loss is zero, and only normalisation statistics "
+            "adapt. Contrastive test-time training wants larger batches (data.batch_size, 128 in CTA's paper)",
             stacklevel=2,
         )
         return self.project(views).sum() * 0

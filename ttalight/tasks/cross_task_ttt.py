@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ttalight.adapters import Adapter, TestTimeTraining
-from ttalight.tasks.steps import ClassifierSteps
-from ttalight.tasks.two_view import TwoViewTask
+from ttalight.tasks.contrastive_ttt import ContrastiveTTT
 
 __all__ = ["CrossTaskTTT"]
 
 
-class CrossTaskTTT(ClassifierSteps, TwoViewTask):
+class CrossTaskTTT(ContrastiveTTT):
     """Classifies by h(pi(g(x))) and adapts g and pi by the contrastive loss that they were trained with.
 
     Last stage of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221: two
@@ -34,8 +31,6 @@ class CrossTaskTTT(ClassifierSteps, TwoViewTask):
         ValueError: If an argument is out of range, or the file does not fit.
         FileNotFoundError: If the file does not exist.
     """
-
-    auxiliary_views = 2
 
     def __init__(
         self,
@@ -67,31 +62,3 @@ class CrossTaskTTT(ClassifierSteps, TwoViewTask):
             features = features * (self.feature_norms[0] / self.feature_norms[1])
         logits: Tensor = self.classifier(features)
         return logits
-
-    def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the contrastive loss of two fresh views, a scalar.
-
-        A single image has nothing to be told from: its loss is zero, as the formula has it, which a warning says once,
-        and only normalisation statistics can move. Two images are the fewest to learn from.
-
-        Args:
-            images: (B, 3, H, W) in [0, 1].
-            generator: Source of the views' random draws.
-        """
-        views = self.views(images, generator)
-        if len(images) == 1:
-            warnings.warn(
-                "a batch of one image has no negatives: its contrastive loss is zero, and only normalisation "
-                "statistics adapt. CTA wants larger batches (data.batch_size, 128 in the paper)",
-                stacklevel=2,
-            )
-            return self.project(views).sum() * 0
-        return self.contrast(views)
-
-    def adaptable_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of g and pi."""
-        return [*self.encoder.parameters(), *self.projector.parameters()]
-
-    def default_adapter(self) -> Adapter:
-        """Return the paper's test-time training."""
-        return TestTimeTraining()

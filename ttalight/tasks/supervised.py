@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy
 from ttalight.models import create_encoder
 from ttalight.models.encoder import with_normalisation
 from ttalight.models.weight_files import public_weights
+from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.base import BaseTask
 from ttalight.tasks.checkpoint import file_sha256, load_weights, read_checkpoint
 from ttalight.tasks.steps import ClassifierSteps
-from ttalight.transforms import RandomCropFlip, RandomResizedCropFlip
 
 __all__ = ["SupervisedTask"]
 
@@ -65,11 +65,7 @@ class SupervisedTask(ClassifierSteps, BaseTask):
             self._load(weights, {"encoder": encoder, "num_classes": num_classes, "stem": stem})
         elif pretrained:
             self.take_preprocessing(self.encoder)
-        self.augment: nn.Module | None = None
-        if crop == "resized":
-            self.augment = RandomResizedCropFlip(self.crop.size, scale=crop_scale, flip=flip)
-        elif crop == "padded":
-            self.augment = RandomCropFlip(padding=padding, flip=flip)
+        self.augment = supervised_augmentation(crop, self.crop.size, crop_scale, padding, flip)
 
     def _load(self, path: str, architecture: dict[str, Any]) -> None:
         checkpoint = read_checkpoint(path, "weights")
