@@ -171,16 +171,30 @@ ORDERS = {
 }
 
 
+def drawing(**kwargs) -> TestTimeTraining:
+    """A method whose draws depend on visit and batch."""
+    return TestTimeTraining(steps=1, lr=0.01, **{"reset": "never"} | kwargs)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_on_every_kind_of_stream(order, tmp_path):
     """A probe's batches leave nothing, a window's older images do not count."""
     order = ORDERS[order]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    adapt(whole, Tent(lr=0.01), order=order)
-    interrupt(resumed, Tent(lr=0.01), 3, every=1, order=order)
+    adapt(whole, drawing(), order=order)
+    interrupt(resumed, drawing(), 3, every=1, order=order)
     for stop in range(4, 10):  # every batch is the first of a run and the last of another
-        interrupt(resumed, Tent(lr=0.01), stop, every=1, order=order, resume=True)
-    adapt(resumed, Tent(lr=0.01), resume=True, order=order)
+        interrupt(resumed, drawing(), stop, every=1, order=order, resume=True)
+    adapt(resumed, drawing(), resume=True, order=order)
+    assert_same(resumed, whole)
+
+
+def test_at_the_boundary_of_a_domain(tmp_path):
+    """The boundary is announced once, and the reset that it brings comes."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    adapt(whole, drawing(reset="domain"))
+    interrupt(resumed, drawing(reset="domain"), IN_DOMAIN, begins=True)
+    adapt(resumed, drawing(reset="domain"), resume=True)
     assert_same(resumed, whole)
 
 
