@@ -143,6 +143,21 @@ class TestRuns:
         assert results["protocol"]["lr"] == 5e-4
         assert results["protocol"]["reset"] == "never"
 
+    def test_another_adapter_starts_from_its_own_defaults(self, work):
+        Path("ptbn.yaml").write_text("adapter: {class_path: ttalight.adapters.EMABN, init_args: {momentum: 0.2}}")
+        for name, words in {
+            "named": ["--adapter", "Tent"],
+            "equals": ["--adapter=Tent"],
+            "over a file": ["--config", "ptbn.yaml", "--adapter.class_path", "Tent"],
+        }.items():
+            adapt("cta", *words, "--name", name)
+            protocol = json.loads(Path(f"runs/{name}/results.json").read_text())["protocol"]
+            assert (protocol["steps"], protocol["lr"], protocol["reset"]) == (1, 1e-3, "domain"), name
+        adapt("cta", "--adapter", "TestTimeTraining", "--adapter.lr", "1e-5", "--name", "same class")
+        protocol = json.loads(Path("runs/same class/results.json").read_text())["protocol"]
+        steps = yaml.safe_load(Path(config("cta")).read_text())["adapter"]["init_args"]["steps"]
+        assert (protocol["steps"], protocol["lr"]) == (steps, 1e-5)
+
     def test_another_optimizer_in_a_file(self, work):
         Path("sgd.yaml").write_text(
             "adapter: {class_path: Tent, init_args: {optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.01}}}}"

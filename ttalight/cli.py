@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import lightning
 import torch
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -135,9 +136,12 @@ class CLI(LightningCLI):
                 "SupervisedTask or --model.aligned FILE for CrossTaskTTT"
             )
         if isinstance(words, list) and words[:1] == ["adapt"]:
-            args = _with_own_config(parser, words)
+            words = _with_own_config(parser, words)
         try:
-            super().parse_arguments(parser, args)
+            if isinstance(words, list):
+                self.config = parser.parse_args(_own_arguments(words))
+            else:
+                super().parse_arguments(parser, args)
         except ArgumentError as error:
             options = {option for parser in self._parsers for option in parser.get_defaults().keys()}
             raise ArgumentError(None, parser_message(str(error), options)) from error
@@ -286,6 +290,40 @@ def _with_own_config(parser: LightningArgumentParser, words: list[str]) -> list[
     if not own.is_file():
         parser.error(f"--resume: there is no run in {found.resume} to resume: {own} is missing")
     return [words[0], "--config", str(own), *words[1:]]
+
+
+def _own_arguments(words: Sequence[str]) -> list[str]:
+    """Let an adapter named after another one start from its own defaults.
+
+    The parser would hand down every argument that both have: Tent, named over a file for test-time training, would
+    keep the 20 steps and the learning rate of that file.
+    """
+    kept: list[str] = []
+    before: str | None = None
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in ("--config", "--adapter", "--adapter.class_path"):
+            named = _named_adapter(option, value if equals else "".join(words[position + 1 : position + 2]))
+            if before is not None and named not in (None, before):
+                kept += ["--adapter", "null"]
+            before = named or before
+        kept.append(word)
+    return kept
+
+
+def _named_adapter(option: str, value: str) -> str | None:
+    """Return the name of the adapter's class in an option's value, without its module."""
+    try:
+        if option == "--config" or value.endswith((".yaml", ".yml")):
+            value = Path(value).read_text(encoding="utf-8")
+        content = yaml.safe_load(value)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None  # the parser says what is wrong with it
+    if option == "--config":
+        content = content.get("adapter") if isinstance(content, dict) else None
+    if isinstance(content, dict):
+        content = content.get("class_path")
+    return content.rpartition(".")[2] if isinstance(content, str) else None
 
 
 def _remove(paths: Sequence[Path]) -> None:

@@ -63,6 +63,7 @@ NETWORKS = {
     "timm_vit": lambda: timm.create_model("test_vit", num_classes=4, img_size=32).double().eval(),
     "torchvision_resnet": lambda: torchvision.models.resnet18(num_classes=4).double().eval(),
 }
+TOO_BRIGHT = 1e6
 HAS_BATCH_NORM = ("batch_norm", "dict", "dataclass", "timm_resnet", "timm_bn_act", "torchvision_resnet")
 
 
@@ -92,6 +93,22 @@ def make_net():
 def images() -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.rand(6, 3, 32, 32, generator=generator, dtype=torch.float64) * 2 + 0.5
+
+
+@pytest.fixture
+def breaks():
+    """Make a network answer images that hold the value ``TOO_BRIGHT`` with numbers that are not finite."""
+
+    def spoil(module, inputs):
+        broken = inputs[0].flatten(1).amax(1) >= TOO_BRIGHT
+        return torch.where(broken.view(-1, *[1] * (inputs[0].ndim - 1)), torch.nan, inputs[0])
+
+    def prepare(net: nn.Module) -> nn.Module:
+        first = next(module for module in net.modules() if not list(module.children()))
+        first.register_forward_pre_hook(spoil)
+        return net
+
+    return prepare
 
 
 @pytest.fixture

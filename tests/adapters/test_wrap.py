@@ -144,12 +144,23 @@ class TestBatches:
 
 
 class TestGuard:
-    def test_an_infinite_batch_does_not_reach_the_weights(self, net, images):
-        adapted = Tent(lr=0.1).wrap(net)
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_broken_pixels_are_refused_before_anything_changes(self, net, images, value):
+        adapted = EMABN().wrap(net)
+        adapted(images)
+        before = adapted.state_dict()["tensors"]
+        bad = images.clone()
+        bad[[0, 2], 0, 0, 0] = value
+        with pytest.raises(ValueError, match=r"2 of 6 images in batch 1 of visit 0 .* have NaN or infinite pixels"):
+            adapted(bad)
+        assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict()["tensors"].items())
+
+    def test_a_broken_loss_does_not_reach_the_weights(self, net, images, breaks):
+        adapted = Tent(lr=0.1).wrap(breaks(net))
         adapted(images)
         before = [parameter.clone() for parameter in net.parameters()]
         bad = images.clone()
-        bad[0, 0, 0, 0] = float("inf")
+        bad[0, 0, 0, 0] = 1e6
         adapted(bad)
         assert all(map(torch.equal, before, net.parameters()))
         assert (adapted.engine.updates, adapted.engine.skipped) == (1, 1)

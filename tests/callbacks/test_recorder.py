@@ -457,3 +457,13 @@ class TestErrors:
 
         with pytest.raises(TypeError, match=r"the recorder reads batches \(image, label\), got Tensor"):
             run().test(Unlabelled(), loader)
+
+
+@pytest.mark.parametrize("trainer_class", [ttalight.Trainer, lightning.Trainer])
+def test_writes_nothing_to_the_current_folder_unasked(trainer_class, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recorder = Recorder()
+    trainer = trainer_class(logger=False, callbacks=[recorder], accelerator="cpu", enable_progress_bar=False)
+    trainer.test(Module(), datamodule=DigitsDataModule(batch_size=20, limit=20), verbose=False)
+    assert recorder.results["complete"]
+    assert not list(tmp_path.iterdir())

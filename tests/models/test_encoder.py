@@ -205,8 +205,9 @@ class _Evil:
 def test_never_runs_code_from_a_file(tmp_path, capsys):
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": _Evil()}, path)
-    with pytest.raises(ValueError, match="tensors and plain values only"):
+    with pytest.raises(ValueError, match="tensors and plain values only") as caught:
         create_encoder(CIFAR, pretrained=str(path))
+    assert "weights_only" not in str(caught.value)  # PyTorch's advice is to turn the protection off
     assert "ran" not in capsys.readouterr().out
 
 
@@ -233,3 +234,13 @@ def test_deep_stems_are_refused():
 def test_unknown_stems_are_refused():
     with pytest.raises(ValueError, match="stem must be cifar or imagenet, got 'small'"):
         create_encoder("resnet18", stem="small")
+
+
+def test_a_file_cut_short_anywhere(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(_state(1), path)
+    whole = path.read_bytes()
+    for length in (1, 100, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"weights.pth is not a file of weights \(\w+: .+must be complete"):
+            create_encoder(CIFAR, pretrained=str(path))

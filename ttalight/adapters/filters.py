@@ -52,7 +52,7 @@ def update_mean(mean: Tensor, probabilities: Tensor, kept: Tensor, momentum: flo
     """
     count = kept.sum()
     new = torch.where(kept[:, None], probabilities, 0).sum(0) / count
-    moved = torch.where(mean.isnan(), new, momentum * mean + (1 - momentum) * new)
+    moved = torch.where(mean.isnan(), new, mean.lerp(new.to(mean.dtype), 1 - momentum))
     mean.copy_(torch.where(count > 0, moved, mean))
 
 

@@ -54,8 +54,11 @@ def drift_penalty(
         source: As many tensors of the same shapes.
         importance: As many again; 1 by default.
     """
-    terms = []
-    for index, (weight, original) in enumerate(zip(weights, source, strict=True)):
-        squares = (weight - original).square()
-        terms.append((squares if importance is None else squares * importance[index]).sum())
-    return torch.stack(terms).sum()
+    # One tensor for each: a network has dozens of small ones, and what costs is their number.
+    moved = _concatenated(weights) - _concatenated(source)
+    squares = moved.square()
+    return (squares if importance is None else squares * _concatenated(importance)).sum()
+
+
+def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])

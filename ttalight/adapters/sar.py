@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
+from ttalight.adapters.engine import total_norm
 from ttalight.adapters.filters import entropy_margin, update_mean
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.adapters.term import add_terms
@@ -128,5 +128,5 @@ def climb(parameters: Sequence[torch.nn.Parameter], rho: float) -> list[Tensor]:
         rho: Length of the way.
     """
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    scale = rho / (get_total_norm(gradients) + 1e-12)
+    scale = rho / (total_norm(gradients) + 1e-12)
     return list(torch._foreach_add([p.data for p in parameters], torch._foreach_mul(gradients, scale)))

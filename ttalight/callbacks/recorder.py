@@ -94,7 +94,9 @@ class Recorder(Callback):
 
     def run_folder(self, trainer: Trainer) -> str | None:
         """Return the folder that the result files go to, None if there is none."""
-        return self.folder or trainer.log_dir
+        # Without a logger Lightning's log directory is the current one, where nobody asked for files.
+        given = trainer.loggers or Path(trainer.default_root_dir) != Path.cwd()
+        return self.folder or (trainer.log_dir if given else None)
 
     def _see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self._logits = logits_of(output)

@@ -37,6 +37,24 @@ class CifarNetwork(nn.Module, ABC):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
 
+    def describe_three_stages(self, depth: int, width: int) -> int:
+        """Set what timm reads of a network of 6n + 2 layers in three stages, and return its n blocks a stage.
+
+        Args:
+            depth: Number of layers.
+            width: Channels of the first stage; they double from one to the next.
+
+        Raises:
+            ValueError: If the depth is not 6n + 2 with n >= 1.
+        """
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth must be 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
+        self.num_features = self.head_hidden_size = 4 * width
+        self.feature_info = [
+            {"num_chs": width << stage, "reduction": 1 << stage, "module": f"layer{stage + 1}"} for stage in range(3)
+        ]
+        return (depth - 2) // 6
+
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
         """Feature maps (B, num_features, H / r, W / r) of images (B, in_chans, H, W)."""

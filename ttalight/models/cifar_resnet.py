@@ -83,13 +83,7 @@ class CifarResNet(CifarNetwork):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth must be 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
-        blocks = (depth - 2) // 6
-        self.num_features = self.head_hidden_size = 4 * width
-        self.feature_info = [
-            {"num_chs": width << stage, "reduction": 1 << stage, "module": f"layer{stage + 1}"} for stage in range(3)
-        ]
+        blocks = self.describe_three_stages(depth, width)
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = nn.ReLU(inplace=True)

@@ -129,8 +129,8 @@ class NormLayer:
         return x
 
     def _normalize(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        layer = self.module
-        mean, var = self.statistics or (None, None)
+        layer: Any = self.module
+        mean, var = layer.running_mean, layer.running_var
         batch = mean is None or self.mode != "source"
         if batch and x.numel() == x.shape[1]:
             if mean is None:
@@ -141,13 +141,13 @@ class NormLayer:
             batch = False
         momentum = 0.0
         if batch and mean is not None and self.mode in ("alpha", "prior"):
-            mean, var = self._mixed(x, mean, var)  # type: ignore[arg-type]  # a layer has both or none
+            mean, var = self._mixed(x, mean, var)
             batch = False
         elif batch and self.mode == "ema":
             momentum = self.momentum
         elif batch:
             mean = var = None
-        return F.batch_norm(x, mean, var, weight, bias, batch, momentum, layer.eps)  # type: ignore[arg-type]
+        return F.batch_norm(x, mean, var, weight, bias, batch, momentum, layer.eps)
 
     def _mixed(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         share = self.alpha if self.mode == "alpha" else len(x) / (len(x) + self.prior)
