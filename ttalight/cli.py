@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import warnings
-from argparse import ArgumentError
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,11 +19,13 @@ from jsonargparse import set_parsing_settings
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import ttalight.adapters
 import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
 from ttalight.callbacks import Recorder
+from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
 from ttalight.data.corrupt_command import main as corrupt
 from ttalight.errors import expected_message, parser_message, without_parser
 from ttalight.reporting import domain_table, protocol_header
@@ -33,10 +36,15 @@ from ttalight.trainer import Trainer
 __all__ = ["CLI", "main"]
 
 #: What a run writes, and what --overwrite takes away.
-_WRITTEN = ("config.yaml", "checkpoints", "results.json", "domains.csv", "predictions.npz", "stream.npz")
+_WRITTEN = (
+    "config.yaml", "checkpoints", "adaptation", "results.json", "domains.csv", "predictions.npz", "stream.npz",
+)  # fmt: skip
 _RUNS = "runs"
 #: Environment variable that shows the traceback of every error.
 _TRACEBACK = "TTALIGHT_TRACEBACK"
+
+#: Exit code of a run that was stopped by SIGTERM, as a shell reports it; Lightning's is 0.
+_TERMINATED = 128 + signal.SIGTERM
 
 _OTHER: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "compare": (compare, "Set the results of several runs side by side."),
@@ -52,19 +60,21 @@ class BeginRun(SaveConfigCallback):
     Args:
         args: As of ``SaveConfigCallback``.
         replaced: Files and folders of the run that is replaced.
+        resumes: Whether the run is one that was stopped: it keeps the configuration that it was begun with.
         kwargs: As of ``SaveConfigCallback``.
     """
 
-    def __init__(self, *args: Any, replaced: Sequence[Path] = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, replaced: Sequence[Path] = (), resumes: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.replaced = replaced
+        self.resumes = resumes
 
     def setup(self, trainer: lightning.Trainer, pl_module: LightningModule, stage: str) -> None:
         """Do nothing yet."""
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
         """Begin, once."""
-        if self.already_saved:
+        if self.already_saved or self.resumes:
             return
         if trainer.is_global_zero:
             _remove(self.replaced)
@@ -125,6 +135,8 @@ class CLI(LightningCLI):
                 "adapt takes no --ckpt_path: name the weights with the task's own argument, --model.weights FILE for a "
                 "SupervisedTask or --model.aligned FILE for CrossTaskTTT"
             )
+        if isinstance(words, list) and words[:1] == ["adapt"]:
+            words = _with_own_config(parser, words)
         try:
             if isinstance(words, list):
                 self.config = parser.parse_args(_own_arguments(words))
@@ -134,13 +146,26 @@ class CLI(LightningCLI):
             options = {option for parser in self._parsers for option in parser.get_defaults().keys()}
             raise ArgumentError(None, parser_message(str(error), options)) from error
         config = self.config[self.config.subcommand]
-        self.folder = Path(config.trainer.default_root_dir or Path(_RUNS) / config.name)
+        resume = config.get("resume")
+        self.folder = Path(resume or config.trainer.default_root_dir or Path(_RUNS) / config.name)
         if config.predictions and self.config.subcommand in ("fit", "predict"):
             parser.error(f"{self.config.subcommand} takes no --predictions: adapt, test and validate do")
         self._ckpt_path = self._find_checkpoint(parser, config.get("ckpt_path"))
         if self._ckpt_path is not None:
             config.ckpt_path = None  # given back in before_instantiate_classes
-        self._claim(parser, overwrite=config.overwrite, resumes=self._ckpt_path is not None)
+        if resume is not None:
+            self._check_resumed(parser, overwrite=config.overwrite)
+        self._claim(parser, overwrite=config.overwrite, resumes=self._ckpt_path is not None or resume is not None)
+
+    def _check_resumed(self, parser: LightningArgumentParser, overwrite: bool) -> None:
+        assert self.folder is not None
+        if overwrite:
+            parser.error("--resume goes on with a run and --overwrite replaces it: give one of them")
+        try:
+            check_resumable(self.folder)  # before data are read
+        except ValueError as error:
+            parser.error(f"--resume: {error}")
+        self.save_config_kwargs["resumes"] = True
 
     def _find_checkpoint(self, parser: LightningArgumentParser, path: str | None) -> str | None:
         if path is None:
@@ -162,11 +187,14 @@ class CLI(LightningCLI):
         if resumes:
             return
         if existing and not overwrite:
+            stopped = f"--resume {self.folder}" if list_checkpoints(self.folder) else None
+            goes_on = {"fit": "--ckpt_path last", "adapt": stopped}.get(self.config.subcommand)
             parser.error(
                 f"there is a run in {self.folder} already: give another --name, replace it with --overwrite"
-                + (", or go on with it: --ckpt_path last" if self.config.subcommand == "fit" else "")
+                + (f", or go on with it: {goes_on}" if goes_on else "")
             )
-        remains = [*self.folder.glob("events.out.tfevents.*"), self.folder / "hparams.yaml"]
+        patterns = ("events.out.tfevents.*", ".predictions.npz.*.parts", "hparams.yaml")
+        remains = [path for pattern in patterns for path in self.folder.glob(pattern)]
         self.save_config_kwargs["replaced"] = [*existing, *remains]
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # not for long
 
@@ -182,7 +210,7 @@ class CLI(LightningCLI):
         """Make the trainer, with the run's folder."""
         trainer = super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
         assert isinstance(trainer, Trainer)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks
         callbacks.sort(key=lambda callback: not isinstance(callback, BeginRun))  # before others write
         for callback in callbacks:
             if isinstance(callback, Recorder) and self.config[self.subcommand].predictions:
@@ -220,7 +248,7 @@ def main(args: ArgsType = None) -> None:
         args: The words after ``ttalight``; those of the process by default.
 
     Raises:
-        SystemExit: With code 2 if the words are wrong, 1 if the command fails.
+        SystemExit: With code 2 if the words are wrong, 1 if the command fails, 143 if SIGTERM stopped it.
     """
     set_parsing_settings(add_print_completion_argument=True)
     words = sys.argv[1:] if args is None else args
@@ -229,6 +257,8 @@ def main(args: ArgsType = None) -> None:
             _OTHER[words[0]][0](words[1:])
         else:
             CLI(args)
+    except SIGTERMException:
+        raise SystemExit(_TERMINATED) from None
     except ArgumentError as error:
         _fail(error, str(error), code=2)
     except Exception as error:
@@ -246,6 +276,20 @@ def _fail(error: Exception, message: str, code: int) -> NoReturn:
         raise error
     sys.stderr.write(f"ttalight: error: {message}\n")
     raise SystemExit(code) from None
+
+
+def _with_own_config(parser: LightningArgumentParser, words: list[str]) -> list[str]:
+    """Put in the configuration of the run to resume, unless one is given."""
+    options = ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--resume")
+    options.add_argument("--config", action="append")
+    found = options.parse_known_args(words)[0]
+    if found.resume is None or found.config is not None:
+        return words
+    own = Path(found.resume) / "config.yaml"
+    if not own.is_file():
+        parser.error(f"--resume: there is no run in {found.resume} to resume: {own} is missing")
+    return [words[0], "--config", str(own), *words[1:]]
 
 
 def _own_arguments(words: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ttalight.adapters import Adapter
-from ttalight.callbacks import Progress, Recorder
+from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder
 from ttalight.checkpoint_files import CheckpointFiles
 from ttalight.reporting import Results
 
@@ -64,6 +64,7 @@ class Trainer(lightning.Trainer):
             enable_progress_bar=enable_progress_bar,
             **kwargs,
         )
+        self._checkpoints = enable_checkpointing is not False and not kwargs.get("fast_dev_run")
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
             self.strategy.checkpoint_io = CheckpointFiles()
 
@@ -72,23 +73,27 @@ class Trainer(lightning.Trainer):
         model: LightningModule | None = None,
         datamodule: LightningDataModule | None = None,
         adapter: Adapter | None = None,
+        resume: str | None = None,
     ) -> Results:
         """Adapt a model to a stream while measuring it.
 
         The module's own ``test_step`` runs on the data module's test loader, with the adapter standing in for the
         module's forward. Afterwards the model is what it was before; what adaptation changed is in
-        ``adapter.state_dict()``.
+        ``adapter.state_dict()``. While it runs, ``AdaptationCheckpoint`` keeps what a stopped run needs to go on.
 
         Args:
             model: The module to adapt, with trained weights.
             datamodule: Delivers the stream.
             adapter: The method; by default the one that the model's ``default_adapter()`` returns.
+            resume: Folder of a stopped run of the same model, data and adapter, which is also this trainer's: it goes
+                on from its last checkpoint, in the middle of the stream.
 
         Returns:
             The results, as written to ``results.json``.
 
         Raises:
-            ValueError: If there is no model, no data or no adapter, or an adapter is among the callbacks already.
+            ValueError: If there is no model, no data or no adapter, or an adapter is among the callbacks already;
+                if the run to resume is complete, or another one.
         """
         if model is None or datamodule is None:
             raise ValueError("adapt needs a model and a datamodule")
@@ -99,12 +104,21 @@ class Trainer(lightning.Trainer):
                     "(adapter=Tent() in Python)"
                 )
             adapter = model.default_adapter()  # type: ignore[operator]
-        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
-        callbacks.insert(0, adapter)
+        before: list[Callback] = self.callbacks  # type: ignore[has-type]
+        checkpoint = next((callback for callback in before if isinstance(callback, AdaptationCheckpoint)), None)
+        if checkpoint is None and (self._checkpoints or resume is not None):
+            checkpoint = AdaptationCheckpoint()
+        if checkpoint is not None:
+            checkpoint.begin(resume)
+        others = [callback for callback in before if callback is not checkpoint]
+        # A checkpoint comes when all others are done with the batch.
+        self.callbacks = [adapter, *others, *([checkpoint] if checkpoint is not None else [])]
         try:
             self.test(model, datamodule=datamodule, verbose=False)
         finally:
-            callbacks.remove(adapter)
-        recorder = next(callback for callback in callbacks if isinstance(callback, Recorder))
+            self.callbacks = before
+            if checkpoint is not None:
+                checkpoint.end(datamodule)
+        recorder = next(callback for callback in before if isinstance(callback, Recorder))
         assert recorder.results is not None
         return recorder.results

@@ -61,6 +61,7 @@ class Adapter(Callback, ABC):
         self._engine: Engine | None = None
         self._state: dict[str, Any] = {}
         self._resume = False
+        self._checkpoint: dict[str, Any] | None = None
         self._stage = ""
         self._inference_mode: bool | None = None
         self._own_forward: Any = _ABSENT
@@ -146,6 +147,14 @@ class Adapter(Callback, ABC):
             self._state = state_dict
             self._resume = True
 
+    def resume(self, checkpoint: dict[str, Any] | None) -> None:
+        """Let the next run go on in the middle of the one that ``engine.checkpoint()`` was taken in.
+
+        Args:
+            checkpoint: What it returned; None lets the next run begin anew.
+        """
+        self._checkpoint = checkpoint
+
     # -- Lightning
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -172,6 +181,9 @@ class Adapter(Callback, ABC):
         if self._resume:
             engine.load_state_dict(self._state)
             self._resume = False
+        if self._checkpoint is not None:
+            engine.go_on(self._checkpoint)
+            self._checkpoint = None
         self._dataloader = -1
         self._own_forward = vars(module).get("forward", _ABSENT)
         module.forward = self._stand_in  # type: ignore[method-assign]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "total_norm"]
 
+_COUNTERS = ("visit", "batch", "batches", "updates", "skipped", "recoveries", "_updates_at_reset")
 _adapted: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -61,6 +62,7 @@ class Engine:
         self._pending: dict[str, Any] | None = None
         self._probing = False
         self._aside: dict[str, Any] | None = None
+        self._checkpoint: dict[str, Any] | None = None
         _adapted.add(module)
         self._training = [(part, part.training) for part in module.modules()]
         self._flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
@@ -82,6 +84,8 @@ class Engine:
         Weights, method state, counters and with them the keys of all draws go on from where the probe began.
         """
         self._probing = on
+        if not on and self._checkpoint is not None and self._checkpoint["aside"] is not None:
+            self.go_on({**self._checkpoint, "state": self._checkpoint["aside"], "aside": None})
         if not on and self._aside is not None:
             self.load_state_dict(self._aside)
             self._aside = None
@@ -104,6 +108,8 @@ class Engine:
                 images = images.clone()
             _check_finite(images, max(self.visit, 0), self.batch)
             self.net.images = images
+            if self._checkpoint is not None:
+                self._restore(self._checkpoint)
             if self._probing and self._aside is None:
                 if not self.configured:
                     self._configure()
@@ -248,12 +254,11 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything the method has changed: tensors and plain numbers only."""
-        counters = ("visit", "batch", "batches", "updates", "skipped", "recoveries", "_updates_at_reset")
         return {
             "tensors": {name: value.detach().clone() for name, value in self._live.items()},
             # An optimizer hands out, and takes in, its own tensors.
             "optimizer": copy.deepcopy(self.optimizer.state_dict()) if self.optimizer is not None else None,
-            "counters": {name: getattr(self, name) for name in counters},
+            "counters": {name: getattr(self, name) for name in _COUNTERS},
             "kept": self.net.kept,
         }
 
@@ -279,10 +284,48 @@ class Engine:
             value.copy_(tensors[name])
         if self.optimizer is not None and state["optimizer"] is not None:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        for name, count in state["counters"].items():
-            setattr(self, name, count)
+        self._set_counters(state["counters"])
         self.net.kept = state["kept"]
         self._pending, self._touched = None, True
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return what another engine needs to ``go_on`` after the last batch: tensors and plain values only.
+
+        That is more than ``state_dict``: what a reset goes back to where a method makes it from its first batch, the
+        place in a probe, and the counts of passes.
+        """
+        method = {name: value.clone() for name, value in zip(self._live, self._source, strict=True)}
+        return {
+            "state": self.state_dict(),
+            "source": {name: value for name, value in method.items() if name.startswith("method.")},
+            "aside": self._aside,
+            "passes": [self.net.forwards, self.backwards],
+        }
+
+    def go_on(self, checkpoint: dict[str, Any]) -> None:
+        """Go on in the middle of a run, announcements and resets that are due with the next batch included.
+
+        Args:
+            checkpoint: What ``checkpoint()`` of an engine of the same method and model returned.
+        """
+        self._checkpoint = checkpoint
+        self._set_counters(checkpoint["state"]["counters"])
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self._checkpoint = None
+        counters = {name: getattr(self, name) for name in _COUNTERS}  # a boundary may have been announced since
+        self._configure()
+        self.load_state_dict(checkpoint["state"])
+        self._set_counters(counters)
+        for name, value in zip(self._live, self._source, strict=True):
+            if name in checkpoint["source"]:
+                value.copy_(checkpoint["source"][name])
+        self._aside = checkpoint["aside"]
+        self.net.forwards, self.backwards = checkpoint["passes"]
+
+    def _set_counters(self, counters: dict[str, int]) -> None:
+        for name, count in counters.items():
+            setattr(self, name, count)
 
     def to(self, device: torch.device) -> None:
         """Move the model and all adaptation state to a device."""

@@ -18,6 +18,10 @@ from ttalight.reporting import DomainResult, Overall
 
 __all__ = ["Batch", "Measurement"]
 
+#: Attributes of a measurement that are numbers, and those that have one for each visit.
+_COUNTS = ("classes", "batches", "largest_batch", "unwritten", "_images", "_counted", "_loader")
+_BY_VISIT = ("_seconds", "_seen", "_hits", "_starts")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -130,6 +134,30 @@ class Measurement:
         if self._counts is not None:
             visits = dict.fromkeys(batch.visit.tolist())
             self.close(*(visit for visit in visits if self._seen[visit] == self._counts[visit]))
+
+    # -- states
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything that was measured: tensors and plain values only."""
+        return {
+            "metrics": self.metrics.state_dict(),
+            "readings": {steps: metrics.state_dict() for steps, metrics in self.readings.items()},
+            "curve": self.curve.state_dict(),
+            "counts": {name: getattr(self, name) for name in _COUNTS},
+            "visits": {name: dict(getattr(self, name)) for name in _BY_VISIT},
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        """Go on measuring from what ``state_dict()`` returned, with the sums on a device."""
+        self.metrics.load_state_dict(state["metrics"], device)
+        self.readings = {steps: VisitMetrics(self.ignore_index) for steps in state["readings"]}
+        for steps, metrics in self.readings.items():
+            metrics.load_state_dict(state["readings"][steps], device)
+        self.curve.load_state_dict(state["curve"])
+        for name in _COUNTS:
+            setattr(self, name, state["counts"][name])
+        for name in _BY_VISIT:
+            setattr(self, name, dict(state["visits"][name]))
 
     # -- places
 

@@ -59,6 +59,8 @@ class Recorder(Callback):
         self._active = False
         self._hook: Any = None
         self._writer: PredictionWriter | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._checkpointed = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Be inert inside fit."""
@@ -75,18 +77,23 @@ class Recorder(Callback):
         self._logits: Tensor | None = None
         self._engine: Engine | None = None
         self._written, self._writing = time.perf_counter(), 0.0
-        folder = self._folder(trainer)
+        folder = self.run_folder(trainer)
+        state, self._resumed = self._resumed, None
+        self._checkpointed = state is not None
+        if state is not None:
+            self._measurement.load_state_dict(state["measurement"], module.device)
         if self.predictions and folder is None:
             raise ValueError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
         if self.predictions and folder is not None:
-            self._writer = PredictionWriter(folder)
+            self._writer = PredictionWriter(folder, None if state is None else state["predictions"])
         if self._measurement.stream is not None and folder is not None and trainer.is_global_zero:
             self._measurement.stream.save(Path(folder) / "stream.npz")
         self._hook = module.register_forward_hook(self._see)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
-    def _folder(self, trainer: Trainer) -> str | None:
+    def run_folder(self, trainer: Trainer) -> str | None:
+        """Return the folder that the result files go to, None if there is none."""
         # Without a logger Lightning's log directory is the current one, where nobody asked for files.
         given = trainer.loggers or Path(trainer.default_root_dir) != Path.cwd()
         return self.folder or (trainer.log_dir if given else None)
@@ -145,10 +152,29 @@ class Recorder(Callback):
             assert self.results is not None
             log_results(trainer, self.results)
 
-    def _close_predictions(self) -> None:
+    def _close_predictions(self, keep_parts: bool = False) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
-            writer.close(self._measurement.domain_names())
+            writer.close(self._measurement.domain_names(), keep_parts)
+
+    # -- what a resumed run needs
+
+    @property
+    def closed_visits(self) -> int:
+        """Number of visits of the stream that are over."""
+        return len(self._measurement.metrics.closed)
+
+    def run_state(self) -> dict[str, Any]:
+        """Return what was recorded so far, tensors and plain values only; predictions stay in files of their own."""
+        self._checkpointed = True
+        return {
+            "measurement": self._measurement.state_dict(),
+            "predictions": self._writer.state() if self._writer is not None else None,
+        }
+
+    def resume(self, state: dict[str, Any] | None) -> None:
+        """Let the next evaluation go on from what ``run_state()`` returned; None lets it begin anew."""
+        self._resumed = state
 
     # -- results
 
@@ -182,7 +208,7 @@ class Recorder(Callback):
         if measurement.readings:
             results["readings"] = [self._reading(steps) for steps in sorted(measurement.readings)]
         self.results = cast(Results, results)
-        folder = self._folder(trainer)
+        folder = self.run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
             write_results(folder, self.results)
         self._written = time.perf_counter()
@@ -274,7 +300,7 @@ class Recorder(Callback):
         try:
             if self._measurement.unwritten:
                 self._write(trainer, complete=False)
-            self._close_predictions()
+            self._close_predictions(keep_parts=self._checkpointed)
         except OSError as error:  # what stopped the run is more important
             warnings.warn(str(error), stacklevel=2)
 

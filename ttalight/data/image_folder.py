@@ -165,13 +165,11 @@ class ImageFolderDataModule(ImageDataModule):
                 "domains, or raise memory_limit"
             )
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the stream; images that are decoded when they are read are decoded by worker processes."""
-        loader = super().test_dataloader()
-        assert self._stream_set is not None
-        if not all(isinstance(part, FileDomain) for part in self._stream_set.domains):
-            return loader
-        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
+    def _stream_loader(self, num_workers: int = 0) -> DataLoader[Any]:
+        assert self._stream_set is not None, "setup('test') comes first"
+        # Images that are decoded when they are read are decoded by worker processes.
+        decoded = all(isinstance(part, FileDomain) for part in self._stream_set.domains)
+        return super()._stream_loader(self.num_workers if decoded else num_workers)
 
     def _sets_that_fit(self, count: int) -> int:
         return int(self.memory_limit * _GIGABYTE) // (count * 3 * self.resize**2)

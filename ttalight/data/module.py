@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ttalight.data.arrays import ImageArrays, StreamDataset
 from ttalight.data.corruptions import FROST_PROCEDURAL, corrupt, frost_source
 from ttalight.data.image_files import ImageFiles, as_is
+from ttalight.data.resumed import ResumedLoader
 from ttalight.data.streams import Domain, PerDomain, Stream, StreamOrder, StreamSampler
 from ttalight.seeding import global_seed
 
@@ -82,6 +83,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.frost_dir = frost_dir
         #: Whether training batches carry the samples' indices as a third field; a task that caches sets this.
         self.with_index = False
+        #: Batch of the stream that the test loader starts with; a run that is resumed sets it.
+        self.start_batch = 0
         self.train_set: ImageArrays | ImageFiles | None = None
         self.validation_set: ImageArrays | ImageFiles | None = None
         self.stream: Stream | None = None
@@ -197,14 +200,18 @@ class ImageDataModule(LightningDataModule, ABC):
             **kwargs,
         )
 
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Return the stream."""
-        assert self._stream_set is not None, "setup('test') comes first"
-        sampler = StreamSampler(self._stream_set.stream)
-        return DataLoader(self._stream_set, batch_size=None, sampler=sampler)
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | ResumedLoader:
+        """Return the stream, from ``start_batch`` on."""
+        loader = self._stream_loader()
+        return ResumedLoader(loader) if self.start_batch else loader
 
-    def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Return the stream."""
+    def _stream_loader(self, num_workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+        assert self._stream_set is not None, "setup('test') comes first"
+        sampler = StreamSampler(self._stream_set.stream, self.start_batch)
+        return DataLoader(self._stream_set, batch_size=None, sampler=sampler, num_workers=num_workers)
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | ResumedLoader:
+        """Return the stream, from ``start_batch`` on."""
         return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 _Number = TypeVar("_Number", int, float)
 
@@ -45,6 +46,16 @@ class RunningCurve:
         self._images[-1] += images
         self._hits[-1] += images * accuracy
         self._batches += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the curve has counted, as plain values."""
+        state = {"stride": self._stride, "batches": self._batches}
+        return {**state, "images": list(self._images), "hits": list(self._hits)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict()`` of a curve of as many points returned."""
+        self._stride, self._batches = state["stride"], state["batches"]
+        self._images, self._hits = list(state["images"]), list(state["hits"])
 
     def values(self) -> dict[str, list[float]]:
         """Return the curve.

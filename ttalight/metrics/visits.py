@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -76,6 +77,26 @@ class VisitMetrics:
         if counts:
             self._total = sums if self._total is None else add_sums(self._total, sums)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of all sums and numbers: tensors and plain values only."""
+        return {
+            "closed": {visit: dict(values) for visit, values in self.closed.items()},
+            "open": {visit: _copied(sums) for visit, sums in self._open.items()},
+            "total": None if self._total is None else _copied(self._total),
+            "dense": self._dense,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        """Go on from what ``state_dict()`` returned, with the sums on a device."""
+        self.closed = {visit: cast(ClassificationValues, dict(values)) for visit, values in state["closed"].items()}
+        self._open = {visit: _copied(sums, device) for visit, sums in state["open"].items()}
+        self._total = None if state["total"] is None else _copied(state["total"], device)
+        self._dense = state["dense"]
+
     def total(self) -> ClassificationValues | None:
         """Return the metrics of all samples of the closed visits that count, None if there are none."""
         return None if self._total is None else classification_values(self._total, self._dense)
+
+
+def _copied(sums: Mapping[str, Tensor], device: torch.device | str | None = None) -> dict[str, Tensor]:
+    return {name: value.detach().clone().to(device) for name, value in sums.items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -42,20 +43,43 @@ class PredictionWriter:
 
     Args:
         folder: The run's folder; it is made if need be.
+        state: What ``state()`` returned in the run that is resumed: its predictions up to there are kept.
 
     Raises:
         OSError: If the folder cannot be written.
+        ValueError: If the predictions of the run that is resumed are not there any more.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, state: Mapping[str, Any] | None = None) -> None:
         self.target = Path(folder) / PREDICTIONS
-        for left in Path(folder).glob(f".{PREDICTIONS}.*.parts"):  # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        self._parts = Path(folder) / f".{PREDICTIONS}.{os.getpid()}.parts"
-        self._parts.mkdir(parents=True, exist_ok=True)
-        self._files: dict[str, BinaryIO] = {name: open(self._parts / name, "wb") for name in _TYPES}
+        self._parts = Path(folder) / (f".{PREDICTIONS}.{os.getpid()}.parts" if state is None else str(state["parts"]))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._count = 0
+        for left in Path(folder).glob(f".{PREDICTIONS}.*.parts"):  # by a run that was killed
+            if state is None or left != self._parts:
+                shutil.rmtree(left, ignore_errors=True)
+        self._files: dict[str, BinaryIO] = {}
+        if state is None:
+            self._parts.mkdir(parents=True, exist_ok=True)
+            self._files = {name: open(self._parts / name, "wb") for name in _TYPES}
+        else:
+            self._go_on(state)
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        self._count = state["count"]
+        self._shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
+        sizes = {name: self._count * _TYPES[name].itemsize * math.prod(self._shapes[name]) for name in _TYPES}
+        for name, size in sizes.items():
+            part = self._parts / name
+            if not part.is_file() or part.stat().st_size < size:
+                raise ValueError(
+                    f"the first {self._count} predictions of the run to resume are not in {self._parts} any more: "
+                    "start anew"
+                )
+        for name, size in sizes.items():
+            self._files[name] = open(self._parts / name, "r+b")
+            self._files[name].truncate(size)
+            self._files[name].seek(size)
 
     def add(self, **columns: npt.NDArray[Any]) -> None:
         """Append a batch.
@@ -79,11 +103,20 @@ class PredictionWriter:
             file.write(np.ascontiguousarray(values, dtype=_TYPES[name]).tobytes())
         self._count += len(columns["position"])
 
-    def close(self, domains: Sequence[str]) -> None:
+    def state(self) -> dict[str, Any]:
+        """Return, as plain values, where the predictions so far are; they are on the disk before this returns."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        shapes = {name: list(shape) for name, shape in self._shapes.items()}
+        return {"parts": self._parts.name, "count": self._count, "shapes": shapes}
+
+    def close(self, domains: Sequence[str], keep_parts: bool = False) -> None:
         """Write the archive and take the parts away.
 
         Args:
             domains: Names of the domains.
+            keep_parts: Leave the parts for a run that goes on from a ``state()``.
 
         Raises:
             OSError: If the disk is full; an earlier archive is kept.
@@ -107,14 +140,15 @@ class PredictionWriter:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            self.discard()
+            self.discard(keep_parts)
 
-    def discard(self) -> None:
-        """Take the parts away."""
+    def discard(self, keep_parts: bool = False) -> None:
+        """Take the parts away, or leave them for a run that goes on."""
         for file in self._files.values():
             with suppress(OSError):  # a full disk: what is still in the buffer has no place
                 file.close()
-        shutil.rmtree(self._parts, ignore_errors=True)
+        if not keep_parts:
+            shutil.rmtree(self._parts, ignore_errors=True)
 
     def _pack(self, archive: zipfile.ZipFile, name: str) -> None:
         header = {

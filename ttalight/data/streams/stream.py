@@ -233,18 +233,27 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 class StreamSampler(Sampler[slice]):
     """Yields the positions of one batch after the other, for ``DataLoader(..., batch_size=None)``.
 
+    Its length is that of the whole stream wherever it starts, so that limits and progress count from the beginning.
+
     Args:
         stream: The stream to go through.
+        start: The batch to start with.
+
+    Raises:
+        ValueError: If the stream has no such batch.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, start: int = 0) -> None:
+        if not 0 <= start < stream.batches:
+            raise ValueError(f"start must be one of the stream's batches, 0 to {stream.batches - 1}, got {start}")
         self.stream = stream
+        self.start = start
 
     def __len__(self) -> int:
         return self.stream.batches
 
     def __iter__(self) -> Iterator[slice]:
-        return map(self.stream.batch, range(self.stream.batches))
+        return map(self.stream.batch, range(self.start, self.stream.batches))
 
 
 class StreamOrder(ABC):

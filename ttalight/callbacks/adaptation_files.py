@@ -1,0 +1,106 @@
+"""The checkpoints of an adaptation on disk: ``adaptation/batch-<k>-<digest>.ckpt``."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ttalight.reporting import read_results
+from ttalight.reporting.files import write_files
+
+__all__ = ["FOLDER", "check_resumable", "list_checkpoints", "read_last", "write_checkpoint"]
+
+FOLDER = "adaptation"
+
+_FORMAT = 1
+_NAME = re.compile(r"batch-(\d+)-([0-9a-f]{16})\.ckpt")
+
+
+def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """Return number of batches and path of each checkpoint in a run's folder, the last one first."""
+    paths = [(int(found[1]), path) for path in (run / FOLDER).glob("*") if (found := _NAME.fullmatch(path.name))]
+    return sorted(paths, reverse=True)
+
+
+def write_checkpoint(run: Path, batches: int, content: dict[str, Any]) -> None:
+    """Write a checkpoint in one step, then take away all but this one and the one before.
+
+    Its name has the first 16 digits of the SHA-256 of the file, as PyTorch's hub names files.
+
+    Args:
+        run: The run's folder.
+        batches: Number of batches that are done.
+        content: Tensors and plain values.
+
+    Raises:
+        OSError: If the disk is full; the checkpoints before are kept.
+    """
+    file = io.BytesIO()
+    torch.save({"format": _FORMAT, **content}, file)
+    digest = hashlib.sha256(file.getbuffer()).hexdigest()[:16]
+    write_files(run / FOLDER, {f"batch-{batches}-{digest}.ckpt": file.getvalue()})
+    for _, path in list_checkpoints(run)[2:]:
+        path.unlink(missing_ok=True)
+
+
+def read_last(run: Path) -> dict[str, Any] | None:
+    """Return the last checkpoint that is whole, with a warning about those that are not; None if there is none at all.
+
+    Nothing in the file can run code.
+
+    Raises:
+        ValueError: If there are checkpoints, and all of them are damaged.
+    """
+    checkpoints = list_checkpoints(run)
+    for position, (batches, path) in enumerate(checkpoints):
+        try:
+            return _read(path)
+        except ValueError as error:
+            others = checkpoints[position + 1 :]
+            if not others:
+                raise ValueError(f"{error}, and no other is left: start the run anew") from error
+            warnings.warn(
+                f"{error}: the run goes on from the one before, batch {others[0][0]} instead of {batches}", stacklevel=2
+            )
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    named = _NAME.fullmatch(path.name)
+    data = path.read_bytes()
+    if named is None or hashlib.sha256(data).hexdigest()[:16] != named[2]:
+        raise ValueError(f"the checkpoint {path} is damaged, its content does not fit the digest in its name")
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # what archive and unpickler say has no common base class
+        raise ValueError(f"the checkpoint {path} cannot be read ({type(error).__name__})") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise ValueError(f"the checkpoint {path} is not one of this version of the package")
+    return content
+
+
+def check_resumable(run: Path) -> None:
+    """Make sure that a folder has a run which is not complete.
+
+    Raises:
+        ValueError: If it has none, or one that is complete.
+    """
+    if not any((run / name).is_file() for name in ("config.yaml", "stream.npz")):
+        raise ValueError(f"there is no run in {run} to resume: give the folder of a run that adapt has begun")
+    if list_checkpoints(run):
+        return
+    try:
+        complete = read_results(run)["complete"]
+    except (FileNotFoundError, ValueError):
+        complete = False
+    if complete:
+        raise ValueError(
+            f"the run in {run} is complete, there is nothing to resume: give a new run another name, or replace this "
+            "one with --overwrite"
+        )

@@ -1,0 +1,34 @@
+"""TensorBoard files that are cut back to a point that was noted, so that no event is written twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+__all__ = ["cut_back", "event_sizes"]
+
+_PATTERN = "events.out.tfevents.*"
+
+
+def event_sizes(logger: TensorBoardLogger) -> dict[str, int]:
+    """Return the size in bytes of each event file of a logger, by its name, with all events so far in it."""
+    logger.experiment.flush()
+    return {path.name: path.stat().st_size for path in Path(logger.log_dir).glob(_PATTERN)}
+
+
+def cut_back(logger: TensorBoardLogger, sizes: Mapping[str, int]) -> None:
+    """Take away all events that came after ``event_sizes``; what is logged from now on goes to a new file.
+
+    Args:
+        logger: The logger of the same folder, in this process or another.
+        sizes: What ``event_sizes`` returned; files that it does not name are removed.
+    """
+    logger.experiment.close()
+    for path in Path(logger.log_dir).glob(_PATTERN):
+        if path.name not in sizes:
+            path.unlink()
+        elif path.stat().st_size > sizes[path.name]:
+            os.truncate(path, sizes[path.name])
