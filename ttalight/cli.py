@@ -254,7 +254,10 @@ def main(args: ArgsType = None) -> None:
     words = sys.argv[1:] if args is None else args
     try:
         if isinstance(words, list) and words and words[0] in _OTHER:
-            _OTHER[words[0]][0](words[1:])
+            try:
+                _OTHER[words[0]][0](words[1:])
+            except ArgumentError as error:
+                raise ArgumentError(None, parser_message(str(error), ())) from error
         else:
             CLI(args)
     except SIGTERMException:

@@ -235,12 +235,24 @@ class TestRefusals:
             (["--severities", "6"], "severity must be an integer from 1 (mild) to 5 (strong), not 6"),
             (["--severities", "1", "1"], "severities must differ, got 1 1"),
             (["--frost_dir", "nowhere", "--corruptions", "frost"], "in frost_dir 'nowhere'"),
-            (["--nothing"], "nothing"),
         ],
     )
     def test_arguments(self, tmp_path, fails, words, message):
         found = fails(tmp_path / "set", *words)
         assert found.startswith("ttalight corrupt: error: ")
+        assert message in found
+        assert not (tmp_path / "set").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--nothing"], "nothing"),
+            (["--data", "DigitDataModule"], "there is no class DigitDataModule; nearest: DigitsDataModule"),
+        ],
+    )
+    def test_words_that_the_parser_refuses(self, tmp_path, fails, words, message):
+        found = fails(tmp_path / "set", *words)
+        assert found.startswith("ttalight: error: ")
         assert message in found
         assert not (tmp_path / "set").exists()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from argparse import ArgumentError
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -182,7 +181,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The words after ``ttalight corrupt``; those of the process by default.
 
     Raises:
-        SystemExit: With code 2 and one line on stderr if anything is wrong, 130 if it was interrupted.
+        ArgumentError: If the words are wrong.
+        SystemExit: With code 2 and one line on stderr if anything else is wrong, 130 if it was interrupted.
     """
     about = "Write a corrupted copy of a labelled image set in the layout of the public benchmarks."
     parser = ArgumentParser(prog="ttalight corrupt", description=about, exit_on_error=False)
@@ -196,8 +196,8 @@ def main(args: Sequence[str] | None = None) -> None:
         help="Severities, in the order in which their images are written.",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="Replace what is in the folder.")
+    options = parser.parse_args(None if args is None else list(args))
     try:
-        options = parser.parse_args(None if args is None else list(args))
         # Renamed in jsonargparse 4.49; the old name goes away in 5.0.
         instantiate = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
         options = instantiate(options)
@@ -206,6 +206,6 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("ttalight corrupt: interrupted; the same command goes on from here\n")
         raise SystemExit(130) from None
-    except (ArgumentError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.stderr.write(f"ttalight corrupt: error: {' '.join(str(error).split())}\n")
         raise SystemExit(2) from None
