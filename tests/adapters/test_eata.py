@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ttalight import Trainer
 from ttalight.adapters import EATA, ETA, PTBN, SAR, DeYO, RDumb
+from ttalight.adapters.restoration import add_drift_gradient
 from ttalight.cli import main
 from ttalight.data import DigitsDataModule
 from ttalight.losses import entropy
@@ -355,3 +356,22 @@ class TestEATA:
     def test_says_what_is_wrong_with_the_source(self, make_net, images, source, error, message):
         with pytest.raises(error, match=message):
             EATA(source=source).wrap(make_net())(images)
+
+
+@pytest.mark.parametrize("with_importance", [True, False])
+def test_drift_gradient_is_that_of_the_penalty(with_importance):
+    draw = torch.Generator().manual_seed(3)
+    shapes = [(4,), (2, 3), (5,)]
+    weights = [torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    source, importance, gradients = (
+        [torch.rand(shape, generator=draw, dtype=torch.float64) for shape in shapes] for _ in range(3)
+    )
+    scales = importance if with_importance else [1.0] * 3
+    penalty = 0.7 * sum((s * (w - o) ** 2).sum() for w, o, s in zip(weights, source, scales, strict=True))
+    expected = [g + d for g, d in zip(gradients, torch.autograd.grad(penalty, weights), strict=True)]
+    for weight, gradient in zip(weights[:2], gradients, strict=False):
+        weight.grad = gradient.clone()
+    add_drift_gradient(weights, source, 0.7, importance if with_importance else None)
+    assert weights[2].grad is None
+    for weight, wanted in zip(weights[:2], expected, strict=False):
+        torch.testing.assert_close(weight.grad, wanted)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["drift_penalty", "move_towards", "restore_at_random"]
+__all__ = ["add_drift_gradient", "move_towards", "restore_at_random"]
 
 
 @torch.no_grad()
@@ -41,24 +41,26 @@ def restore_at_random(
         weight.copy_(torch.where(chosen, original, weight))
 
 
-def drift_penalty(
-    weights: Sequence[Tensor], source: Sequence[Tensor], importance: Sequence[Tensor] | None = None
-) -> Tensor:
-    """Return the squared distance to the source weights, each weight's share multiplied by its importance: a scalar.
+def add_drift_gradient(
+    weights: Sequence[Tensor], source: Sequence[Tensor], strength: float, importance: Sequence[Tensor] | None = None
+) -> None:
+    """Add the gradient of a penalty on the distance to the source weights to the weights' own.
 
-    With the diagonal of the Fisher information as importance this is the penalty of J. Kirkpatrick et al., *Overcoming
-    catastrophic forgetting in neural networks*, PNAS 2017, arXiv 1612.00796, without the factor 1/2.
+    The penalty is ``strength`` times the sum of squared differences, each multiplied by its importance. With the
+    diagonal of the Fisher information as importance it is that of J. Kirkpatrick et al., *Overcoming catastrophic
+    forgetting in neural networks*, PNAS 2017, arXiv 1612.00796, without the factor 1/2. Its gradient has a closed form:
+    no pass backwards through dozens of small tensors is needed.
 
     Args:
-        weights: The weights; gradients flow to them.
+        weights: The weights; those without a gradient stay without.
         source: As many tensors of the same shapes.
+        strength: Of the penalty.
         importance: As many again; 1 by default.
     """
-    # One tensor for each: a network has dozens of small ones, and what costs is their number.
-    moved = _concatenated(weights) - _concatenated(source)
-    squares = moved.square()
-    return (squares if importance is None else squares * _concatenated(importance)).sum()
-
-
-def _concatenated(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+    places = [place for place, weight in enumerate(weights) if weight.grad is not None]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    moved = torch._foreach_sub([weights[place] for place in places], [source[place] for place in places])
+    if importance is None:
+        torch._foreach_add_(gradients, moved, alpha=2 * strength)
+    else:
+        torch._foreach_addcmul_(gradients, moved, [importance[place] for place in places], value=2 * strength)

@@ -19,7 +19,7 @@ class SelfTrainingAdapter(GradientAdapter):
     """Steps on a loss of the batch's own predictions, on the batch's statistics.
 
     A method says which samples count, and how much (``weigh``), and what each of them loses (``losses``); where it
-    needs more, a ``penalty`` on the weights and what follows a step (``after_step``).
+    needs more, a ``penalty`` on the weights, a ``pull`` on their gradients, and what follows a step (``after_step``).
 
     Args:
         lr: See ``GradientAdapter``.
@@ -74,6 +74,9 @@ class SelfTrainingAdapter(GradientAdapter):
         """Return a scalar on the weights that is added to the mean loss."""
         return None
 
+    def pull(self, net: Network) -> None:
+        """Add to the gradients what needs no pass backwards."""
+
     def after_step(self, net: Network) -> None:
         """Do what follows each step."""
 
@@ -97,7 +100,9 @@ class SelfTrainingAdapter(GradientAdapter):
 
     def _step(self, net: Network, images: Tensor) -> Tensor:
         outputs, losses, weights = self._pass(net, images)
-        net.step(losses, weights, self.penalty(net))
+        net.backward(losses, weights, self.penalty(net))
+        self.pull(net)
+        net.descend()
         self.after_step(net)
         return outputs.logits
 
