@@ -91,18 +91,18 @@ def test_before_the_steps_are_the_features_of_the_source(make_task, make_data, m
 
 
 def test_files_have_the_rows_and_what_is_kept(make_task, make_data, make_trainer, tmp_path):
-    collector = FeatureCollector(images=25, source_images=50, keep=["contrast"])
+    collector = FeatureCollector(images=25, source_images=50, keep=["contrast"], keep_images=20)
     make_trainer(collector).adapt(make_task(), make_data(), TestTimeTraining(steps=2))
     assert read_geometry(tmp_path / "run") == collector.rows
     found = read_features(tmp_path / "run")
     assert list(found) == ["contrast"]
     values = found["contrast"].values["encoder", 2]
-    assert values.shape == (25, 64)
+    assert values.shape == (20, 64)
     row = next(
         row for row in collector.rows if (row["domain"], row["place"], row["steps"]) == ("contrast", "encoder", 2)
     )
     assert row["samples"] == 25
-    assert row["davies_bouldin"] == davies_bouldin(values, found["contrast"].labels)
+    assert row["davies_bouldin"] != davies_bouldin(values, found["contrast"].labels)
 
 
 def test_the_source_is_the_training_set_without_adaptation(make_task, make_data, make_trainer):
@@ -182,7 +182,7 @@ def test_memory_is_bounded(make_task, make_data, make_trainer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"images": 0}, "images must be at least 1 .* got 0 and 0"),
+        ({"images": 0}, "images and keep_images must be at least 1 .* got 0, 2000 and 0"),
         ({"supervised": "x.ckpt"}, "say how many by source_images"),
     ],
 )
@@ -194,7 +194,7 @@ def test_refuses_at_once(arguments, message):
 def test_refuses_when_the_run_starts(make_task, make_data, make_trainer):
     with pytest.raises(ValueError, match="keep names fogg, the stream has clean, contrast"):
         make_trainer(FeatureCollector(keep=["fogg"])).adapt(make_task(), make_data(), Source())
-    with pytest.raises(TypeError, match="while Trainer.adapt runs, got CrossTaskTTT and no adapter"):
+    with pytest.raises(TypeError, match=r"while Trainer\.adapt runs, got CrossTaskTTT and no adapter"):
         make_trainer(FeatureCollector(), name="other").test(make_task(), datamodule=make_data())
 
 

@@ -75,5 +75,5 @@ def test_says_what_to_install(monkeypatch):
 
 def test_perplexity_must_fit():
     pytest.importorskip("sklearn", reason="t-SNE needs the analysis extra")
-    with pytest.raises(ValueError, match="got 30.0 for 20: collect more images or lower it"):
+    with pytest.raises(ValueError, match=r"got 30\.0 for 20: collect more images or lower it"):
         tsne(torch.randn(20, 3))

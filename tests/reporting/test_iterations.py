@@ -30,7 +30,7 @@ def test_curves_end_with_the_run_itself(make_results, with_readings):
 
 
 def test_a_run_without_readings(make_results):
-    with pytest.raises(ValueError, match="the run of Tent has no predictions after fewer steps: .*read_at"):
+    with pytest.raises(ValueError, match=r"the run of Tent has no predictions after fewer steps: .*read_at"):
         iteration_curves(make_results())
 
 

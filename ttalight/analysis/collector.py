@@ -33,9 +33,9 @@ class FeatureCollector(Callback):
 
     When a domain is over, its features become the rows of ``geometry.json`` in the run's folder (Davies-Bouldin index,
     distances of class medians) and are dropped, or kept in ``features.npz`` where ``keep`` names the domain. Memory
-    holds at most ``images`` of each domain that is in progress or kept. The labels of the stream serve these measures
-    alone. A resumed run goes on with the rows of finished domains; of the domain in which it was stopped the images
-    from then on are measured (``samples`` says how many).
+    holds at most ``images`` of each domain in progress and ``keep_images`` of each that is kept. The labels of the
+    stream serve these measures alone. A resumed run goes on with the rows of finished domains; of the domain in which
+    it was stopped the images from then on are measured (``samples`` says how many).
 
     Args:
         images: Most images of a domain, the first that arrive.
@@ -44,6 +44,7 @@ class FeatureCollector(Callback):
         supervised: Checkpoint of the ``SupervisedTask`` whose classifier an aligned model has: its features of the same
             training images are a second reference, ``supervised``. Needs ``source_images``.
         keep: Names of the domains whose features are kept.
+        keep_images: Most images of a kept domain, the first ones.
 
     Raises:
         ValueError: If an argument is out of range; when the run starts, if ``keep`` names a domain that the stream does
@@ -52,11 +53,17 @@ class FeatureCollector(Callback):
     """
 
     def __init__(
-        self, images: int = 2000, source_images: int = 0, supervised: str | None = None, keep: Sequence[str] = ()
+        self,
+        images: int = 2000,
+        source_images: int = 0,
+        supervised: str | None = None,
+        keep: Sequence[str] = (),
+        keep_images: int = 2000,
     ) -> None:
-        if images < 1 or source_images < 0:
+        if images < 1 or keep_images < 1 or source_images < 0:
             raise ValueError(
-                f"images must be at least 1 and source_images at least 0, got {images} and {source_images}"
+                "images and keep_images must be at least 1 and source_images at least 0, got "
+                f"{images}, {keep_images} and {source_images}"
             )
         if supervised is not None and source_images == 0:
             raise ValueError("supervised is a reference on training images: say how many by source_images")
@@ -64,6 +71,7 @@ class FeatureCollector(Callback):
         self.source_images = source_images
         self.supervised = supervised
         self.keep = tuple(keep)
+        self.keep_images = keep_images
         #: The rows of the domains that are over.
         self.rows: list[GeometryRow] = []
         #: Features of the domains that are kept.
@@ -141,7 +149,8 @@ class FeatureCollector(Callback):
     def _read(self, task: BaseTask, images: Tensor) -> dict[tuple[str, int], Tensor]:
         """Return features without adaptation and after it, (place, steps) -> (B, D)."""
         engine, adapter = self._engine, self._adapter
-        assert engine is not None and adapter is not None
+        assert engine is not None
+        assert adapter is not None
         state = engine.state_dict()
         # A method that changes nothing has no steps, whatever it predicts with.
         steps = (getattr(adapter, "steps", 1) or 0) if state["tensors"] else 0
@@ -214,7 +223,7 @@ class FeatureCollector(Callback):
         rows = geometry(name, features, self._references)
         self.rows += rows
         if name in self.keep:
-            self.features[name] = features
+            self.features[name] = held.features(self.keep_images)
         for logger in trainer.loggers:
             logger.log_metrics(_scalars(rows), step=len({row["domain"] for row in self.rows}))
         if self._folder is not None and trainer.is_global_zero:
@@ -224,7 +233,8 @@ class FeatureCollector(Callback):
 
     def _go_on(self, batches: int) -> None:
         """Read what an earlier process has written of the domains that were over then."""
-        assert self._stream is not None and self._folder is not None
+        assert self._stream is not None
+        assert self._folder is not None
         for batch in range(batches):
             if not self._stream.is_probe(batch):
                 stop = self._stream.scored(batch)
@@ -254,8 +264,9 @@ class _Held:
         for key, value in values.items():
             self.values.setdefault(key, []).append(value)
 
-    def features(self) -> Features:
-        return Features(torch.cat(self.labels), {key: torch.cat(parts) for key, parts in self.values.items()})
+    def features(self, most: int | None = None) -> Features:
+        values = {key: torch.cat(parts)[:most].clone() for key, parts in self.values.items()}
+        return Features(torch.cat(self.labels)[:most], values)
 
 
 def _prediction_mode(adapter: Adapter | None, norms: Sequence[Any]) -> Literal["source", "batch"] | None:
