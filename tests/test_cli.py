@@ -18,6 +18,9 @@ from ttalight.reporting.figures import can_plot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DIGITS = ("source", "simclr", "align", "unadapted", "ptbn", "ema_bn", "tent", "cta")
+RIVALS = {"rotation_ttt", "ttt_plus_plus", "clust3", "nc_ttt", "rec_ttt"}
+#: Folders with the training of other methods, and what they have.
+BUDGETS = {"cifar10_paper": RIVALS, "cifar10_matched": RIVALS | {"joint", "probe"}}
 TINY_FIT = [
     "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
     "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
@@ -75,15 +78,37 @@ class TestConfigs:
         "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
     )
     def test_every_file_is_parsed(self, path, capsys):
-        verb = "fit" if path.stem in DIGITS[:3] else "adapt"
+        verb = "adapt" if "adapter" in yaml.safe_load(path.read_text()) else "fit"
         with pytest.raises(SystemExit) as stop:
             main([verb, "--config", str(path), "--print_config"])
         assert stop.value.code == 0
         assert yaml.safe_load(capsys.readouterr().out)["name"] == f"{path.parent.name}/{path.stem}"
 
-    def test_every_folder_has_the_eight_files(self):
+    def test_every_folder_of_a_data_set_has_the_eight_files(self):
         for folder in CONFIGS.iterdir():
-            assert {path.stem for path in folder.iterdir()} == set(DIGITS)
+            if folder.name not in BUDGETS:
+                assert {path.stem for path in folder.iterdir()} == set(DIGITS)
+
+    @pytest.mark.parametrize("budget", BUDGETS)
+    def test_a_budget_has_training_and_adaptation_of_every_method(self, budget):
+        files = {path.stem: path for path in (CONFIGS / budget).iterdir()}
+        trained = {stem for stem in files if not stem.endswith(("_adapt", "_source"))}
+        assert BUDGETS[budget] == trained
+        assert {f"{stem}_adapt" for stem in trained} <= files.keys()
+        for stem in trained:
+            assert files[stem].read_text().startswith(f"# budget: {budget.partition('_')[2]}\n")
+            fit, adapt = (yaml.safe_load(files[name].read_text()) for name in (stem, f"{stem}_adapt"))
+            assert fit["model"]["class_path"] == adapt["model"]["class_path"]
+            assert adapt["model"]["init_args"]["weights"] == f"runs/{fit['name']}/checkpoints/last.ckpt"
+            assert adapt["adapter"]["init_args"]["reset"] == "batch"
+
+    def test_the_matched_budget_is_that_of_the_paper(self):
+        paper = yaml.safe_load((CONFIGS / "cifar10" / "source.yaml").read_text())
+        for stem in BUDGETS["cifar10_matched"]:
+            own = yaml.safe_load((CONFIGS / "cifar10_matched" / f"{stem}.yaml").read_text())
+            assert (own["data"], own["trainer"]) == (paper["data"], paper["trainer"])
+            for name in ("lr", "final_lr", "warmup_epochs", "encoder", "stem"):
+                assert own["model"]["init_args"][name] == paper["model"]["init_args"][name]
 
     @pytest.mark.parametrize("name", DIGITS[3:])
     def test_tiny_twin_runs_and_leaves_its_files(self, name, work, capsys):

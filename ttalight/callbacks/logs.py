@@ -9,7 +9,8 @@ from lightning import Trainer
 from ttalight.adapters import Adapter
 from ttalight.callbacks.measurement import Batch
 from ttalight.reporting import Results, by_domain, domain_table, protocol_header
-from ttalight.reporting.figures import can_plot, domain_figure
+from ttalight.reporting.figures import can_plot, domain_figure, iterations_figure
+from ttalight.reporting.iterations import has_iterations
 
 __all__ = ["log_batch", "log_results"]
 
@@ -31,7 +32,7 @@ def log_batch(trainer: Trainer, adapter: Adapter | None, batch: Batch, step: int
 
 
 def log_results(trainer: Trainer, results: Results) -> None:
-    """Log the accuracy of each domain, the table, and a figure where matplotlib is installed.
+    """Log the accuracy of each domain, the table, and where matplotlib is installed figures.
 
     Args:
         trainer: Has the loggers.
@@ -47,4 +48,6 @@ def log_results(trainer: Trainer, results: Results) -> None:
             experiment.add_text("results", "\n".join(f"    {line}" for line in table.splitlines()))
         if callable(getattr(experiment, "add_figure", None)) and can_plot():
             experiment.add_figure("domains", domain_figure(results))
+            if has_iterations(results):
+                experiment.add_figure("steps", iterations_figure(results))
         logger.save()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from ttalight.reporting.groups import Group
+from ttalight.reporting.iterations import has_iterations, iteration_curves
 from ttalight.reporting.published import Match, match_cells
 from ttalight.reporting.render import MOST_DOMAINS, caption, cells, header, remarks, settings, shared_fields
 from ttalight.reporting.results import Curve
@@ -41,7 +42,7 @@ _MARKS = 30
 
 
 def render_html(table: Table, notes: Sequence[str], matches: Sequence[Match] = ()) -> str:
-    """Write the tables of :func:`render_markdown` and three plots: along the stream, by domain, against speed.
+    """Write the tables of :func:`render_markdown` and plots: along the stream, against steps, by domain, against speed.
 
     Args:
         table: The numbers.
@@ -80,6 +81,7 @@ def _plots(table: Table) -> list[str]:
     )
     plots = {
         "Accuracy along the stream": _along(table),
+        "Accuracy against steps": _against_steps(table),
         f"{table.metric.capitalize()} by domain": _by_domain(table),
         "Accuracy against speed": _against_speed(table),
     }
@@ -129,6 +131,21 @@ def _joined(curve: Curve) -> Curve:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _against_steps(table: Table) -> str:
+    """Mean accuracy after fewer steps, of the rows whose runs have readings."""
+    series = [_steps_line(row.group) for row in table.rows]
+    return line_plot(series, "steps", "accuracy in %") if any(line.x for line in series) else ""
+
+
+def _steps_line(group: Group) -> Series:
+    curves = [iteration_curves(run.results) for run in group.runs if has_iterations(run.results)]
+    if not curves or any(curve.steps != curves[0].steps for curve in curves):
+        return Series(group.label, (), ())
+    columns = zip(*[curve.mean for curve in curves], strict=True)
+    values = [_mean([None if value is None else 100 * value for value in column]) for column in columns]
+    return Series(group.label, curves[0].steps, values)
 
 
 def _by_domain(table: Table) -> str:

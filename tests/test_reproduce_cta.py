@@ -1,0 +1,261 @@
+"""The tool that runs what the tables of CTA's paper need: plans, states, tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ttalight.cli import main as ttalight_main
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+QUIET = ["--trainer.enable_progress_bar", "false"]
+TINY_FIT = [*QUIET, "--trainer.enable_model_summary", "false", "--trainer.limit_train_batches", "2"]
+RATE = ["--images-per-second", "1000"]
+
+
+@pytest.fixture(scope="module")
+def tools():
+    """The modules of the tool."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOLS))
+        import cta_plan
+        import cta_tables
+        import reproduce_cta
+
+        yield reproduce_cta, cta_plan, cta_tables
+    for name in ("reproduce_cta", "cta_plan", "cta_tables"):
+        sys.modules.pop(name)
+
+
+@pytest.fixture(scope="module")
+def command():
+    """Runs the words in this process, on two training batches; keeps them."""
+
+    class Command:
+        def __init__(self) -> None:
+            self.words: list[list[str]] = []
+
+        def __call__(self, words: list[str]) -> int:
+            self.words.append(words)
+            try:
+                ttalight_main([*words, *(TINY_FIT if words[0] == "fit" else QUIET)])
+            except SystemExit as stop:
+                return int(stop.code or 0)
+            return 0
+
+    return Command()
+
+
+@pytest.fixture(scope="module")
+def demo(tools, command, tmp_path_factory):
+    """The folder in which Table 1 and 6 of the demo have been made, and the table's own function."""
+    folder = tmp_path_factory.mktemp("reproduce")
+
+    def make(*words: str) -> None:
+        tools[0].main([*words, "--recipe", "demo", "--output", str(folder), *RATE], command)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ttalight"])
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        make("--table", "1")
+        make("--table", "6")
+        yield folder / "demo" / "digits", make
+
+
+def plan_of(tools, table, recipe="paper", data="cifar10", **kwargs):
+    return tools[1].Planner(recipe, data, "runs/x", **kwargs).plan(table)
+
+
+class TestPlans:
+    @pytest.mark.parametrize("table", range(1, 7))
+    @pytest.mark.parametrize(("recipe", "data"), [("paper", "cifar10"), ("small", "cifar100"), ("demo", "digits")])
+    def test_what_a_job_reads_comes_before_it(self, tools, table, recipe, data):
+        seen: set[str] = set()
+        for job in plan_of(tools, table, recipe, data).jobs:
+            assert set(job.reads) <= seen
+            for other in job.reads:
+                assert f"runs/x/{other}" in json.dumps(job.config)
+            seen.add(job.name)
+
+    def test_table_1_has_an_alignment_for_each_temperature(self, tools):
+        plan = plan_of(tools, 1)
+        aligned = [job for job in plan.jobs if job.config["model"]["class_path"] == "AlignmentTask"]
+        assert [job.config["model"]["init_args"]["temperature"] for job in aligned] == [
+            0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+        ]  # fmt: skip
+        assert len({job.config["model"]["init_args"]["supervised"] for job in aligned}) == 1
+
+    def test_small_recipe_is_as_described(self, tools):
+        plan = plan_of(tools, 2, "small")
+        for job in plan.jobs:
+            if job.verb == "fit":
+                assert job.config["trainer"]["max_epochs"] == 12
+                assert job.config["data"]["init_args"]["validation"] == 25000
+                assert job.config["model"]["init_args"]["encoder"] == "cifar_resnet20"
+            elif job.verb == "adapt":
+                data = job.config["data"]["init_args"]
+                assert (data["limit"], len(data["domains"]), data["generate"]) == (500, 16, True)
+        seeds = {row.label: len(row.jobs) for row in plan.rows}
+        assert (seeds["CTA"], seeds["CTA-C"], seeds["aligned, EMABN"], seeds["ClusT3"]) == (3, 3, 3, 1)
+        starts = {job.name: job.config["model"]["init_args"] for job in plan.jobs if job.verb == "fit"}
+        assert (
+            starts["rec_ttt"]["supervised"]
+            == starts["ttt_plus_plus"]["supervised"]
+            == ("runs/x/source/checkpoints/last.ckpt")
+        )
+        assert starts["clust3"]["pretrained"] == starts["nc_ttt"]["pretrained"] == "runs/x/encoder.pt"
+
+    def test_control_and_method_share_views_and_images(self, tools):
+        jobs = {job.name: job.config for job in plan_of(tools, 2).jobs}
+        control, method = jobs["align_emabn_1"], jobs["cta_adapt_1"]
+        assert control["model"] == method["model"]
+        assert control["data"] == method["data"]
+        assert control["seed_everything"] == method["seed_everything"] == 1
+        for key in ("steps", "reset", "read_at"):
+            assert control["adapter"]["init_args"][key] == method["adapter"]["init_args"][key]
+
+    def test_budget_of_the_authors(self, tools):
+        jobs = {job.name: job.config for job in plan_of(tools, 2, budget="paper").jobs}
+        assert jobs["clust3"]["trainer"]["max_epochs"] == 350
+        assert jobs["clust3"]["data"]["init_args"]["batch_size"] == 128
+        assert jobs["ttt_plus_plus"]["model"]["init_args"]["supervised"].startswith("runs/x/ttt_plus_plus_source/")
+        assert jobs["probe"]["trainer"]["max_epochs"] == 50
+
+    def test_other_data_change_classes_and_data_alone(self, tools):
+        first, other = (plan_of(tools, 4, data=data).jobs for data in ("cifar10", "tiny_imagenet"))
+        for one, two in zip(first, other, strict=True):
+            if one.verb == "export":
+                continue
+            assert two.config["model"]["init_args"].get("num_classes", 200) == 200
+            assert two.config["data"]["class_path"] == "TinyImageNetDataModule"
+            assert two.config["trainer"] == one.config["trainer"]
+            assert two.config["data"]["init_args"]["batch_size"] == one.config["data"]["init_args"]["batch_size"]
+
+    @pytest.mark.parametrize("name", ["nc_ttt", "rec_ttt", "ttt_plus_plus_adapt_0", "cta_adapt_0", "align_ptbn_0"])
+    def test_configurations_are_parsed(self, tools, name, tmp_path, capsys):
+        table, data, budget = (5, "tiny_imagenet", "matched") if name == "nc_ttt" else (2, "cifar10", "paper")
+        job = next(job for job in plan_of(tools, table, data=data, budget=budget).jobs if job.name == name)
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(job.config))
+        with pytest.raises(SystemExit) as stop:
+            ttalight_main([job.verb, "--config", str(path), "--print_config"])
+        assert stop.value.code == 0
+        assert yaml.safe_load(capsys.readouterr().out)["trainer"]["default_root_dir"] == f"runs/x/{name}"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"recipe": "small", "data": "digits"}, "the digits are the data of the recipe demo"),
+            ({"recipe": "paper", "data": "cifar10", "methods": ("CTAA",)}, "CTAA unknown, there are TTT, "),
+        ],
+    )
+    def test_refuses(self, tools, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            tools[1].Planner(root="x", **arguments)
+
+
+class TestEstimate:
+    def test_dry_run_counts_views_and_runs_nothing(self, tools, tmp_path, capsys):
+        words = ["--table", "1", "--recipe", "small", "--output", str(tmp_path / "runs"), "--dry-run"]
+        tools[0].main([*words, "--images-per-second", "25000"])
+        out = capsys.readouterr().out
+        assert not (tmp_path / "runs").exists()
+        lines = {line.split()[3]: line.split()[4:6] for line in out.splitlines() if line.startswith("to do")}
+        assert lines["source"] == ["12", "s"]  # 25,000 images, 12 epochs
+        assert lines["simclr"] == ["24", "s"]
+        assert "9 runs, about 1.8 min at 25,000 images/s" in out
+
+    def test_probe_is_a_rate(self, tools):
+        assert tools[0].probe(plan_of(tools, 1, "demo", "digits"), seconds=0.1) > 1
+
+
+class TestRuns:
+    def test_table_1(self, demo):
+        text = (demo[0] / "table1.md").read_text()
+        lines = [line for line in text.splitlines() if line.startswith("|")]
+        assert [line.split("|")[1].strip() for line in lines[2:]] == ["supervised", "aligned, τ 0.25", "aligned, τ 0.5"]
+        rows = json.loads((demo[0] / "align_0.25_source_0" / "results.json").read_text())["domains"]
+        clean, corrupted = 100 * rows[0]["accuracy"], 100 * sum(row["accuracy"] for row in rows[1:]) / 2
+        assert lines[3].split("|")[2].strip() == f"{clean:.2f}"
+        assert lines[3].split("|")[4].strip() == f"{corrupted:.2f}"
+        assert "network cifar_resnet8 here, resnet50 there" in text
+        assert "not finished" not in text
+
+    def test_table_6_and_its_figure(self, demo):
+        text = (demo[0] / "table6.md").read_text()
+        geometry = json.loads((demo[0] / "joint_adapt_0" / "geometry.json").read_text())["mean"]
+        first = next(row for row in geometry if (row["place"], row["steps"]) == ("projector", 0))
+        assert f"| Y projector | {first['davies_bouldin']:.2f} | 5.64 |" in text
+        assert "| distance to supervised | CTA projector |" in text
+        if (demo[0] / "figure2.png").exists():
+            assert (demo[0] / "figure2.svg").exists()
+
+    def test_a_finished_table_runs_nothing(self, demo, command):
+        before = len(command.words)
+        demo[1]("--table", "1")
+        assert len(command.words) == before
+
+    def test_table_2_shares_what_is_there_and_goes_on(self, demo, command, tools):
+        root, make = demo
+        before = len(command.words)
+        make("--table", "2", "--methods", "CTA", "--report")
+        assert len(command.words) == before
+        assert "| CTA |" in (root / "table2.md").read_text()
+        assert "not finished: source_ptbn_0" in (root / "table2.md").read_text()
+        make("--table", "2", "--methods", "CTA")
+        new = [Path(words[2]).stem for words in command.words[before:]]
+        assert new == ["source_ptbn_0", "source_tent_0", "align_ptbn_0", "align_emabn_0", "align_emabn_1"]
+        text = (root / "table2.md").read_text()
+        line = next(line for line in text.splitlines() if line.startswith("| CTA |"))
+        assert "±" in line
+        assert "oracle" not in text
+        make("--table", "2", "--methods", "CTA", "--report", "--oracle")
+        assert "| CTA (oracle: best steps by test accuracy) |" in (root / "table2.md").read_text()
+
+    def test_states(self, demo, tools, tmp_path):
+        root, _ = demo
+        plan = {job.name: job for job in tools[1].Planner("demo", "digits", root).plan(1).jobs}
+        assert tools[0].state(plan["source"], root) == "done"
+        longer = plan["source"].config["trainer"] | {"max_epochs": 5}
+        job = tools[1].Job("source", "fit", plan["source"].config | {"trainer": longer}, 0.0)
+        with pytest.raises(ValueError, match="was run with another configuration than this plan"):
+            tools[0].state(job, root)
+        (root / "plans" / "source.yaml").write_text(yaml.safe_dump(job.config))
+        assert tools[0].state(job, root) == "goes on"
+        (root / "plans" / "source.yaml").write_text(yaml.safe_dump(plan["source"].config, sort_keys=False))
+        assert tools[0].state(plan["source"], tmp_path) == "to do"
+
+    def test_a_stopped_adaptation_is_resumed(self, demo, tools, tmp_path):
+        job = next(job for job in tools[1].Planner("demo", "digits", tmp_path).plan(1).jobs if job.verb == "adapt")
+        run = tmp_path / job.name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("")
+        seen = []
+        with pytest.raises(SystemExit, match="stopped with code 7; the same command goes on"):
+            tools[0].execute(job, tmp_path, lambda words: seen.append(words) or 7)
+        assert seen[0][-2:] == ["--resume", str(run)]
+
+
+def test_table_3_needs_no_run_and_agrees_with_the_paper(tools, tmp_path, capsys):
+    tools[0].main(["--table", "3", "--output", str(tmp_path)])
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert len(lines) == 8
+    for setting, *cells in lines:
+        training, supervised, simclr, alignment, here = (cell.strip() for cell in cells)
+        assert alignment == here
+        assert training == simclr
+        assert setting.strip() == "temperature" or supervised == training
+
+
+def test_published_numbers_of_table_2_have_their_rows(tools):
+    plan = plan_of(tools, 2)
+    means = {row.label: tools[2]._published(plan, row) for row in plan.rows}
+    assert means["CTA-C"][1] == pytest.approx(82.94)
+    assert sum(means["CTA-C"][0].values()) / 15 == pytest.approx(82.94, abs=0.006)
+    assert [label for label, found in means.items() if found is None] == [
+        "PTBN", "Tent", "aligned, PTBN", "aligned, EMABN",
+    ]  # fmt: skip

@@ -1,0 +1,404 @@
+"""Which runs the tables of CTA's paper need: every job is one complete configuration.
+
+Base configurations are those in configs/: CTA's own stages from the folder of the data set, other methods from
+cifar10_matched or cifar10_paper, with network, data and trainer of the data set's folder put in.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ttalight import data as data_modules
+from ttalight.data.corruptions import COMMON
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+Config = dict[str, Any]
+
+#: Data set of a table, by number; the others take any.
+TABLE_DATA = {2: "cifar10", 4: "cifar100", 5: "tiny_imagenet", 6: "cifar10"}
+#: Training images, classes, side in pixels.
+DATA = {"cifar10": (50000, 10, 32), "cifar100": (50000, 100, 32), "tiny_imagenet": (100000, 200, 64),
+        "digits": (1000, 10, 32)}  # fmt: skip
+#: Passes of one training image: a forward counts 1, forward and backward 3. ReC-TTT's has two encoders, the frozen one
+#: on two images, and a decoder on four times the batch.
+TRAINING = {"SupervisedTask": 3.0, "ContrastiveTask": 6.0, "AlignmentTask": 6.0, "JointTask": 9.0, "ProbeTask": 1.0,
+            "TTTPlusPlus": 6.0, "RotationTTT": 15.0, "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 20.0}  # fmt: skip
+#: Encoder passes that one step of adaptation makes, in whole batches.
+VIEWS = {"CrossTaskTTT": 2, "ProbeTask": 2, "JointTask": 2, "TTTPlusPlus": 3, "RotationTTT": 4, "ClusT3": 1, "NCTTT": 1,
+         "ReCTTT": 4}  # fmt: skip
+#: Label in tables -> files of the method in cifar10_matched and cifar10_paper.
+METHODS = {"TTT": "rotation_ttt", "TTT++": "ttt_plus_plus", "ClusT3": "clust3", "NC-TTT": "nc_ttt",
+           "ReC-TTT": "rec_ttt", "CTA-C": "probe", "CTA": "cta", "Y": "joint"}  # fmt: skip
+#: Methods of the paper's tables.
+IN_TABLE = {2: ("TTT++", "ClusT3", "NC-TTT", "ReC-TTT", "CTA-C", "CTA"), 4: ("ClusT3", "NC-TTT", "ReC-TTT", "CTA"),
+            5: ("ClusT3", "NC-TTT", "ReC-TTT", "CTA")}  # fmt: skip
+#: Classes that can start from the checkpoint of a SupervisedTask; others take its encoder alone.
+_SUPERVISED_START = ("TTTPlusPlus", "ReCTTT")
+_COLLECTOR = "ttalight.analysis.FeatureCollector"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Scale of the runs.
+
+    ``folder`` has network, trainer and stages, the folder named as the data set if None; ``model``, ``trainer``,
+    ``adapt_data`` and ``adapter`` are put into every configuration that knows them.
+    """
+
+    temperatures: tuple[float, ...]
+    folder: str | None = None
+    epochs: int | None = None
+    domains: tuple[str, ...] = COMMON
+    limit: int | None = None
+    model: Config = field(default_factory=dict)
+    adapt_data: Config = field(default_factory=dict)
+    trainer: Config = field(default_factory=dict)
+    adapter: Config = field(default_factory=dict)
+    shared_start: bool = False
+    #: Methods whose adaptation is repeated with other seeds; all if None.
+    repeated: tuple[str, ...] | None = None
+    seeds: int = 3
+    training_images: int | None = None
+    measured: int = 10000
+    source_images: int = 10000
+    about: str = ""
+
+
+RECIPES = {
+    "paper": Recipe((0.01, 0.025, 0.05, 0.1, 0.25, 0.5), about="the paper's: ResNet-50, schedules of Table 3"),
+    "small": Recipe(
+        (0.05, 0.25, 0.5),
+        folder="cifar10_small",
+        epochs=12,
+        limit=500,
+        model={"encoder": "cifar_resnet20", "lr": 1.0e-3, "channels_last": True, "decoder_blocks": [1, 1, 1]},
+        adapt_data={"generate": True},
+        trainer={"accelerator": "cpu", "precision": "bf16-mixed", "limit_val_batches": 0},
+        shared_start=True,
+        repeated=("CTA", "CTA-C"),
+        training_images=25000,
+        measured=500,
+        source_images=5000,
+        about="ResNet-20, 25,000 training images, 12 epochs a stage, 500 images of each corruption",
+    ),
+    "demo": Recipe(
+        (0.25, 0.5),
+        folder="digits",
+        epochs=2,
+        domains=("contrast", "pixelate"),
+        limit=60,
+        model={"encoder": "cifar_resnet8", "lr": 2.0e-3, "decoder_blocks": [1, 1, 1], "flip": 0.0, "image_size": 32},
+        trainer={"accelerator": "cpu", "precision": "32-true", "limit_val_batches": 0, "log_every_n_steps": 10},
+        adapter={"steps": 2, "read_at": [0, 1]},
+        shared_start=True,
+        repeated=("CTA",),
+        seeds=2,
+        measured=60,
+        source_images=200,
+        about="the embedded digits, to see that everything works",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: ``fit`` or ``adapt`` with a configuration, or ``export`` of a supervised encoder's weights."""
+
+    name: str
+    verb: str
+    config: Config
+    passes: float
+    reads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the adaptation runs that it averages, and what it is called in the published tables."""
+
+    label: str
+    jobs: tuple[str, ...]
+    published: str | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a table, in an order in which they can run, and its rows."""
+
+    table: int
+    data: str
+    jobs: tuple[Job, ...]
+    rows: tuple[Row, ...]
+
+
+class Planner:
+    """Makes plans.
+
+    Args:
+        recipe: Name of a recipe.
+        data: Name of the data set.
+        root: Folder that all runs lie in.
+        budget: Source training of other methods: ``matched`` or ``paper``.
+        methods: Labels of the methods in Tables 2, 4 and 5; by default those of the paper's table.
+        generate: Make corruptions from clean images.
+
+    Raises:
+        ValueError: If a name is unknown, or data and recipe do not belong together.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        data: str,
+        root: str | Path,
+        budget: str = "matched",
+        methods: tuple[str, ...] | None = None,
+        generate: bool = False,
+    ) -> None:
+        for name, known in ((recipe, RECIPES), (data, DATA), (budget, ("matched", "paper"))):
+            if name not in known:
+                raise ValueError(f"{name!r} is none of {', '.join(known)}")
+        if (data == "digits") != (recipe == "demo"):
+            raise ValueError(f"the digits are the data of the recipe demo and of no other, got {data} with {recipe}")
+        unknown = [method for method in methods or () if method not in METHODS]
+        if unknown:
+            raise ValueError(f"--methods: {', '.join(unknown)} unknown, there are {', '.join(METHODS)}")
+        self.recipe, self.data, self.root, self.budget = RECIPES[recipe], data, Path(root), budget
+        self.methods, self.generate = methods, generate
+        self.training_images, self.classes, self.side = DATA[data]
+        self.jobs: dict[str, Job] = {}
+        self._base = CONFIGS / (self.recipe.folder or data)
+
+    # -- tables
+
+    def plan(self, table: int) -> Plan:
+        """Return the plan of a table, 1 to 6."""
+        self.jobs = {}
+        if table == 1:
+            rows = list(self._table1())
+        elif table == 3:
+            self._fit_cta()
+            rows = []
+        elif table == 6:
+            rows = [self._ttt(method) for method in ("Y", "CTA")]
+        else:
+            rows = list(self._comparison(table))
+        return Plan(table, self.data, tuple(self.jobs.values()), tuple(rows))
+
+    def _table1(self) -> Iterator[Row]:
+        yield Row("supervised", (self._control("Source", self.source()),), "supervised")
+        for temperature in self.recipe.temperatures:
+            job = self._control("Source", self.aligned(temperature), aligned=True)
+            yield Row(f"aligned, τ {temperature:g}", (job,), None, temperature)
+
+    def _comparison(self, table: int) -> Iterator[Row]:
+        source, aligned = self.source(), self._fit_cta()
+        yield Row("unadapted", (self._control("Source", source),), "ResNet50")
+        for adapter in ("PTBN", "Tent"):
+            yield Row(adapter, (self._control(adapter, source),))
+        yield Row("aligned, unadapted", (self._control("Source", aligned, aligned=True),), "aligned model")
+        yield Row("aligned, PTBN", (self._control("PTBN", aligned, aligned=True),))
+        seeds = self._seeds("CTA")
+        control = tuple(self._control("EMABN", aligned, aligned=True, seed=seed) for seed in seeds)
+        yield Row("aligned, EMABN", control)
+        for method in self.methods or IN_TABLE[table]:
+            yield self._ttt(method)
+
+    # -- training
+
+    def source(self) -> str:
+        """Plan the supervised stage and return its name."""
+        return self._fit("source", self._own("source"))
+
+    def _simclr(self) -> str:
+        return self._fit("simclr", self._own("simclr"))
+
+    def aligned(self, temperature: float = 0.5) -> str:
+        """Plan an alignment, with the stages before it, and return its name."""
+        source, simclr = self.source(), self._simclr()
+        config = self._own("align")
+        config["model"]["init_args"] |= {
+            "supervised": self._weights(source), "self_supervised": self._weights(simclr), "temperature": temperature,
+        }  # fmt: skip
+        return self._fit("align" if temperature == 0.5 else f"align_{temperature:g}", config, (source, simclr))
+
+    def _fit_cta(self) -> str:
+        return self.aligned(0.5)
+
+    def _rival(self, method: str) -> str:
+        """Plan the source training of another method and return its name."""
+        key = METHODS[method]
+        folder = CONFIGS / ("cifar10_paper" if self._has_own_budget(key) else "cifar10_matched")
+        config = self._in_place(_read(folder / f"{key}.yaml"), fit=True)
+        arguments, reads = config["model"]["init_args"], ()
+        if method == "CTA-C":
+            reads = (self._simclr(),)
+            arguments["self_supervised"] = self._weights(reads[0])
+        elif method == "TTT++" and self._has_own_budget(key):
+            before = self._in_place(_read(folder / "ttt_plus_plus_source.yaml"), fit=True)
+            reads = (self._fit("ttt_plus_plus_source", before),)
+            arguments["supervised"] = self._weights(reads[0])
+        elif self.recipe.shared_start:
+            reads = self._share_start(config)
+        return self._fit(key, config, reads)
+
+    def _has_own_budget(self, key: str) -> bool:
+        return self.budget == "paper" and (CONFIGS / "cifar10_paper" / f"{key}.yaml").is_file()
+
+    def _share_start(self, config: Config) -> tuple[str, ...]:
+        """Let a method start from the supervised stage, which stands in for weights from ImageNet."""
+        source, arguments = self.source(), config["model"]["init_args"]
+        if config["model"]["class_path"] in _SUPERVISED_START:
+            arguments |= {"pretrained": False, "supervised": self._weights(source)}
+            return (source,)
+        module = self._data_module(config["data"])
+        arguments |= {"pretrained": str(self.root / "encoder.pt"), "mean": list(module.mean), "std": list(module.std)}
+        self._add(Job("encoder.pt", "export", {"weights": self._weights(source)}, 0.0, (source,)))
+        return ("encoder.pt",)
+
+    def _fit(self, name: str, config: Config, reads: tuple[str, ...] = ()) -> str:
+        trainer = config["trainer"]
+        if self.recipe.epochs is not None:
+            trainer["max_epochs"] = self.recipe.epochs
+        images = self.recipe.training_images or self.training_images
+        passes = TRAINING[config["model"]["class_path"]] * images * trainer["max_epochs"]
+        return self._add(Job(name, "fit", self._named(name, config), passes, reads))
+
+    # -- adaptation
+
+    def _ttt(self, method: str) -> Row:
+        """Plan the test-time training of a method, with its source training; features are measured along the way."""
+        weights = self._fit_cta() if method == "CTA" else self._rival(method)
+        jobs = []
+        for seed in self._seeds(method):
+            config = self._own("cta") if method == "CTA" else self._adaptation(method)
+            arguments = config["adapter"]["init_args"]
+            if method in ("CTA-C", "Y"):  # the same test time as CTA's
+                config["adapter"] = self._own("cta")["adapter"]
+                arguments = config["adapter"]["init_args"]
+            if method in ("CTA", "CTA-C", "Y"):
+                arguments["read_at"] = [step for step in (0, 1, 3, 5, 10, 15) if step < arguments["steps"]]
+                self._collect(config, aligned=method == "CTA")
+            arguments |= self.recipe.adapter
+            place = "aligned" if method == "CTA" else "weights"
+            config["model"]["init_args"][place] = self._weights(weights)
+            config["data"]["init_args"]["domains"] = ["clean", *self.recipe.domains]
+            jobs.append(self._adapt(f"{METHODS[method]}_adapt_{seed}", config, seed, (weights,)))
+        return Row(method, tuple(jobs), method)
+
+    def _adaptation(self, method: str) -> Config:
+        return self._in_place(_read(CONFIGS / "cifar10_matched" / f"{METHODS[method]}_adapt.yaml"), fit=False)
+
+    def _control(self, adapter: str, weights: str, aligned: bool = False, seed: int = 0) -> str:
+        config = self._own("ema_bn" if aligned else "unadapted")
+        config["model"]["init_args"]["aligned" if aligned else "weights"] = self._weights(weights)
+        arguments: Config = {}
+        if adapter == "EMABN":
+            steps = self._own("cta")["adapter"]["init_args"]["steps"]
+            arguments = {"steps": steps, "reset": "batch", "read_at": [s for s in (0, 1, 3, 5, 10, 15) if s < steps]}
+            arguments |= self.recipe.adapter
+        elif adapter == "Tent":
+            arguments = {"lr": 1.0e-3}
+        config["adapter"] = {"class_path": adapter, "init_args": arguments}
+        config["data"]["init_args"]["domains"] = ["clean", *self.recipe.domains]
+        return self._adapt(f"{weights}_{adapter.lower()}_{seed}", config, seed, (weights,))
+
+    def _collect(self, config: Config, aligned: bool) -> None:
+        target = "impulse_noise" if "impulse_noise" in self.recipe.domains else self.recipe.domains[0]
+        arguments: Config = {
+            "images": self.recipe.measured, "source_images": self.recipe.source_images, "keep": ["clean", target],
+        }  # fmt: skip
+        if aligned:
+            arguments["supervised"] = self._weights("source")
+        config["trainer"]["callbacks"] = [{"class_path": _COLLECTOR, "init_args": arguments}]
+
+    def _adapt(self, name: str, config: Config, seed: int, reads: tuple[str, ...]) -> str:
+        if self.recipe.limit is not None:
+            config["data"]["init_args"]["limit"] = self.recipe.limit
+        if self.generate:
+            config["data"]["init_args"]["generate"] = True
+        # Seeds draw other views; images and their order stay, so that repetitions and control are paired.
+        config["seed_everything"] = seed
+        model, adapter = config["model"]["class_path"], config["adapter"]
+        arguments = adapter.get("init_args", {})
+        per_image = 1.0
+        if adapter["class_path"] in ("TestTimeTraining", "EMABN"):
+            views = VIEWS[model] * (3 if adapter["class_path"] == "TestTimeTraining" else 1)
+            per_image += arguments["steps"] * views + len(arguments.get("read_at", ()))
+        elif adapter["class_path"] == "Tent":
+            per_image = 3.0
+        per_image += 2 if "callbacks" in config["trainer"] else 0
+        images = (self.recipe.limit or 10000) * (len(self.recipe.domains) + 1)
+        return self._add(Job(name, "adapt", self._named(name, config), per_image * images, reads))
+
+    def _seeds(self, method: str) -> range:
+        repeated = self.recipe.repeated is None or method in self.recipe.repeated
+        return range(self.recipe.seeds if repeated else 1)
+
+    # -- configurations
+
+    def _own(self, name: str) -> Config:
+        """Return a configuration of the data set's own folder."""
+        return self._in_place(_read(self._base / f"{name}.yaml"), fit=name in ("source", "simclr", "align"))
+
+    def _in_place(self, config: Config, fit: bool) -> Config:
+        """Put network, data and trainer of data set and recipe into a configuration."""
+        file = "source.yaml" if fit else "unadapted.yaml"
+        own = _read(self._base / file)
+        arguments = config["model"]["init_args"]
+        for name in ("encoder", "num_classes", "stem"):
+            if name in own["model"]["init_args"] and (name in arguments or name != "num_classes"):
+                arguments[name] = own["model"]["init_args"][name]
+        if "num_classes" in arguments:
+            arguments["num_classes"] = self.classes
+        arguments |= {name: value for name, value in self.recipe.model.items() if _knows(config, name, fit)}
+        if self.side != 32 and config["model"]["class_path"] == "NCTTT":
+            arguments["image_size"] = self.side
+        data = _read(CONFIGS / self.data / file)["data"]
+        if self.data != "digits":
+            data["init_args"]["batch_size"] = config["data"]["init_args"]["batch_size"]
+        if fit and self.recipe.training_images is not None:
+            data["init_args"]["validation"] = self.training_images - self.recipe.training_images
+        config["data"] = data
+        data["init_args"] |= {} if fit else self.recipe.adapt_data
+        config["trainer"] = {**config["trainer"], **self.recipe.trainer}
+        if self.recipe.trainer.get("accelerator") == "cpu":
+            config["trainer"].pop("devices", None)
+        if not fit:
+            config["trainer"].pop("limit_val_batches", None)
+        return config
+
+    def _named(self, name: str, config: Config) -> Config:
+        named = {**config, "name": name, "trainer": {**config["trainer"], "default_root_dir": str(self.root / name)}}
+        return copy.deepcopy(named)
+
+    def _weights(self, job: str) -> str:
+        return str(self.root / job / "checkpoints" / "last.ckpt")
+
+    def _data_module(self, config: Config) -> Any:
+        return getattr(data_modules, config["class_path"])(**config["init_args"])
+
+    def _add(self, job: Job) -> str:
+        self.jobs.setdefault(job.name, job)
+        return job.name
+
+
+def _knows(config: Config, name: str, fit: bool) -> bool:
+    """Return whether a recipe's argument is one of a configuration's task."""
+    task = config["model"]["class_path"]
+    if name == "decoder_blocks":
+        return task == "ReCTTT"
+    if name == "lr":
+        return fit and "optimizer" not in config["model"]["init_args"]
+    return True
+
+
+def _read(path: Path) -> Config:
+    config: Config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return config
