@@ -205,6 +205,8 @@ class Recorder(Callback):
             "source": cast(Source, source) if isinstance(source, dict) else {"file": None, "sha256": None},
             "environment": environment(trainer),
         }
+        if adapter is not None and adapter.engine is not None and adapter.on_bad_batch != "error":
+            results["bad_batches"] = adapter.engine.bad_batches
         if measurement.readings:
             results["readings"] = [self._reading(steps) for steps in sorted(measurement.readings)]
         self.results = cast(Results, results)

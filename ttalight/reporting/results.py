@@ -178,6 +178,7 @@ class _Optional(TypedDict, total=False):
     model: str
     network: str
     classes: int
+    bad_batches: int
     readings: list[Reading]
     overall: Overall
     groups: list[GroupResult]
@@ -190,7 +191,8 @@ class _Optional(TypedDict, total=False):
 class Results(_Optional):
     """Everything that ``results.json`` holds; ``complete`` is False while domains are missing.
 
-    ``network`` is the name of the encoder, ``classes`` the number of its outputs.
+    ``network`` is the name of the encoder, ``classes`` the number of its outputs. ``bad_batches`` counts those that were
+    predicted and not adapted to, where the adapter's ``on_bad_batch`` allows it.
     """
 
     schema: int
