@@ -37,7 +37,7 @@ def method(request):
 @pytest.fixture
 def batches():
     generator = torch.Generator().manual_seed(3)
-    return torch.rand(5, 6, 3, 32, 32, generator=generator, dtype=torch.float64)
+    return torch.rand(5, 6, 3, 16, 16, generator=generator, dtype=torch.float64)
 
 
 def with_nan(images):
@@ -51,8 +51,10 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("policy", ["error", "skip", "source"])
-@pytest.mark.parametrize("damage", DAMAGE)
+CASES = [("NaN", "error"), ("NaN", "skip"), ("NaN", "source"), ("infinite", "error"), ("bytes", "error"), ("bytes", "skip")]
+
+
+@pytest.mark.parametrize(("damage", "policy"), CASES)
 def test_later_batches_are_those_of_a_stream_without_the_bad_one(method, make_net, batches, damage, policy):
     """But for random draws, which are keyed by the place in the stream."""
     spoil, error, message = DAMAGE[damage]
@@ -71,9 +73,8 @@ def test_later_batches_are_those_of_a_stream_without_the_bad_one(method, make_ne
         assert torch.equal(clean(batch), dirty(batch))
 
 
-@pytest.mark.parametrize("policy", ["skip", "source"])
-def test_first_of_all_comes_a_bad_batch(method, make_net, batches, policy):
-    clean, dirty = method(reset="never").wrap(make_net()), method(reset="never", on_bad_batch=policy).wrap(make_net())
+def test_first_of_all_comes_a_bad_batch(method, make_net, batches):
+    clean, dirty = method(reset="never").wrap(make_net()), method(reset="never", on_bad_batch="skip").wrap(make_net())
     plain = make_net()
     repaired = with_nan(batches[0]).nan_to_num(0, 0, 0)
     torch.testing.assert_close(dirty(with_nan(batches[0])), plain(repaired).detach())
@@ -114,9 +115,10 @@ def test_skip_with_moved_statistics_reads_them_and_moves_none(make_net, batches)
 
 def test_a_size_that_the_network_does_not_take(batches):
     torch.manual_seed(0)
-    small = batches[1][..., :20, :20]
+    batches = torch.nn.functional.interpolate(batches.flatten(0, 1), 32).unflatten(0, (5, 6))
+    small = batches[1][..., :12, :12]
     net = timm.create_model("test_vit", num_classes=4, img_size=32).double()
-    with pytest.raises(ValueError, match=r"images of shape \(3, 20, 20\) came after those of \(3, 32, 32\), and the ne"):
+    with pytest.raises(ValueError, match=r"images of shape \(3, 12, 12\) came after those of \(3, 32, 32\), and the ne"):
         adapted = Tent(reset="never").wrap(net)
         adapted(batches[0])
         adapted(small)
@@ -132,7 +134,7 @@ def test_a_size_that_the_network_does_not_take(batches):
 def test_a_size_that_the_network_takes_is_adapted_to(make_net, batches):
     adapted = Tent(reset="never", on_bad_batch="skip").wrap(make_net())
     twin = Tent(reset="never").wrap(make_net())
-    for batch in (batches[0], batches[1][..., :20, :20], batches[2], batches[3][..., :20, :20]):
+    for batch in (batches[0], batches[1][..., :12, :12], batches[2], batches[3][..., :12, :12]):
         assert torch.equal(adapted(batch), twin(batch))
     assert adapted.engine.bad_batches == 0
     assert adapted.engine.updates == 4
@@ -148,20 +150,20 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("odd", ODD)
-def test_the_model_stays_finite(method, make_net, batches, odd):
+def test_the_model_stays_finite(method, make_net, batches):
     adapted = method(reset="never").wrap(make_net())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for batch in (batches[0], ODD[odd](batches[1]), ODD[odd](batches[2]), batches[3]):
-            logits = adapted(batch)
-        state = adapted.state_dict()["tensors"]
-    assert torch.isfinite(logits).all()
-    for name, value in state.items():
-        if value.is_floating_point() and not name.startswith("method."):
-            assert torch.isfinite(value).all(), name
-    assert all(torch.isfinite(parameter).all() for parameter in adapted.module.parameters())
-    assert all(torch.isfinite(buffer).all() for buffer in adapted.module.buffers())
+        adapted(batches[0])
+        for odd, spoil in ODD.items():
+            adapted(spoil(batches[1]))
+            state = adapted.state_dict()["tensors"]
+            for name, value in state.items():
+                if value.is_floating_point() and not name.startswith("method."):
+                    assert torch.isfinite(value).all(), (odd, name)
+            assert all(torch.isfinite(parameter).all() for parameter in adapted.module.parameters())
+            assert all(torch.isfinite(buffer).all() for buffer in adapted.module.buffers())
+        assert torch.isfinite(adapted(batches[2])).all()
 
 
 def test_a_spoiled_model_goes_back_to_the_source_and_says_so(make_net, batches):

@@ -6,7 +6,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -219,15 +219,11 @@ class Engine:
         with torch.no_grad(), self._unmoved():
             if source and self._live:
                 torch._foreach_copy_(list(self._live.values()), self._source)
-            modes = [norm.mode for norm in self.net.norms]
-            for norm in self.net.norms:
-                if source or norm.mode == "ema":  # of a bad batch no statistics are taken
-                    norm.mode = "source"
-            try:
+            with ExitStack() as layers:
+                for norm in self.net.norms:
+                    if source or norm.mode == "ema":  # of a bad batch no statistics are taken
+                        layers.enter_context(norm.as_source())
                 logits = self.net(images).logits
-            finally:
-                for norm, mode in zip(self.net.norms, modes, strict=True):
-                    norm.mode = mode
         self.net.readings = {steps: logits for steps in getattr(self.adapter, "read_at", ())}
         return logits
 
