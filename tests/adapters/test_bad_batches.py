@@ -23,6 +23,7 @@ METHODS = {
     for name in adapters.__all__
     if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
 }
+METHODS["MEMO"] = lambda **kwargs: adapters.MEMO(views=3, **kwargs)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*runs with its settings for CIFAR", "ignore:.*source", "ignore:.*on_bad_batch", "ignore:.*statistics"
@@ -51,7 +52,14 @@ DAMAGE = {
 }
 
 
-CASES = [("NaN", "error"), ("NaN", "skip"), ("NaN", "source"), ("infinite", "error"), ("bytes", "error"), ("bytes", "skip")]
+CASES = [
+    ("NaN", "error"),
+    ("NaN", "skip"),
+    ("NaN", "source"),
+    ("infinite", "error"),
+    ("bytes", "error"),
+    ("bytes", "skip"),
+]
 
 
 @pytest.mark.parametrize(("damage", "policy"), CASES)
@@ -118,7 +126,9 @@ def test_a_size_that_the_network_does_not_take(batches):
     batches = torch.nn.functional.interpolate(batches.flatten(0, 1), 32).unflatten(0, (5, 6))
     small = batches[1][..., :12, :12]
     net = timm.create_model("test_vit", num_classes=4, img_size=32).double()
-    with pytest.raises(ValueError, match=r"images of shape \(3, 12, 12\) came after those of \(3, 32, 32\), and the ne"):
+    with pytest.raises(
+        ValueError, match=r"images of shape \(3, 12, 12\) came after those of \(3, 32, 32\), and the ne"
+    ):
         adapted = Tent(reset="never").wrap(net)
         adapted(batches[0])
         adapted(small)
@@ -193,7 +203,7 @@ def test_no_pixels(net, images):
 
 
 def test_other_types_are_an_error_always(net, batches):
-    with pytest.raises(TypeError, match="got torch.int64: convert them first"):
+    with pytest.raises(TypeError, match=r"got torch\.int64: convert them first"):
         Tent(on_bad_batch="skip").wrap(net)(batches[0].long())
 
 

@@ -170,7 +170,7 @@ class Engine:
         return fault
 
     def _is_new_size(self, images: Tensor) -> bool:
-        """Return whether images have a height and width that the network has not taken yet, after others that it has."""
+        """Return whether images have a size that the network has not taken yet, after others that it has."""
         shape, usual = tuple(images.shape[1:]), self._usual
         # Other channels or dimensions are the network's own to refuse: there is nothing to scale.
         comparable = usual is not None and len(usual) == len(shape) == 3 and usual[0] == shape[0]
@@ -192,8 +192,8 @@ class Engine:
     def _return_to_source(self) -> None:
         warnings.warn(
             f"{type(self.adapter).__name__} has left weights or statistics that are not finite, before batch "
-            f"{self.batch} of visit {max(self.visit, 0)}: it goes on from the source, as after a reset. Is the learning "
-            "rate too high?",
+            f"{self.batch} of visit {max(self.visit, 0)}: it goes on from the source, as after a reset. Is the "
+            "learning rate too high?",
             stacklevel=2,
         )
         self.recover()

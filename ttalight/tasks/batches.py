@@ -15,9 +15,7 @@ __all__ = ["check_batch", "check_values"]
 _OVERSHOOT = 0.5
 
 
-def check_batch(
-    batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | None, adapted: bool = False
-) -> None:
+def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | None, adapted: bool = False) -> None:
     """Refuse a batch that is not (images, labels, ...) as a task expects it; reads values once.
 
     Args:
