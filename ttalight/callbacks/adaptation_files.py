@@ -97,8 +97,6 @@ def check_resumable(run: Path) -> None:
     """
     if not any((run / name).is_file() for name in ("config.yaml", "stream.npz")):
         raise ValueError(f"there is no run in {run} to resume: give the folder of a run that adapt has begun")
-    if list_checkpoints(run):
-        return
     try:
         complete = read_results(run)["complete"]
     except (FileNotFoundError, ValueError):
