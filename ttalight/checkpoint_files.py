@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ttalight.reporting.files import write_files
+from ttalight.tasks.checkpoint import read_checkpoint
+from ttalight.untrusted import load_tensors
 
-__all__ = ["CheckpointFiles"]
+__all__ = ["LAST", "PREVIOUS", "CheckpointFiles", "last_whole"]
+
+#: The checkpoint that a run goes on from, and what becomes of it when the next one is written.
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Lightning's checkpoint files, replaced in one step.
+    """Lightning's checkpoint files, replaced in one step; of ``last.ckpt`` the one before stays as ``previous.ckpt``.
 
     Lightning writes a new file to the system's temporary folder first and moves it from there. Between two file systems
     that is a copy over the old file, so whatever stops it, a full disk or a kill, costs the old checkpoint as well.
@@ -32,4 +38,56 @@ class CheckpointFiles(TorchCheckpointIO):
             return
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        write_files(Path(path).parent, {Path(path).name: content.getvalue()})
+        write_files(Path(path).parent, {Path(path).name: content.getvalue()}, keep={LAST: PREVIOUS})
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint, tensors and plain values only, and only if it is whole.
+
+        Raises:
+            ValueError: If it is not, or if ``weights_only=False`` asks for a file that may run code.
+        """
+        if weights_only is False:
+            raise ValueError(
+                "checkpoints are read with weights_only=True always: save the hyper-parameters as plain values, or use "
+                "Lightning's own Trainer for a file that you trust"
+            )
+        if "://" in str(path):
+            remote: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
+            return remote
+        try:
+            content: dict[str, Any] = load_tensors(Path(path))  # on the CPU; the strategy moves what it takes
+        except Exception as error:  # what archive, unpickler and tensors say of damage has no common base class
+            raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}: {error})") from error
+        return content
+
+
+def last_whole(folder: Path) -> Path | None:
+    """Return the checkpoint of a run to go on from: ``last.ckpt``, or the one before with a warning why.
+
+    Args:
+        folder: The run's folder of checkpoints.
+
+    Returns:
+        A path that can be read; None if there is no checkpoint at all.
+
+    Raises:
+        ValueError: If there are checkpoints, and all of them are damaged.
+    """
+    fault: Exception | None = None
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.is_file():
+            continue
+        try:
+            content = read_checkpoint(str(path), "ckpt_path")
+        except ValueError as error:
+            fault = fault or error
+            continue
+        if path.name == PREVIOUS:
+            reason = f"{fault}" if fault is not None else f"there is no {folder / LAST}"
+            warnings.warn(
+                f"{reason}: the run goes on from the one before, {path}, of epoch {content.get('epoch')}", stacklevel=2
+            )
+        return path
+    if fault is not None:
+        raise ValueError(f"{fault}, and no other is left: start the run anew with --overwrite") from fault
+    return None

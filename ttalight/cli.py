@@ -26,6 +26,7 @@ import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
 from ttalight.callbacks import Recorder
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
+from ttalight.checkpoint_files import LAST, last_whole
 from ttalight.data.corrupt_command import main as corrupt
 from ttalight.errors import expected_message, parser_message, without_parser
 from ttalight.reporting import domain_table, protocol_header
@@ -78,7 +79,12 @@ class BeginRun(SaveConfigCallback):
             return
         if trainer.is_global_zero:
             _remove(self.replaced)
+        # It has its name only once it is complete: half a configuration is a whole one of another run.
+        name, self.config_filename = self.config_filename, f".{self.config_filename}.{os.getpid()}.tmp"
         super().setup(trainer, pl_module, str(trainer.state.stage))
+        if trainer.is_global_zero and trainer.log_dir is not None:
+            os.replace(Path(trainer.log_dir) / self.config_filename, Path(trainer.log_dir) / name)
+        self.config_filename = name
 
     on_test_start = on_validation_start = on_predict_start = on_fit_start
 
@@ -142,6 +148,8 @@ class CLI(LightningCLI):
                 self.config = parser.parse_args(_own_arguments(words))
             else:
                 super().parse_arguments(parser, args)
+        except RecursionError:
+            raise ArgumentError(None, "a configuration is nested too deeply, or contains itself") from None
         except ArgumentError as error:
             options = {option for parser in self._parsers for option in parser.get_defaults().keys()}
             raise ArgumentError(None, parser_message(str(error), options)) from error
@@ -172,7 +180,7 @@ class CLI(LightningCLI):
             return None
         assert self.folder is not None
         if path == "last":
-            path = str(self.folder / "checkpoints" / "last.ckpt")
+            path = str(last_whole(self.folder / "checkpoints") or self.folder / "checkpoints" / LAST)
         if not Path(path).is_file():
             parser.error(
                 f"--ckpt_path: there is no checkpoint {path} to resume from; leave the option out to start anew"
@@ -320,7 +328,7 @@ def _named_adapter(option: str, value: str) -> str | None:
         if option == "--config" or value.endswith((".yaml", ".yml")):
             value = Path(value).read_text(encoding="utf-8")
         content = yaml.safe_load(value)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None  # the parser says what is wrong with it
     if option == "--config":
         content = content.get("adapter") if isinstance(content, dict) else None

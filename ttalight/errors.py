@@ -40,6 +40,8 @@ _CLASSES: dict[str, tuple[ModuleType, type]] = {
 _ADVICE = {
     errno.ENOSPC: "free some space, then run it again",
     errno.EROFS: "write to another folder: --trainer.default_root_dir names one for the run",
+    errno.EDQUOT: "your quota is used up: free some space, then run it again",
+    errno.EFBIG: "files may not be as large here: raise the limit, then run it again",
     errno.EACCES: "check the permissions, or choose another folder",
 }
 
@@ -51,7 +53,7 @@ def expected_message(error: BaseException) -> str | None:
     """Return what to say about an error that needs no traceback, or None where the traceback is what helps.
 
     Expected are the errors that this package raises itself, those of the file system, and Lightning's
-    ``MisconfigurationException``.
+    ``MisconfigurationException``; and memory that does not suffice.
     """
     if isinstance(error, OSError) and error.strerror and (error.filename is not None or error.errno in _ADVICE):
         place = "" if error.filename is None else f"{error.filename}: "
@@ -59,6 +61,11 @@ def expected_message(error: BaseException) -> str | None:
         return _one_line(f"{place}{error.strerror}" + (f": {advice}" if advice else ""))
     if isinstance(error, MisconfigurationException):
         return _one_line(str(error))
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return _one_line(
+            f"out of memory ({str(error).strip().partition(chr(10))[0] or type(error).__name__}): free memory or use "
+            "another device, then go on with the run; a smaller --data.batch_size needs less, and is another run"
+        )
     if not isinstance(error, (ValueError, TypeError, RuntimeError, OSError)):
         return None
     if _raised_in(error) == __package__:

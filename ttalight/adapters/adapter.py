@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ttalight.adapters.bad_batch import OnBadBatch
 from ttalight.adapters.engine import Engine
 from ttalight.adapters.wrapper import AdaptedNetwork
 from ttalight.models.network import Network
@@ -35,6 +36,10 @@ class Adapter(Callback, ABC):
             ``batch`` (before every batch), ``never``, or an integer N (after every N updates).
         classifier: Name of the classifier among the network's modules, where it cannot be found.
         seed: Seed of the method's random draws; by default the global one.
+        on_bad_batch: What becomes of a batch with NaN or infinite pixels, of bytes instead of floats, or of a size that
+            the network does not take. ``error`` stops; ``skip`` predicts with the model as it is; ``source`` predicts
+            with the source model. The latter two adapt nothing to it, count it, and predict from a repaired copy:
+            pixels that are not finite are 0, bytes are divided by 255, other sizes are scaled to the usual one.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -52,12 +57,16 @@ class Adapter(Callback, ABC):
         reset: Literal["domain", "batch", "never"] | int = "domain",
         classifier: str | None = None,
         seed: int | None = None,
+        on_bad_batch: OnBadBatch = "error",
     ) -> None:
+        if on_bad_batch not in ("error", "skip", "source"):
+            raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
         if reset not in ("domain", "batch", "never") and not (isinstance(reset, int) and reset >= 1):
             raise ValueError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
         self.reset = reset
         self.classifier = classifier
         self.seed = seed
+        self.on_bad_batch = on_bad_batch
         self._engine: Engine | None = None
         self._state: dict[str, Any] = {}
         self._resume = False
@@ -93,6 +102,7 @@ class Adapter(Callback, ABC):
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
+        tolerant = {} if self.on_bad_batch == "error" else {"on_bad_batch": self.on_bad_batch}
         return {
             "reset": self.reset,
             "prediction": self.prediction,
@@ -100,6 +110,7 @@ class Adapter(Callback, ABC):
             "optimizer": None,
             "lr": None,
             "norm": getattr(self, "norm", None),
+            **tolerant,
         }
 
     def check_defaults(self, classes: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
+from ttalight.adapters.bad_batch import check_batch_type, refusal, repaired
 from ttalight.models.network import Network
 from ttalight.seeding import derive_seed
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "total_norm"]
 
-_COUNTERS = ("visit", "batch", "batches", "updates", "skipped", "recoveries", "_updates_at_reset")
+_COUNTERS = ("visit", "batch", "batches", "updates", "skipped", "recoveries", "bad_batches", "_updates_at_reset")
 _adapted: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -50,6 +52,8 @@ class Engine:
         #: Where the next batch stands: visit of the stream, batch in the visit.
         self.visit, self.batch = -1, 0
         self.batches = self.updates = self.skipped = self.recoveries = 0
+        #: Batches that were predicted and not adapted to, see ``Adapter``'s ``on_bad_batch``.
+        self.bad_batches = 0
         self.backwards = 0.0
         #: What the last step showed: loss, gradient norm, fraction of samples kept, and whether the method recovered.
         self.last: dict[str, float] = {}
@@ -58,6 +62,9 @@ class Engine:
         self._collapsed: Tensor | None = None
         self._live: dict[str, Tensor] = {}
         self._source: list[Tensor] = []
+        self._guarded: list[Tensor] = []
+        self._usual: tuple[int, ...] | None = None
+        self._taken: set[tuple[int, ...]] = set()
         self._groups: list[dict[str, Any]] = []
         self._pending: dict[str, Any] | None = None
         self._probing = False
@@ -106,11 +113,13 @@ class Engine:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
             if images.is_inference():
                 images = images.clone()
-            _check_finite(images, max(self.visit, 0), self.batch)
+            fault = self._look(images)
+            if fault is not None:
+                images = self._repair(images, fault)
             self.net.images = images
             if self._checkpoint is not None:
                 self._restore(self._checkpoint)
-            if self._probing and self._aside is None:
+            if self._probing and self._aside is None and (fault is None or self.configured):
                 if not self.configured:
                     self._configure()
                 self._aside = self.state_dict()
@@ -119,16 +128,119 @@ class Engine:
             if self._reset_is_due():
                 self.reset()
             self._boundary = False
-            if not self.configured:
-                self._configure()
             self.last = {}
             self.net.unclaimed = 0.0
             self.net.readings = {}
-            self._touched = True
-            logits = self.adapter.adapt(self.net, images).detach()
+            logits = (self._follow(images) if fault is None else self._only_predict(images)).detach()
         self.batch += 1
         self.batches += 1
         return logits
+
+    def _follow(self, images: Tensor) -> Tensor:
+        if not self.configured:
+            self._configure()
+        self._touched = True
+        logits = self.adapter.adapt(self.net, images)
+        self._usual = self._usual or tuple(images.shape[1:])
+        self._taken.add(tuple(images.shape[1:]))
+        return logits
+
+    # -- batches that cannot be adapted to
+
+    def _look(self, images: Tensor) -> Exception | None:
+        """Return what is wrong with a batch, and go back to the source if the last one spoiled the model.
+
+        One host synchronisation. First of all: what one NaN does to running statistics and weights, no reset within the
+        domain takes back.
+        """
+        fault: Exception | None = check_batch_type(images)
+        bad = 0 if fault is not None else self._count_bad(images)
+        if bad:
+            fault = ValueError(
+                f"{bad} of {len(images)} images in batch {self.batch} of visit {max(self.visit, 0)} (counted from 0) "
+                "have NaN or infinite pixels: repair them or take them away. Nothing was adapted to this batch"
+            )
+        if self._is_new_size(images):
+            assert self._usual is not None
+            with self._unmoved(), self.net.norm_mode("source"), self.net.precision():
+                refused = refusal(self.net.original, repaired(images[:1], self._dtype()), self._usual)
+            if refused is None:
+                self._taken.add(tuple(images.shape[1:]))
+            fault = refused or fault
+        return fault
+
+    def _is_new_size(self, images: Tensor) -> bool:
+        """Return whether images have a size that the network has not taken yet, after others that it has."""
+        shape, usual = tuple(images.shape[1:]), self._usual
+        # Other channels or dimensions are the network's own to refuse: there is nothing to scale.
+        comparable = usual is not None and len(usual) == len(shape) == 3 and usual[0] == shape[0]
+        return comparable and shape not in self._taken
+
+    def _count_bad(self, images: Tensor) -> int:
+        bad = images.isfinite().flatten(1).all(1).logical_not_().sum().float()
+        if not (self._touched and self._guarded):
+            return int(bad)
+        count, size = torch.stack([bad, self._size_of_state()]).tolist()
+        if not _finite(size):
+            self._return_to_source()
+        return int(count)
+
+    def _size_of_state(self) -> Tensor:
+        """Return a number that is finite if all weights and statistics are."""
+        return torch.stack([norm.float() for norm in torch._foreach_norm(self._guarded)]).sum()
+
+    def _return_to_source(self) -> None:
+        warnings.warn(
+            f"{type(self.adapter).__name__} has left weights or statistics that are not finite, before batch "
+            f"{self.batch} of visit {max(self.visit, 0)}: it goes on from the source, as after a reset. Is the "
+            "learning rate too high?",
+            stacklevel=2,
+        )
+        self.recover()
+
+    def _repair(self, images: Tensor, fault: Exception) -> Tensor:
+        policy = self.adapter.on_bad_batch
+        if policy == "error":
+            raise fault
+        if self.bad_batches == 0:
+            model = "the source model" if policy == "source" else "the model as it is"
+            warnings.warn(
+                f"{fault}: predicted with {model}, as on_bad_batch={policy!r} says; further such batches are counted "
+                "and not named",
+                stacklevel=2,
+            )
+        size = self._usual[1:] if self._usual is not None and self._is_new_size(images) else None
+        return repaired(images, self._dtype(), size)
+
+    def _only_predict(self, images: Tensor) -> Tensor:
+        """Return logits of the model as it is, or of the source model; nothing moves."""
+        self.bad_batches += 1
+        source = self.adapter.on_bad_batch == "source"
+        with torch.no_grad(), self._unmoved():
+            if source and self._live:
+                torch._foreach_copy_(list(self._live.values()), self._source)
+            with ExitStack() as layers:
+                for norm in self.net.norms:
+                    if source or norm.mode == "ema":  # of a bad batch no statistics are taken
+                        layers.enter_context(norm.as_source())
+                logits = self.net(images).logits
+        self.net.readings = {steps: logits for steps in getattr(self.adapter, "read_at", ())}
+        return logits
+
+    @contextmanager
+    def _unmoved(self) -> Iterator[None]:
+        """Give everything that the method can change its present value back, bit for bit."""
+        kept = [value.detach().clone() for value in self._live.values()]
+        try:
+            yield
+        finally:
+            if kept:
+                with torch.no_grad():
+                    torch._foreach_copy_(list(self._live.values()), kept)
+
+    def _dtype(self) -> torch.dtype:
+        floats = (tensor.dtype for tensor in self.net.module.parameters() if tensor.is_floating_point())
+        return next(floats, torch.get_default_dtype())
 
     def draws(self, step: int = 0) -> torch.Generator:
         """Return the generator for a step's random draws, keyed by (seed, visit, batch, step)."""
@@ -211,6 +323,11 @@ class Engine:
         self._live |= {f"method.{name}": value for name, value in adapter.method_state().items()}
         self._source = [value.detach().clone() for value in self._live.values()]
         net.source = self._source[: len(net.parameters)]
+        self._guarded = [
+            value.detach()
+            for value, source in zip(self._live.values(), self._source, strict=True)
+            if value.is_floating_point() and value.numel() and bool(source.isfinite().all())
+        ]
         self.configured = True
         if self._pending is not None:
             self.load_state_dict(self._pending)
@@ -253,7 +370,9 @@ class Engine:
         self._touched = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of everything the method has changed: tensors and plain numbers only."""
+        """Return copies of everything the method has changed: tensors and plain numbers only, and finite."""
+        if self._touched and self._guarded and not _finite(float(self._size_of_state())):
+            self._return_to_source()
         return {
             "tensors": {name: value.detach().clone() for name, value in self._live.items()},
             # An optimizer hands out, and takes in, its own tensors.
@@ -299,6 +418,7 @@ class Engine:
             "state": self.state_dict(),
             "source": {name: value for name, value in method.items() if name.startswith("method.")},
             "aside": self._aside,
+            "shape": list(self._usual or ()),
             "passes": [self.net.forwards, self.backwards],
         }
 
@@ -309,6 +429,7 @@ class Engine:
             checkpoint: What ``checkpoint()`` of an engine of the same method and model returned.
         """
         self._checkpoint = checkpoint
+        self._usual = tuple(checkpoint["shape"]) or None
         self._set_counters(checkpoint["state"]["counters"])
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
@@ -376,16 +497,6 @@ def _reduce(losses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         return losses.mean(), losses.new_ones(())
     kept = (weights != 0).sum()
     return (losses * weights).sum() / kept.clamp(min=1), kept / weights.numel()
-
-
-def _check_finite(images: Tensor, visit: int, batch: int) -> None:
-    # First of all: what one NaN does to running statistics and weights, no reset within the domain takes back.
-    bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
-    if bad:
-        raise ValueError(
-            f"{bad} of {len(images)} images in batch {batch} of visit {visit} (counted from 0) have NaN or infinite "
-            "pixels: repair them or take them away. Nothing was adapted to this batch"
-        )
 
 
 def _finite(value: float) -> bool:

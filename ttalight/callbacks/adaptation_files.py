@@ -13,12 +13,14 @@ import torch
 
 from ttalight.reporting import read_results
 from ttalight.reporting.files import write_files
+from ttalight.untrusted import load_tensors
 
 __all__ = ["FOLDER", "check_resumable", "list_checkpoints", "read_last", "write_checkpoint"]
 
 FOLDER = "adaptation"
 
 _FORMAT = 1
+_PARTS = {"identity": str, "batches": int, "adapter": dict, "recorder": dict, "events": dict, "random": dict}
 _NAME = re.compile(r"batch-(\d+)-([0-9a-f]{16})\.ckpt")
 
 
@@ -77,11 +79,13 @@ def _read(path: Path) -> dict[str, Any]:
     if named is None or hashlib.sha256(data).hexdigest()[:16] != named[2]:
         raise ValueError(f"the checkpoint {path} is damaged, its content does not fit the digest in its name")
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        content = load_tensors(data)
     except Exception as error:  # what archive and unpickler say has no common base class
         raise ValueError(f"the checkpoint {path} cannot be read ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"the checkpoint {path} is not one of this version of the package")
+    if not all(isinstance(content.get(name), kind) for name, kind in _PARTS.items()):
+        raise ValueError(f"the checkpoint {path} lacks what a run needs to go on")
     return content
 
 
@@ -93,8 +97,6 @@ def check_resumable(run: Path) -> None:
     """
     if not any((run / name).is_file() for name in ("config.yaml", "stream.npz")):
         raise ValueError(f"there is no run in {run} to resume: give the folder of a run that adapt has begun")
-    if list_checkpoints(run):
-        return
     try:
         complete = read_results(run)["complete"]
     except (FileNotFoundError, ValueError):

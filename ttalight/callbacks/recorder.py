@@ -22,10 +22,12 @@ from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream, StreamOrder
 from ttalight.models.network import logits_of
 from ttalight.reporting import PredictionWriter, Reading, Results, Source, digest, summarize, write_results
+from ttalight.reporting.predictions import PREDICTIONS
 from ttalight.seeding import global_seed
 
 __all__ = ["Recorder"]
 
+_WRITTEN = ("results.json", "domains.csv", PREDICTIONS)
 _METHOD_FIELDS = ("reset", "prediction", "steps", "optimizer", "lr", "norm")
 
 #: Up to so many rows the results are written after each of them; beyond, as often as writing takes a twentieth of the
@@ -82,6 +84,9 @@ class Recorder(Callback):
         self._checkpointed = state is not None
         if state is not None:
             self._measurement.load_state_dict(state["measurement"], module.device)
+        elif folder is not None and trainer.is_global_zero:
+            for name in _WRITTEN:  # of an earlier run: beside this one's files they would pass for its results
+                (Path(folder) / name).unlink(missing_ok=True)
         if self.predictions and folder is None:
             raise ValueError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
         if self.predictions and folder is not None:
@@ -147,8 +152,12 @@ class Recorder(Callback):
     def _stop(self, trainer: Trainer) -> None:
         if self._active and self._hook is not None:
             self._measurement.close_all()
+            # Complete results come last: whoever reads them finds all else complete.
+            writer = self._writer
+            self._close_predictions(keep_parts=True)
             self._write(trainer, complete=self._measurement.complete)
-            self._close_predictions()
+            if writer is not None:
+                writer.discard()
             assert self.results is not None
             log_results(trainer, self.results)
 
@@ -205,6 +214,8 @@ class Recorder(Callback):
             "source": cast(Source, source) if isinstance(source, dict) else {"file": None, "sha256": None},
             "environment": environment(trainer),
         }
+        if adapter is not None and adapter.engine is not None and adapter.on_bad_batch != "error":
+            results["bad_batches"] = adapter.engine.bad_batches
         if measurement.readings:
             results["readings"] = [self._reading(steps) for steps in sorted(measurement.readings)]
         self.results = cast(Results, results)

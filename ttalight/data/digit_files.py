@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ttalight.untrusted import DAMAGE, inflate
 
 __all__ = ["read_idx", "read_libsvm", "read_mat"]
 
@@ -27,14 +26,14 @@ def read_idx(path: Path) -> npt.NDArray[Any]:
         ValueError: If the file is damaged or of another kind.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = inflate(path.read_bytes(), "gzip") if path.suffix == ".gz" else path.read_bytes()
         zero, kind, axes = struct.unpack_from(">HBB", content)
         shape = struct.unpack_from(f">{axes}I", content, 4)
         if zero != 0:
             raise ValueError("it does not begin with two zero bytes")
         pixels = np.frombuffer(content, _IDX_TYPES[kind], offset=4 + 4 * axes)
         array = pixels.reshape(shape)
-    except (ValueError, KeyError, EOFError, OSError, struct.error, zlib.error) as error:
+    except (*DAMAGE, struct.error) as error:
         raise ValueError(
             f"{path} is not a complete IDX file ({type(error).__name__}: {error}): get it again"
         ) from error
@@ -55,7 +54,7 @@ def read_libsvm(path: Path, features: int) -> tuple[npt.NDArray[np.float64], npt
         ValueError: If the file is damaged or of another kind.
     """
     try:
-        content = bz2.decompress(path.read_bytes()) if path.suffix == ".bz2" else path.read_bytes()
+        content = inflate(path.read_bytes(), "bz2") if path.suffix == ".bz2" else path.read_bytes()
         lines = content.decode("ascii").splitlines()
         values, labels = np.zeros((len(lines), features)), np.zeros(len(lines), dtype=np.int64)
         for row, line in enumerate(lines):
@@ -66,7 +65,7 @@ def read_libsvm(path: Path, features: int) -> tuple[npt.NDArray[np.float64], npt
             if index.min() < 0:
                 raise ValueError("indices count from 1")
             values[row, index] = table[:, 1]
-    except (ValueError, IndexError, EOFError, OSError) as error:
+    except DAMAGE as error:
         raise ValueError(
             f"{path} is not a complete LIBSVM file of {features} values a line ({type(error).__name__}: {error}): get "
             "it again"
@@ -90,10 +89,10 @@ def read_mat(path: Path) -> dict[str, npt.NDArray[Any]]:
         while place < len(content):
             kind, data, place = _element(content, place, order)
             if kind == _MAT_COMPRESSED:
-                kind, data, _ = _element(memoryview(zlib.decompress(data)), 0, order)
+                kind, data, _ = _element(memoryview(inflate(data, "zlib")), 0, order)
             if kind == _MAT_MATRIX:
                 arrays |= _matrix(data, order)
-    except (ValueError, KeyError, EOFError, OSError, struct.error, zlib.error) as error:
+    except (*DAMAGE, struct.error) as error:
         raise ValueError(
             f"{path} is not a complete MATLAB 5 file ({type(error).__name__}: {error}): get it again"
         ) from error

@@ -23,6 +23,8 @@ __all__ = ["FileDomain", "ImageFiles", "Interpolation", "as_is", "read_image"]
 #: Pillow's filters, by the names that timm has for them.
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+
 
 class ImageFiles(Dataset[tuple[Tensor, ...]]):
     """A labelled image set on disk; every image becomes its square centre at one size.
@@ -122,7 +124,7 @@ def read_image(path: Path, size: int, scale: int | None = None, interpolation: I
     on Pillow images.
 
     Args:
-        path: Any format that Pillow reads.
+        path: JPEG, PNG, PPM, BMP, TIFF or WebP. Of the formats that Pillow knows beside these, some start programs.
         size: Side of the centre in pixels, at most ``scale``.
         scale: What the shorter side is scaled to, in pixels; ``size`` by default.
         interpolation: Filter of the scaling.
@@ -134,9 +136,9 @@ def read_image(path: Path, size: int, scale: int | None = None, interpolation: I
         ValueError: If the file cannot be read; the message names it.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
             image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what decoders say of damage has no common base class
         raise ValueError(
             f"cannot read image {path} ({type(error).__name__}: {error}): replace the file or take it away"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from numpy.lib import format as npy
 
 from ttalight.data.arrays import ImageArrays
+from ttalight.untrusted import read_npy_header
 
 __all__ = [
     "LABELS",
@@ -135,18 +137,22 @@ def read_npy(path: Path) -> npt.NDArray[Any]:
     """
     try:
         with path.open("rb") as file:
-            version = npy.read_magic(file)
-            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read_header(file)
-            missing = file.tell() + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize - path.stat().st_size
+            shape, _, dtype = read_npy_header(file)
+            missing = file.tell() + math.prod(shape) * dtype.itemsize - path.stat().st_size
     except OSError:
         raise
     except Exception as error:  # what the parser of a header says of damage has no common base class
+        if "Python objects" in str(error):
+            raise ValueError(
+                f"{path} holds Python objects, which may run code when they are read: it was not opened"
+            ) from error
         raise ValueError(f"{path} is not a .npy file ({error}): copy it again") from error
-    if dtype.hasobject:
-        raise ValueError(f"{path} holds Python objects, which may run code when they are read: it was not opened")
     if missing > 0:
         raise ValueError(f"{path} is cut short: {missing:,} bytes are missing at its end; copy it again")
+    if dtype.itemsize == 0:
+        raise ValueError(f"{path} has values of no bytes: copy it again")
+    if math.prod(shape) == 0:
+        return np.empty(shape, dtype)  # of nothing there is no map
     array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
 

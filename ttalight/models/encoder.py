@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ttalight.models import cifar_preact_resnet, cifar_resnet, cifar_resnet_gn, cifar_resnext, cifar_wide_resnet  # noqa: F401
 from ttalight.models.cifar_network import CifarNetwork
 from ttalight.models.weight_files import PublicWeights, classifier_names, numbers_allowed, public_weights
+from ttalight.untrusted import load_tensors
 
 __all__ = ["create_encoder", "with_normalisation"]
 
@@ -162,7 +163,7 @@ def _read(path: Path, encoder: nn.Module) -> PublicWeights:
             content: Any = load_file(path)
         else:
             with numbers_allowed():
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                content = load_tensors(path)
     except Exception as error:  # what archive, unpickler and tensors say of damage has no common base class
         said = [line for line in str(error).splitlines() if line and not line.startswith("Check the documentation")]
         # Of code in a file PyTorch speaks last; before it comes the advice to turn the protection off.

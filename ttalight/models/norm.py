@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -107,10 +108,23 @@ class NormLayer:
         if vars(self.module).get("forward") == self.forward:
             del self.module.forward
 
+    @contextmanager
+    def as_source(self) -> Iterator[None]:
+        """Normalise as the source model does for a while: by running statistics, nothing standing in."""
+        before = self.mode, self._replacement
+        self.mode, self._replacement = "source", None
+        try:
+            yield
+        finally:
+            self.mode, self._replacement = before
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` in the present mode, then apply what a fused layer brings along (drop-out, activation)."""
         if self._replacement is not None:
             return self._finish(self._replacement(x))
+        if not self.is_batch_norm:
+            own: Tensor = type(self.module).forward(self.module, x)
+            return own
         return self._finish(self._normalize(x, self.module.weight, self.module.bias))
 
     def standardize(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None:
+def write_files(folder: str | Path, contents: Mapping[str, str | bytes], keep: Mapping[str, str] | None = None) -> None:
     """Write files into a folder, which is made if need be.
 
     All contents are on the disk under temporary names before the first file is replaced, in the order given.
@@ -16,6 +16,7 @@ def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None
     Args:
         folder: Where to write.
         contents: File name -> contents; text is written as UTF-8 with line ends as given.
+        keep: File name -> the name under which what was there before stays.
 
     Raises:
         OSError: If the disk is full or the folder not writable; names the path. Files not yet replaced are untouched.
@@ -32,6 +33,8 @@ def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None
                 file.flush()
                 os.fsync(file.fileno())
         for path, temporary in targets.items():
+            if keep is not None and path.name in keep and path.exists():
+                os.replace(path, folder / keep[path.name])
             os.replace(temporary, path)
     except OSError as error:
         reason = f"{error.strerror or error}: could not write, what was there before is kept"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,13 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from ttalight.untrusted import DAMAGE, check_archive, read_member
+
 __all__ = ["PREDICTIONS", "PredictionWriter", "read_predictions"]
 
 PREDICTIONS = "predictions.npz"
 
+_PARTS = re.compile(rf"\.{re.escape(PREDICTIONS)}\.\d+\.parts")
 _HALF = np.finfo(np.float16)
 _TYPES: dict[str, np.dtype[Any]] = {
     "position": np.dtype("<i8"),
@@ -52,6 +56,9 @@ class PredictionWriter:
 
     def __init__(self, folder: str | Path, state: Mapping[str, Any] | None = None) -> None:
         self.target = Path(folder) / PREDICTIONS
+        if state is not None and not _PARTS.fullmatch(str(state["parts"])):
+            # It would be cut back, and removed at the end.
+            raise ValueError(f"the state of predictions names the folder {state['parts']!r:.60}: start anew")
         self._parts = Path(folder) / (f".{PREDICTIONS}.{os.getpid()}.parts" if state is None else str(state["parts"]))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._count = 0
@@ -181,10 +188,8 @@ def read_predictions(path: str | Path, *columns: str) -> dict[str, npt.NDArray[A
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: repeat the run with --predictions true (Recorder(predictions=True))")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in wanted}
-        if not all(isinstance(values, np.ndarray) for values in found.values()):
-            raise ValueError("not an array")
-        return found
-    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        check_archive(path, whole=False)
+        with zipfile.ZipFile(path) as archive:
+            return {name: read_member(archive, name, "U" if name == "domains" else "iuf") for name in wanted}
+    except DAMAGE as error:
         raise ValueError(f"{path} is not a file of predictions, or it is damaged ({error}): repeat the run") from error

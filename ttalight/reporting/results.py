@@ -178,6 +178,7 @@ class _Optional(TypedDict, total=False):
     model: str
     network: str
     classes: int
+    bad_batches: int
     readings: list[Reading]
     overall: Overall
     groups: list[GroupResult]
@@ -190,7 +191,8 @@ class _Optional(TypedDict, total=False):
 class Results(_Optional):
     """Everything that ``results.json`` holds; ``complete`` is False while domains are missing.
 
-    ``network`` is the name of the encoder, ``classes`` the number of its outputs.
+    ``network`` is the name of the encoder, ``classes`` the number of its outputs. ``bad_batches`` counts those that
+    were predicted and not adapted to, where the adapter's ``on_bad_batch`` allows it.
     """
 
     schema: int
@@ -248,8 +250,8 @@ def read_results(path: str | Path) -> Results:
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: give the folder of a run that adapt, test or validate has written")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except ValueError as error:
+        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_number)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a result file, it is damaged or not JSON ({error}): repeat the run") from error
     version = results.get("schema") if isinstance(results, dict) else None
     if version != SCHEMA:
@@ -259,7 +261,7 @@ def read_results(path: str | Path) -> Results:
         )
     try:
         _check(results, Results, "")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} does not follow schema {SCHEMA}: {error}; repeat the run") from error
     checked: Results = results
     return checked
@@ -272,6 +274,13 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.20} is beyond every number")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 import ttalight
+from ttalight.adapters import Adapter
 from ttalight.models import CenterCrop, Normalize, Preprocessing, preprocessing_of
 from ttalight.models.label_space import select_classes
 from ttalight.seeding import derive_seed, global_seed
@@ -188,7 +189,9 @@ class BaseTask(LightningModule, ABC):
         weights = self.normalize.mean.dtype
         mixed = "mixed" in str(self.trainer.precision)
         dtypes = (torch.float32, torch.float16, torch.bfloat16) if mixed else (weights,)
-        check_batch(batch, dtypes, getattr(self, "num_classes", None))
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        adapted = any(isinstance(callback, Adapter) and callback.engine is not None for callback in callbacks)
+        check_batch(batch, dtypes, getattr(self, "num_classes", None), adapted)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Check the first batch."""

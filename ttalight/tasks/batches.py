@@ -15,7 +15,7 @@ __all__ = ["check_batch", "check_values"]
 _OVERSHOOT = 0.5
 
 
-def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | None) -> None:
+def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | None, adapted: bool = False) -> None:
     """Refuse a batch that is not (images, labels, ...) as a task expects it; reads values once.
 
     Args:
@@ -23,6 +23,8 @@ def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | 
             there are any, in 0 to num_classes - 1.
         dtypes: Floating-point types that the network takes.
         num_classes: Number of classes; None where labels are not read.
+        adapted: Whether an adapter gets the images: it looks for bytes and for pixels that are not finite in every
+            batch, and decides what becomes of them.
 
     Raises:
         TypeError: If the batch is no such sequence, or the images are of another type.
@@ -38,25 +40,30 @@ def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | 
         raise ValueError(
             f"images must be (B, 3, H, W), got shape {tuple(images.shape)}: move the channels by permute(0, 3, 1, 2)"
         )
-    check_images(images)
-    if images.dtype not in dtypes:
+    judged_later = adapted and images.dtype == torch.uint8
+    check_images(images.to(dtypes[0]) if judged_later else images)
+    if images.dtype not in dtypes and not judged_later:
         raise TypeError(
             f"images are {images.dtype}, the network takes {' or '.join(map(str, dtypes))}: convert them in the data "
             "module, for example by images.float()"
         )
-    check_values(batch, num_classes)
-    low, high = (float(value) for value in images.aminmax())
+    check_values(batch, num_classes, pixels=not adapted)
+    if judged_later:
+        return
+    finite = images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = (float(value) for value in finite.aminmax())
     if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
         advice = "divide them by 255" if high > 10 else "leave normalisation to the task (mean, std), its first layer"
         raise ValueError(f"images must be RGB in [0, 1], got values from {low:.4g} to {high:.4g}: {advice}")
 
 
-def check_values(batch: Any, num_classes: int | None) -> None:
+def check_values(batch: Any, num_classes: int | None, pixels: bool = True) -> None:
     """Refuse NaN and infinite pixels, and labels beyond the classes.
 
     Args:
         batch: A sequence that begins with images and labels; anything else passes.
         num_classes: Number of classes; None where labels are not read.
+        pixels: Whether pixels are looked at.
 
     Raises:
         ValueError: If there are any; the message says how many.
@@ -64,7 +71,7 @@ def check_values(batch: Any, num_classes: int | None) -> None:
     if not isinstance(batch, (tuple, list)) or not batch:
         return
     images, labels = batch[0], batch[1] if len(batch) > 1 else None
-    if isinstance(images, Tensor) and images.is_floating_point():
+    if pixels and isinstance(images, Tensor) and images.is_floating_point():
         bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
         if bad:
             raise ValueError(

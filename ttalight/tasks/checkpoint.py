@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ttalight.models.weight_files import numbers_allowed
+from ttalight.untrusted import load_tensors
 
 __all__ = ["check_architecture", "check_weights", "file_sha256", "load_weights", "read_checkpoint", "select"]
 
@@ -34,7 +34,7 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
         )
     try:
         with numbers_allowed():
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(Path(path))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{argument}: {path} was refused: it holds something other than tensors and plain values, or is damaged "

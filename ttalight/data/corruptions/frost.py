@@ -108,8 +108,11 @@ def _pictures(frost_dir: str, scale: float) -> tuple[Tensor, ...]:
         )
     pictures = []
     for name in FROST_FILES:
-        with Image.open(folder / name) as file:
-            picture = torch.from_numpy(np.array(file.convert("RGB")))
+        try:
+            with Image.open(folder / name, formats=("PNG", "JPEG")) as file:
+                picture = torch.from_numpy(np.array(file.convert("RGB")))
+        except Exception as error:  # what decoders say of damage has no common base class
+            raise ValueError(f"cannot read {folder / name} ({type(error).__name__}: {error}): copy it again") from error
         pictures.append(_shrink(picture.permute(2, 0, 1).float(), scale))
     return tuple(pictures)
 

@@ -208,7 +208,10 @@ class Stream:
         try:
             domains = [Domain(str(name), int(severity)) for name, severity in header["domains"]]
             visits = [Visit(int(domain), int(number), bool(probe)) for domain, number, probe in header["visits"]]
-            stream = cls(domains, visits, **arrays, announced=bool(header["announced"]), window=header["window"])
+            window = header["window"]
+            if window is not None and (isinstance(window, bool) or not isinstance(window, int)):
+                raise ValueError(f"its window is {window!r:.60}")
+            stream = cls(domains, visits, **arrays, announced=bool(header["announced"]), window=window)
             if stream.hash != header["hash"]:
                 raise ValueError("its content does not fit the hash in it")
         except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib import format as npy
+
+from ttalight.untrusted import DAMAGE, check_archive, read_member
 
 __all__ = ["read_stream_file", "write_stream_file"]
 
 _HEADER = "header"
 _TYPES = {_HEADER: "|u1", "visit": "<u4", "sample": "<u4", "offsets": "<i8"}
 _FORMAT = 1
-#: What a damaged archive makes the readers of archives, arrays and JSON raise.
-_DAMAGE = (
-    zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, SyntaxError,
-    tokenize.TokenError,
-)  # fmt: skip
 
 
 def write_stream_file(path: Path, header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -47,30 +42,22 @@ def read_stream_file(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[
     if not path.is_file():
         raise FileNotFoundError(f"there is no saved stream {path}")
     try:
+        check_archive(path, whole=False)
         with zipfile.ZipFile(path) as archive:
-            size = path.stat().st_size
-            arrays = {name: _read(archive, name, np.dtype(dtype), size) for name, dtype in _TYPES.items()}
+            arrays = {name: _read(archive, name, np.dtype(dtype)) for name, dtype in _TYPES.items()}
         header = json.loads(arrays.pop(_HEADER).tobytes())
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
             raise ValueError(f"its header does not say format {_FORMAT}")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ValueError(
             f"{path} is not a saved stream, or is damaged ({type(error).__name__}: {error}): write it again"
         ) from error
     return header, arrays
 
 
-def _read(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], most: int) -> npt.NDArray[Any]:
-    """Read one array, whose type must be the expected one and whose size that of its place in the archive."""
-    member = archive.getinfo(f"{name}.npy")
-    if member.compress_type != zipfile.ZIP_STORED or member.file_size > most:
-        raise ValueError(f"{name} is compressed")
-    with archive.open(member) as file:
-        version = npy.read_magic(file)
-        shape, _, found = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
-        if found != dtype or len(shape) != 1:
-            raise ValueError(f"{name} must be {dtype} of shape (N,), it is {found} of shape {shape}")
-        content = file.read()
-    if len(content) != shape[0] * dtype.itemsize:
-        raise ValueError(f"{name} must have {shape[0] * dtype.itemsize:,} bytes, it has {len(content):,}")
-    return np.frombuffer(content, dtype=dtype).astype(dtype.newbyteorder("="))
+def _read(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Read one array, whose type must be the expected one."""
+    array = read_member(archive, name, "biufcmMSUV")
+    if array.dtype != dtype or array.ndim != 1:
+        raise ValueError(f"{name} must be {dtype} of shape (N,), it is {array.dtype} of shape {array.shape}")
+    return array.astype(dtype.newbyteorder("="), copy=False)

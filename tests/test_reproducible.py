@@ -1,0 +1,88 @@
+"""The same seed gives the same bits, whatever the workers, loggers or other runs; a run's configuration repeats it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ttalight.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.enable_model_summary false".split()
+MODEL = "--model SupervisedTask --model.encoder cifar_resnet8 --model.num_classes 2 --seed_everything 7".split()
+PHOTOS = "--data ImageFolderDataModule --data.root photos --data.batch_size 4".split()
+FIT = ["fit", *MODEL, *PHOTOS, *QUIET, *"--trainer.max_epochs 1 --trainer.deterministic true".split()]
+ADAPT = [
+    "adapt", *MODEL, *PHOTOS, *QUIET,
+    *"--adapter MEMO --adapter.views 3 --predictions true --trainer.deterministic true".split(),
+]  # fmt: skip
+#: What must change nothing.
+OTHERWISE = {
+    "again": [],
+    "workers": ["--data.num_workers", "2"],
+    "no logger": ["--trainer.logger", "false"],
+    "other logger": ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"],
+}
+
+
+@pytest.fixture(scope="module")
+def same():
+    spec = importlib.util.spec_from_file_location("kill_harness", ROOT / "tools" / "kill_harness.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kill_harness"] = module
+    spec.loader.exec_module(module)
+    return module.check_same
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with photographs and one run of each kind."""
+    folder = tmp_path_factory.mktemp("work")
+    draw = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / "photos" / split / name).mkdir(parents=True)
+            for index in range(8):
+                image = Image.fromarray(draw.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+                image.save(folder / "photos" / split / name / f"{index}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
+        main([*FIT, "--name", "fit"])
+        main([*ADAPT, "--name", "adapt"])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _work(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("otherwise", OTHERWISE)
+@pytest.mark.parametrize("stage", ["fit", "adapt"])
+def test_bit_for_bit(stage, otherwise, same):
+    torch.rand(3), np.random.rand(3)  # noqa: NPY002  (what another run may have drawn)
+    name = f"{stage}-{otherwise.replace(' ', '-')}"
+    main([*(FIT if stage == "fit" else ADAPT), *OTHERWISE[otherwise], "--name", name])
+    same(stage, Path("runs") / name, Path("runs") / stage)
+
+
+def test_another_seed_gives_other_bits(same):
+    main([*FIT, "--seed_everything", "8", "--name", "other"])
+    with pytest.raises(AssertionError, match="other weights"):
+        same("fit", Path("runs/other"), Path("runs/fit"))
+
+
+@pytest.mark.parametrize("stage", ["fit", "adapt"])
+def test_the_configuration_of_a_run_repeats_it(stage, same):
+    main([stage, "--config", f"runs/{stage}/config.yaml", "--name", f"{stage}-repeated"])
+    same(stage, Path(f"runs/{stage}-repeated"), Path("runs") / stage)

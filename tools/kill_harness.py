@@ -1,0 +1,281 @@
+"""Kills ``fit`` and ``adapt`` at points spread over all their phases, goes on, and compares with an uninterrupted run.
+
+    python tools/kill_harness.py [--kills 50] [--folder kill-harness]
+
+A point is every hook of the trainer that a callback sees (setup, each batch's begin and end, checkpoints, ends), and
+the moment before each file is synced, renamed or removed. An uninterrupted run counts the points; the kills are spread
+evenly over them, half on ``fit`` and half on ``adapt``. At a point the process sends itself SIGKILL. Every second kill
+at a file that is being written cuts the file to half its length before, as a power cut may. Then the run goes on by the
+documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew where nothing was there yet, and must
+leave what the uninterrupted one left, bit for bit: weights, optimizer and epoch of ``last.ckpt``; results, predictions
+and stream. Before it goes on, nothing unfinished may pass for complete: ``compare`` must leave the run out, and no file
+under its own name may be half of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ttalight  # noqa: F401  (first: it makes torchvision importable beside a CPU build of torch)
+
+# isort: split
+from lightning import Callback
+
+from ttalight.checkpoint_files import last_whole
+from ttalight.cli import CLI
+from ttalight.cli import main as ttalight_main
+from ttalight.data.streams import Stream
+from ttalight.reporting import read_predictions, read_results
+from ttalight.trainer import Trainer
+
+QUIET = "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.enable_model_summary false".split()
+DIGITS = "--data DigitsDataModule --data.limit 20 --data.batch_size 5 --data.domains [clean,contrast]".split()
+FIT = [
+    *"fit --model SupervisedTask --model.encoder cifar_resnet8 --trainer.max_epochs 3".split(),
+    *"--trainer.limit_train_batches 3 --trainer.limit_val_batches 1 --trainer.num_sanity_val_steps 0".split(), *DIGITS,
+    *QUIET,
+]  # fmt: skip
+ADAPT = [
+    *"adapt --model SupervisedTask --model.encoder cifar_resnet8 --adapter Tent --predictions true".split(),
+    *"--trainer.callbacks+=AdaptationCheckpoint --trainer.callbacks.every 2".split(), *DIGITS, *QUIET,
+]  # fmt: skip
+COMMANDS = {"fit": FIT, "adapt": ADAPT}
+HOOKS = [
+    f"on_{name}" for name in (
+        "fit_start", "train_start", "train_epoch_start", "train_batch_start", "train_batch_end", "train_epoch_end",
+        "validation_start", "validation_batch_end", "validation_end", "save_checkpoint", "train_end", "fit_end",
+        "test_start", "test_epoch_start", "test_batch_start", "test_batch_end", "test_epoch_end", "test_end",
+    )
+] + ["setup", "teardown"]  # fmt: skip
+
+
+class Points:
+    """Counts the points of a run, and kills the process at one.
+
+    Args:
+        at: Number of the point to die at; None only counts.
+        torn: Whether a file that is being written is cut to half before.
+    """
+
+    def __init__(self, at: int | None, torn: bool) -> None:
+        self.at, self.torn = at, torn
+        self.names: list[str] = []
+
+    def reach(self, name: str, descriptor: int | None = None) -> None:
+        """Count a point, and die if it is the one."""
+        self.names.append(name)
+        if self.at == len(self.names) - 1:
+            if descriptor is not None and self.torn:
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(self, module: Any, name: str) -> None:
+        """Make a function of the file system a point."""
+        real = getattr(module, name)
+
+        def reached(*args: Any, **kwargs: Any) -> Any:
+            self.reach(f"{name} {args[0]}", args[0] if name == "fsync" else None)
+            return real(*args, **kwargs)
+
+        setattr(module, name, reached)
+
+    def callback(self) -> Callback:
+        """Return a callback of which every hook is a point."""
+
+        def hook(name: str) -> Callable[..., None]:
+            return lambda *args, **kwargs: self.reach(name)
+
+        return type("AtEveryHook", (Callback,), {name: hook(name) for name in HOOKS})()
+
+
+def child(words: list[str], folder: Path, points: Points | None) -> None:
+    """Run a command in this process; with points it may die."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    if points is not None:
+        for name in ("fsync", "replace", "unlink", "remove", "truncate"):
+            points.before(os, name)
+        points.before(shutil, "rmtree")
+        make = CLI.instantiate_trainer
+
+        def with_points(self: CLI, **kwargs: Any) -> Trainer:
+            trainer = make(self, **kwargs)
+            trainer.callbacks.append(points.callback())  # type: ignore[attr-defined]
+            return trainer
+
+        CLI.instantiate_trainer = with_points  # type: ignore[method-assign]
+    ttalight_main(words)
+
+
+def in_process(words: list[str], folder: Path, points: Points | None = None) -> tuple[int, list[str], str]:
+    """Run a command in a forked process.
+
+    Returns:
+        Exit code (negative if a signal ended it), the points, and what it wrote.
+    """
+    log = folder / "log.txt"
+    names = folder / "points.json"
+    names.unlink(missing_ok=True)
+    process = os.fork()
+    if process == 0:
+        code = 1
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            try:
+                child(words, folder, points)
+                code = 0
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                if points is not None and points.at is None:
+                    names.write_text(json.dumps(points.names))
+                os._exit(code)
+    _, status = os.waitpid(process, 0)
+    found = json.loads(names.read_text()) if names.is_file() else []
+    return os.waitstatus_to_exitcode(status), found, log.read_text()
+
+
+def numbers(run: Path) -> dict[str, Any]:
+    """Return the results without times."""
+    results: Any = read_results(run)
+    results["cost"] |= {"images_per_second": None, "peak_memory_bytes": None}
+    for row in results["domains"]:
+        row["seconds"] = row["images_per_second"] = None
+    return dict(results)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Compare trees of tensors and plain values, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def weights(run: Path) -> dict[str, Any]:
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {name: content[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")}
+
+
+def check_same(stage: str, run: Path, whole: Path) -> None:
+    """Make sure that a run left what the uninterrupted one did."""
+    if stage == "fit":
+        assert same(weights(run), weights(whole)), "other weights"
+        return
+    assert numbers(run) == numbers(whole), "other results"
+    for name in ("predictions.npz", "stream.npz"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), f"other {name}"
+
+
+def check_nothing_passes_for_whole(stage: str, run: Path, whole: Path) -> None:
+    """Make sure that what a kill left is whole, or does not claim to be."""
+    if stage == "fit":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # after a kill last.ckpt is whole; the one before is for other damage
+            if (run / "checkpoints" / "last.ckpt").exists():
+                assert last_whole(run / "checkpoints") is not None
+        return
+    if (run / "results.json").exists():
+        complete = read_results(run)["complete"]
+        assert not complete or numbers(run) == numbers(whole), "partial results pass for complete"
+    if (run / "predictions.npz").exists():
+        read_predictions(run)
+    if (run / "stream.npz").exists():
+        Stream.load(run / "stream.npz")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+        ttalight_main(["compare", str(run)])
+    finished = (run / "results.json").exists() and read_results(run)["complete"]
+    assert finished or "no finished run" in said.getvalue(), f"compare shows a partial run: {said.getvalue()}"
+
+
+def go_on(stage: str, words: list[str], folder: Path, run: Path) -> None:
+    """Go on with a killed run as the documentation says."""
+    if stage == "fit":
+        there = any((run / "checkpoints" / name).is_file() for name in ("last.ckpt", "previous.ckpt"))
+        code, _, said = in_process([*words, *(["--ckpt_path", "last"] if there else ["--overwrite"])], folder)
+    elif (run / "config.yaml").is_file():
+        code, _, said = in_process(["adapt", "--resume", str(run.relative_to(folder))], folder)
+        if code == 2 and "is complete, there is nothing to resume" in said:
+            code = 0
+    else:
+        code, _, said = in_process([*words, "--overwrite"], folder)
+    assert code == 0, f"going on failed with {code}: {said[-2000:]}"
+
+
+def kills(folder: Path, count: int, first: int = 0) -> Iterator[str]:
+    """Kill and go on; yields a line for each kill.
+
+    Args:
+        folder: Where to work.
+        count: Number of kills, half of ``fit``, half of ``adapt``.
+        first: Shifts the points.
+
+    Raises:
+        AssertionError: If a run did not go on to the uninterrupted result.
+    """
+    for share, (stage, command) in enumerate(COMMANDS.items()):
+        whole = folder / "runs" / f"{stage}-whole"
+        code, names, said = in_process([*command, "--name", whole.name], folder, Points(None, False))
+        assert code == 0, said
+        own = (count + 1 - share) // 2
+        for kill in range(own):
+            at = (kill * len(names) // own + first) % len(names)
+            words = [*command, "--name", f"{stage}-{at}"]
+            run = folder / "runs" / f"{stage}-{at}"
+            torn = kill % 2 == 1
+            code, _, said = in_process(words, folder, Points(at, torn))
+            where = f"{stage} at point {at} of {len(names)}, before {names[at].replace(str(folder), '.')}"
+            assert code == -signal.SIGKILL, f"{where}: ended with {code} {said[-2000:]}"
+            try:
+                check_nothing_passes_for_whole(stage, run, whole)
+                go_on(stage, words, folder, run)
+                check_same(stage, run, whole)
+            except Exception as error:
+                raise AssertionError(f"{where}: {error}") from error
+            shutil.rmtree(run)
+            yield where
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="shifts the points, to see others")
+    parser.add_argument("--folder", type=Path, default=Path("kill-harness"), help="a new folder to work in")
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True)
+    torch.set_num_threads(1)
+    done = 0
+    for line in kills(folder, options.kills, options.first):
+        done += 1
+        print(f"{done:3} {line}", flush=True)
+    print(f"{done} kills, each run went on to the uninterrupted result")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
