@@ -173,6 +173,7 @@ class TestEstimate:
         assert tools[0].probe(plan_of(tools, 1, "demo", "digits"), seconds=0.1) > 1
 
 
+@pytest.mark.slow
 class TestRuns:
     def test_table_1(self, demo):
         text = (demo[0] / "table1.md").read_text()
