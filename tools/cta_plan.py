@@ -81,7 +81,7 @@ RECIPES = {
         adapt_data={"generate": True},
         trainer={"accelerator": "cpu", "precision": "bf16-mixed", "limit_val_batches": 0},
         shared_start=True,
-        repeated=("CTA", "CTA-C"),
+        repeated=("CTA", "CTA-C", "Y"),
         training_images=25000,
         measured=500,
         source_images=5000,
@@ -93,7 +93,8 @@ RECIPES = {
         epochs=2,
         domains=("contrast", "pixelate"),
         limit=60,
-        model={"encoder": "cifar_resnet8", "lr": 2.0e-3, "decoder_blocks": [1, 1, 1], "flip": 0.0, "image_size": 32},
+        model={"encoder": "cifar_resnet8", "lr": 2.0e-3, "decoder_blocks": [1, 1, 1], "flip": 0.0, "image_size": 32,
+               "warmup_epochs": 0},
         trainer={"accelerator": "cpu", "precision": "32-true", "limit_val_batches": 0, "log_every_n_steps": 10},
         adapter={"steps": 2, "read_at": [0, 1]},
         shared_start=True,
@@ -394,7 +395,7 @@ def _knows(config: Config, name: str, fit: bool) -> bool:
     task = config["model"]["class_path"]
     if name == "decoder_blocks":
         return task == "ReCTTT"
-    if name == "lr":
+    if name in ("lr", "warmup_epochs"):
         return fit and "optimizer" not in config["model"]["init_args"]
     return True
 

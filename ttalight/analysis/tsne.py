@@ -68,7 +68,8 @@ def tsne(features: Tensor, perplexity: float = 30.0, seed: int = 0) -> npt.NDArr
     method = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     places: npt.NDArray[np.float64] = method.fit_transform(features.double().numpy()).astype(np.float64)
     low, high = places.min(axis=0), places.max(axis=0)
-    return (places - low) / np.where(high > low, high - low, 1.0)
+    scaled: npt.NDArray[np.float64] = (places - low) / np.where(high > low, high - low, 1.0)
+    return scaled
 
 
 def feature_panels(
