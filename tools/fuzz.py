@@ -163,8 +163,8 @@ def make_results(folder: Path) -> Target:
     averages = dict.fromkeys(("accuracy", "error", "nll", "ece"), 0.5)
     row = {**averages, "name": "fog", "severity": 5, "visit": 0, "samples": 9, "top5": None, "seconds": 1.0}
     protocol = dict.fromkeys(
-        ("stream", "stream_hash", "severity", "samples", "reset", "prediction", "batch_size", "steps", "optimizer", "lr",
-         "norm", "sharding")
+        ("stream", "stream_hash", "severity", "samples", "reset", "prediction", "batch_size", "steps", "optimizer",
+         "lr", "norm", "sharding")
     )  # fmt: skip
     cost = ("forwards_per_batch", "backwards_per_batch", "peak_memory_bytes", "images_per_second", "adapted_parameters")
     results = {

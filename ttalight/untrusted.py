@@ -140,8 +140,8 @@ def read_member(archive: zipfile.ZipFile, name: str, kinds: str, dimensions: Seq
         content = file.read()
     if len(content) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} must have {math.prod(shape) * dtype.itemsize:,} bytes, it has {len(content):,}")
-    array: npt.NDArray[Any] = np.frombuffer(content, dtype=dtype).reshape(shape, order="F" if fortran else "C")
-    return array.copy()
+    array: npt.NDArray[Any] = np.frombuffer(content, dtype=dtype).reshape(shape, order="F" if fortran else "C").copy()
+    return array
 
 
 def inflate(data: bytes | memoryview, kind: str, most: int = LARGEST) -> bytes:
