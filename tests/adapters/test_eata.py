@@ -371,7 +371,9 @@ def test_drift_gradient_is_that_of_the_penalty(with_importance):
     expected = [g + d for g, d in zip(gradients, torch.autograd.grad(penalty, weights), strict=True)]
     for weight, gradient in zip(weights[:2], gradients, strict=False):
         weight.grad = gradient.clone()
-    add_drift_gradient(weights, source, 0.7, importance if with_importance else None)
+    value = add_drift_gradient(weights, source, 0.7, importance if with_importance else None)
+    counted = [0.7 * (s * (w - o) ** 2).sum() for w, o, s in zip(weights, source, scales, strict=True)]
     assert weights[2].grad is None
+    assert value.item() == pytest.approx((counted[0] + counted[1]).item())
     for weight, wanted in zip(weights[:2], expected, strict=False):
         torch.testing.assert_close(weight.grad, wanted)

@@ -106,10 +106,11 @@ class EATA(ETA):
         return super().adapt(net, images)
 
     @torch.no_grad()
-    def pull(self, net: Network) -> None:
+    def pull(self, net: Network) -> Tensor | None:
         """Pull the weights towards the source, by importance."""
-        if self._importance:
-            add_drift_gradient(net.parameters, net.source, self.fisher_weight, self._importance)
+        if not self._importance:
+            return None
+        return add_drift_gradient(net.parameters, net.source, self.fisher_weight, self._importance)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable; ``fisher`` is None where it ran as ETA."""

@@ -277,8 +277,11 @@ class Engine:
         self.net.unclaimed = 0.0
         self._reduced = loss.detach(), kept
 
-    def descend(self) -> None:
+    def descend(self, pulled: Tensor | None = None) -> None:
         """Move the free parameters by the gradient that ``backward`` left.
+
+        Args:
+            pulled: A scalar part of the loss whose gradient has been added to that of ``backward``.
 
         A step whose loss or gradient is not finite, or that keeps no sample, changes nothing and is counted in
         ``skipped``. One host synchronisation.
@@ -286,6 +289,8 @@ class Engine:
         assert self.optimizer is not None, "a method that steps has an optimizer"
         gradients = [parameter.grad for parameter in self.net.parameters if parameter.grad is not None]
         loss, kept = self._reduced
+        if pulled is not None:
+            loss = loss + pulled
         norm = total_norm(gradients)
         values = {"loss": loss, "grad_norm": norm, "selected": kept}
         if self._collapsed is not None:

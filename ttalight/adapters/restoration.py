@@ -43,8 +43,8 @@ def restore_at_random(
 
 def add_drift_gradient(
     weights: Sequence[Tensor], source: Sequence[Tensor], strength: float, importance: Sequence[Tensor] | None = None
-) -> None:
-    """Add the gradient of a penalty on the distance to the source weights to the weights' own.
+) -> Tensor:
+    """Add the gradient of a penalty on the distance to the source weights to the weights' own; return the penalty.
 
     The penalty is ``strength`` times the sum of squared differences, each multiplied by its importance. With the
     diagonal of the Fisher information as importance it is that of J. Kirkpatrick et al., *Overcoming catastrophic
@@ -52,15 +52,15 @@ def add_drift_gradient(
     no pass backwards through dozens of small tensors is needed.
 
     Args:
-        weights: The weights; those without a gradient stay without.
+        weights: The weights, one of them at least with a gradient; those without one stay without, and do not count.
         source: As many tensors of the same shapes.
         strength: Of the penalty.
-        importance: As many again; 1 by default.
+        importance: As many again, none below 0; 1 by default.
     """
     places = [place for place, weight in enumerate(weights) if weight.grad is not None]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     moved = torch._foreach_sub([weights[place] for place in places], [source[place] for place in places])
-    if importance is None:
-        torch._foreach_add_(gradients, moved, alpha=2 * strength)
-    else:
-        torch._foreach_addcmul_(gradients, moved, [importance[place] for place in places], value=2 * strength)
+    pulled = moved if importance is None else torch._foreach_mul(moved, [importance[place] for place in places])
+    torch._foreach_add_(gradients, pulled, alpha=2 * strength)
+    sums = torch._foreach_norm(torch._foreach_mul(moved, pulled), 1)  # of what is nowhere negative
+    return strength * torch.stack(sums).sum()

@@ -74,8 +74,9 @@ class SelfTrainingAdapter(GradientAdapter):
         """Return a scalar on the weights that is added to the mean loss."""
         return None
 
-    def pull(self, net: Network) -> None:
-        """Add to the gradients what needs no pass backwards."""
+    def pull(self, net: Network) -> Tensor | None:
+        """Add to the gradients what needs no pass backwards; return the scalar of the loss that it belongs to."""
+        return None
 
     def after_step(self, net: Network) -> None:
         """Do what follows each step."""
@@ -101,8 +102,7 @@ class SelfTrainingAdapter(GradientAdapter):
     def _step(self, net: Network, images: Tensor) -> Tensor:
         outputs, losses, weights = self._pass(net, images)
         net.backward(losses, weights, self.penalty(net))
-        self.pull(net)
-        net.descend()
+        net.descend(self.pull(net))
         self.after_step(net)
         return outputs.logits
 

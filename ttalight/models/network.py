@@ -86,7 +86,7 @@ class Network:
         self.images: Tensor | None = None
         self.step: Callable[..., None] = _no_engine
         self.backward: Callable[..., None] = _no_engine
-        self.descend: Callable[[], None] = _no_engine
+        self.descend: Callable[..., None] = _no_engine
         self.recover: Callable[..., None] = _no_engine
         self.draws: Callable[[int], torch.Generator] = _no_engine
         self._raw: Any = None
