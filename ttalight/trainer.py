@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,8 +27,8 @@ class Trainer(lightning.Trainer):
     ``checkpoints/last.ckpt`` as of the end of every epoch.
 
     Args:
-        default_root_dir: Folder of the run: everything is written there, without version folders. By default
-            Lightning's own folders are used.
+        default_root_dir: Folder of the run: everything but the files of other loggers than the default one is written
+            there, without version folders. By default Lightning's own folders are used.
         callbacks: As Lightning's.
         logger: As Lightning's; TensorBoard in the run's folder by default.
         kwargs: As Lightning's.
@@ -56,6 +57,7 @@ class Trainer(lightning.Trainer):
             chosen.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
         if default_root_dir is not None and logger in (None, True):
             logger = TensorBoardLogger(save_dir=default_root_dir, name="", version="")
+        self._folder = default_root_dir
         super().__init__(
             default_root_dir=default_root_dir,
             callbacks=chosen,
@@ -64,9 +66,17 @@ class Trainer(lightning.Trainer):
             enable_progress_bar=enable_progress_bar,
             **kwargs,
         )
+        for callback in self.checkpoint_callbacks:
+            if default_root_dir is not None and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = os.path.join(default_root_dir, "checkpoints")
         self._checkpoints = enable_checkpointing is not False and not kwargs.get("fast_dev_run")
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
             self.strategy.checkpoint_io = CheckpointFiles()
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of the run; without ``default_root_dir`` Lightning's, which the first logger decides."""
+        return self._folder if self._folder is not None else super().log_dir
 
     def adapt(
         self,

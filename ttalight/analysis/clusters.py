@@ -27,10 +27,10 @@ class MedianDistance(NamedTuple):
 def davies_bouldin(features: Tensor, labels: Tensor) -> float:
     """Return the Davies-Bouldin index of features grouped by their true labels; lower is better separated.
 
-    The mean over classes of the largest ratio (s_i + s_j) / |c_i - c_j|, with c the mean of a class and s the mean
-    distance to it. It depends neither on where the features lie nor on their scale. Computed in float64 and with exact
-    distances: torchmetrics 1.9 is right only for up to 25 classes, beyond which the distance of a class to itself is
-    rounded to something above zero there and decides the maximum.
+    The mean over classes of the largest ratio of s_i + s_j to the distance between c_i and c_j, with c the mean of a
+    class and s the mean distance to it. It depends neither on where the features lie nor on their scale. Computed in
+    float64 and with exact distances: torchmetrics 1.9 is right only for up to 25 classes, beyond which the distance of
+    a class to itself is rounded to something above zero there and decides the maximum.
 
     Source: D. L. Davies and D. W. Bouldin, *A Cluster Separation Measure*, IEEE Transactions on Pattern Analysis and
     Machine Intelligence, 1979.

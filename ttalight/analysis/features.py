@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ttalight.data.image_files import as_is
 from ttalight.reporting.files import write_files
 from ttalight.tasks import BaseTask
 from ttalight.tasks.two_view import TwoViewTask
+from ttalight.untrusted import DAMAGE, check_archive, read_member
 
 __all__ = ["Features", "embed", "read_features", "source_medians", "stratified", "write_features"]
 
@@ -149,14 +151,16 @@ def read_features(folder: str | Path) -> dict[str, Features]:
     labels: dict[str, Tensor] = {}
     values: dict[str, dict[tuple[str, int], Tensor]] = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
+        check_archive(path)
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                name = member.removesuffix(".npy")
                 domain, place, *steps = name.rsplit(".", 1 if name.endswith(".labels") else 2)
-                array = torch.from_numpy(arrays[name])
+                array = torch.from_numpy(read_member(archive, name, "f" if steps else "iu"))
                 if steps:
                     values.setdefault(domain, {})[place, int(steps[0])] = array
                 else:
                     labels[domain] = array
         return {domain: Features(own, values[domain]) for domain, own in labels.items()}
-    except Exception as error:  # what archive and arrays say of damage has no common base class
+    except DAMAGE as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): repeat the run") from error
