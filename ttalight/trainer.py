@@ -10,10 +10,12 @@ import lightning
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ttalight.adapters import Adapter
 from ttalight.adapters.sharding import Shard
+from ttalight.batch_norm_sync import BatchNormSync
 from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder
 from ttalight.checkpoint_files import CheckpointFiles
 from ttalight.reporting import Results, read_results
@@ -32,6 +34,8 @@ class Trainer(lightning.Trainer):
             Lightning's own folders are used.
         callbacks: As Lightning's.
         logger: As Lightning's; TensorBoard in the run's folder by default.
+        sync_batchnorm: Whether BatchNorm layers normalise with the statistics of all processes in ``fit``, on any
+            device; see ``BatchNormSync``.
         kwargs: As Lightning's.
     """
 
@@ -43,8 +47,11 @@ class Trainer(lightning.Trainer):
         logger: Logger | Iterable[Logger] | bool | None = None,
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
+        sync_batchnorm: bool = True,
         **kwargs: Any,
     ) -> None:
+        if sync_batchnorm:
+            kwargs["plugins"] = _with_batch_norm_sync(kwargs.get("plugins"))
         chosen = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
 
         def lacks(kind: type[Callback]) -> bool:
@@ -155,3 +162,9 @@ class Trainer(lightning.Trainer):
         launcher = self.strategy.launcher
         if launcher is not None:
             launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def _with_batch_norm_sync(plugins: Any) -> list[Any]:
+    given = [plugins] if isinstance(plugins, str) or not isinstance(plugins, Iterable) else list(plugins)
+    given = [plugin for plugin in given if plugin is not None]
+    return given if any(isinstance(plugin, LayerSync) for plugin in given) else [*given, BatchNormSync()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import traceback
@@ -44,7 +45,7 @@ class Module(lightning.LightningModule):
 
     auxiliary_views = 2
 
-    def __init__(self, blocks: int = 2) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.normalize = Normalize()
@@ -60,8 +61,8 @@ class Module(lightning.LightningModule):
         self(batch[0])
 
     def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.rand((2, *images.shape), generator=generator, dtype=images.dtype)
-        first, second = self.encoder((images + 0.3 * noise).flatten(0, 1)).chunk(2)
+        noise = torch.rand((2, *images.shape), generator=generator, dtype=torch.float64)
+        first, second = self.encoder((self.normalize(images) + 0.3 * noise).flatten(0, 1)).chunk(2)
         return ttalight.losses.contrastive_loss(first, second, 0.5) if len(images) > 1 else 0 * first.sum()
 
     def adaptable_parameters(self):
@@ -186,6 +187,7 @@ GROUPS = {"batch": by_batch, "domain": by_domain, "refusals": refusals}
 def main(rank: int, port: str, folder: Path, group: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    faulthandler.dump_traceback_later(240, exit=True)  # a hang shows where
     torch.save(GROUPS[group](folder / "together", RANKS), folder / f"{rank}.pt")
     torch.distributed.barrier()
 

@@ -79,6 +79,7 @@ class Recorder(Callback):
         self._resumed: dict[str, Any] | None = None
         self._checkpointed = False
         self._ranks: RankFiles | None = None
+        self._folder: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Be inert inside fit, and where several processes have parts of the data that nobody can put together."""
@@ -95,7 +96,8 @@ class Recorder(Callback):
             return
         self.results, self.status = None, {}
         stream: Stream | None = getattr(getattr(trainer, "datamodule", None), "stream", None)
-        folder, share = self.run_folder(trainer), _share(trainer)
+        self._folder, share = self.run_folder(trainer), _share(trainer)
+        folder = self._folder
         self._measurement = Measurement(None if trainer.validating else stream, self.ignore_index, share)
         self._logits: Tensor | None = None
         self._engine: Engine | None = None
@@ -124,7 +126,7 @@ class Recorder(Callback):
             torch.cuda.reset_peak_memory_stats()
 
     def run_folder(self, trainer: Trainer) -> str | None:
-        """Return the folder that the result files go to, None if there is none."""
+        """Return the folder that the result files go to, None if there is none; all processes have to ask together."""
         # Without a logger Lightning's log directory is the current one, where nobody asked for files.
         given = trainer.loggers or Path(trainer.default_root_dir) != Path.cwd()
         return self.folder or (trainer.log_dir if given else None)
@@ -291,9 +293,8 @@ class Recorder(Callback):
         if measurement.readings:
             results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
         self.results = cast(Results, results)
-        folder = self.run_folder(trainer)
-        if folder is not None and (everywhere or trainer.is_global_zero):
-            write_results(folder, self.results)
+        if self._folder is not None and (everywhere or trainer.is_global_zero):
+            write_results(self._folder, self.results)
         self._written = time.perf_counter()
         self._writing = self._written - began
 
@@ -384,7 +385,7 @@ class Recorder(Callback):
         if trainer.world_size > 1:
             warnings.warn(
                 f"process {trainer.global_rank} of {trainer.world_size} stopped the run "
-                f"({type(exception).__name__}: {exception}); finished domains are in {self.run_folder(trainer)}",
+                f"({type(exception).__name__}: {exception}); finished domains are in {self._folder}",
                 stacklevel=2,
             )
 
