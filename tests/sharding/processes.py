@@ -77,7 +77,7 @@ class Unequal(DigitsDataModule):
 
     def load_domains(self):
         found = super().load_domains()
-        sizes = [31, 8, 20, 14]
+        sizes = [17, 8, 13, 14]
         return [
             (domain, ttalight.data.ImageArrays(images.images[:size], images.labels[:size]))
             for (domain, images), size in zip(found, sizes, strict=False)
@@ -106,7 +106,7 @@ BY_BATCH = {
     "Tent with STAG": lambda: Tent(terms=[adapters.STAG()], clip_norm=1.0, **GRADIENT),
     "Tent, reset by domain": lambda: Tent(lr=0.05),
     "ETA": lambda: adapters.ETA(margin=0.8, **GRADIENT),
-    "EATA": lambda: adapters.EATA(margin=0.8, fisher_samples=30, **GRADIENT),
+    "EATA": lambda: adapters.EATA(margin=0.8, fisher_samples=10, **GRADIENT),
     "EATA on the stream": lambda: adapters.EATA(margin=0.8, fisher="stream", fisher_samples=12, **GRADIENT),
     "SAR": lambda: adapters.SAR(margin=0.8, parameters="norm", recovery=1.3, **GRADIENT),
     "SHOT": lambda: adapters.SHOT(confidence=0.4, **GRADIENT),
@@ -115,8 +115,8 @@ BY_BATCH = {
     "TestTimeTraining": lambda: TestTimeTraining(steps=2, lr=0.05, reset="never"),
     "TestTimeTraining, batch": lambda: TestTimeTraining(steps=2, lr=0.05, norm="batch", read_at=[1]),
 }
-#: Images of each domain, with batches of eight: even, ragged and nearly empty last batches.
-SIZES = {"even": 8, "ragged": 13, "nearly empty": 9}
+#: Even, ragged and nearly empty batches, and one that fewer processes than images see.
+SIZES = (8, 5, 1, 8, 7)
 
 BY_DOMAIN = {
     "Tent": (lambda: Tent(lr=0.05), None, {}),
@@ -147,12 +147,32 @@ def run(folder: Path, adapter, shard, devices, order=None, data=DigitsDataModule
     return {"results": results, "state": saved.state}
 
 
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.rand(size, 3, 28, 28, generator=generator, dtype=torch.float64) for size in SIZES]
+
+
+def method_by_batch(name: str, devices: int) -> dict:
+    """Adapt a plain network to batches that processes share."""
+    adapter = BY_BATCH[name]()
+    if isinstance(adapter, adapters.EATA):
+        adapter.source = [images[:6] for images in batches()[::3]]
+    adapted = adapter.wrap(Module())
+    engine = adapter.engine
+    if devices > 1:
+        engine.net.deal_out()
+    logits = [adapted(images) for images in batches()]
+    last = {"last": engine.last, "updates": engine.updates, "recoveries": engine.recoveries}
+    return {"logits": logits, "tensors": engine.state_dict()["tensors"], **last}
+
+
 def by_batch(folder: Path, devices: int) -> dict:
-    return {
-        (name, size): run(folder / f"{name}-{size}", make(), "batch", devices, domains=DOMAINS[:2], limit=SIZES[size])
-        for name, make in BY_BATCH.items()
-        for size in SIZES
+    sizes = {"batch_size": 8, "data": Unequal, "domains": DOMAINS}
+    runs = {
+        "run of Tent": run(folder / "Tent", Tent(lr=0.05), "batch", devices, **sizes),
+        "run of TTT": run(folder / "TTT", TestTimeTraining(steps=2, lr=0.05, reset=3), "batch", devices, **sizes),
     }
+    return runs | {name: method_by_batch(name, devices) for name in BY_BATCH}
 
 
 def by_domain(folder: Path, devices: int) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import pytest
 import torch
@@ -46,7 +45,10 @@ def plain(results):
 def test_results_and_predictions_are_those_of_one_process(name, together, alone):
     (first, second), folder = together
     expected, one = alone
-    assert plain(first[name]["results"]) == plain(expected[name]["results"])
+    ours, theirs = (plain(result[name]["results"]) for result in (first, expected))
+    if name == "EATA":  # each process measures on source images what matters
+        assert ours.pop("cost")["forwards_per_batch"] > theirs.pop("cost")["forwards_per_batch"]
+    assert ours == theirs
     assert second[name]["results"] == first[name]["results"]
     assert first[name]["results"]["complete"] == (name != "limited")
     ours, theirs = (read_predictions(path / name, *COLUMNS) for path in (folder, one))
