@@ -65,6 +65,12 @@ def run_group(tmp_path_factory):
     return run
 
 
+@pytest.fixture
+def launch_group(tmp_path):
+    """Return how two processes ended, and the folder of their runs."""
+    return lambda group: (launch(tmp_path, group), tmp_path / "together")
+
+
 @pytest.fixture(scope="session")
 def cases():
     """The module that both sides take their cases from."""

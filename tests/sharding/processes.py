@@ -14,7 +14,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from ttalight import adapters
+from ttalight import adapters, tasks
 from ttalight.adapters import Adapter, Tent, TestTimeTraining
 from ttalight.callbacks import Recorder
 from ttalight.data import Continual, DigitsDataModule, Probed, SingleSample
@@ -134,13 +134,23 @@ BY_DOMAIN = {
 }  # fmt: skip
 
 
-def run(folder: Path, adapter, shard, devices, order=None, data=DigitsDataModule, limit_test_batches=None, **options):
+def run(
+    folder: Path,
+    adapter,
+    shard,
+    devices,
+    order=None,
+    data=DigitsDataModule,
+    limit_test_batches=None,
+    callback=None,
+    **options,
+):
     """Adapt, and return results and adapted state."""
     saved = Saved()
     trainer = ttalight.Trainer(
         default_root_dir=str(folder), accelerator="cpu", devices=devices, precision="64-true", logger=False,
         strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[Recorder(predictions=True), saved], limit_test_batches=limit_test_batches,
+        callbacks=[Recorder(predictions=True), saved, *([callback] if callback else [])], limit_test_batches=limit_test_batches,
     )  # fmt: skip
     options = {"batch_size": 8, "domains": DOMAINS, "limit": 40} | options
     results = trainer.adapt(Module(), data(stream=order() if order else None, **options), adapter, shard=shard)
@@ -182,31 +192,69 @@ def by_domain(folder: Path, devices: int) -> dict:
     }
 
 
-def refusals(folder: Path, devices: int) -> dict:
-    cases = {
-        "no shard": (Tent(), None, {}),
-        "never": (Tent(reset="never"), "domain", {}),
-        "every 3": (Tent(reset=3), "domain", {}),
-        "not announced": (Tent(), "domain", {"order": Continual}),
-        "method": (adapters.LAME(), "batch", {}),
-        "subclass": (adapters.EMABN(), "batch", {}),
-    }
-    said = {}
-    for name, (adapter, shard, options) in cases.items():
-        try:
-            run(folder / name, adapter, shard, devices, **options)
-            said[name] = ""
-        except ValueError as error:
-            said[name] = str(error)
-    return said
+class Views(nn.Module):
+    """Two views of each image that nothing is drawn for."""
+
+    size = None
+
+    def forward(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.cat((images, images.flip(3)))
 
 
-GROUPS = {"batch": by_batch, "domain": by_domain, "refusals": refusals}
+class Fixed(tasks.AlignmentTask):
+    """Alignment from models that nobody has trained."""
+
+    def __init__(self, **kwargs) -> None:
+        torch.manual_seed(0)
+        super().__init__(encoder="cifar_resnet8", lr=1e-2, final_lr=1e-3, warmup_epochs=0, **kwargs)
+        self.views, self._complete = Views(), True
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.fill_(0.5)
+
+
+def weights_after_fit(folder: Path, devices: int, task, **options) -> dict:
+    lightning.seed_everything(5)
+    trainer = ttalight.Trainer(
+        default_root_dir=str(folder), accelerator="cpu", devices=devices, precision="64-true", logger=False,
+        strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, max_epochs=1, limit_train_batches=3, limit_val_batches=0, **options,
+    )  # fmt: skip
+    trainer.fit(task, datamodule=DigitsDataModule(batch_size=16 // devices, limit=16))
+    return {name: value.clone() for name, value in task.state_dict().items() if name != "normalize.std"}
+
+
+def fits(folder: Path, devices: int) -> dict:
+    plain = {"encoder": "cifar_resnet8", "lr": 1e-2, "final_lr": 1e-3, "warmup_epochs": 0, "crop": "none", "flip": 0.0}
+    torch.manual_seed(0)
+    done = {"supervised": weights_after_fit(folder / "supervised", devices, tasks.SupervisedTask(**plain))}
+    done["alignment"] = weights_after_fit(folder / "alignment", devices, Fixed())
+    done["local negatives"] = weights_after_fit(folder / "local", devices, Fixed(negatives="local"))
+    done["own statistics"] = weights_after_fit(folder / "own", devices, Fixed(), sync_batchnorm=False)
+    return done
+
+
+class Dies(lightning.Callback):
+    """Fails on the second process, in the second of its domains."""
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        stream, share = trainer.datamodule.stream, trainer.datamodule.share
+        if trainer.global_rank == 1 and stream.begins_visit(batch_idx) and batch_idx != share[0]:
+            raise KeyError("the second process has died")
+
+
+def death(folder: Path, devices: int) -> dict:
+    four = [*DOMAINS, "brightness"]
+    return run(folder / "death", Tent(lr=0.05), "domain", devices, data=Unequal, domains=four, callback=Dies())
+
+
+GROUPS = {"death": death, "batch": by_batch, "domain": by_domain, "fit": fits}
 
 
 def main(rank: int, port: str, folder: Path, group: str) -> None:
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    if group != "death":
+        warnings.simplefilter("ignore")
     faulthandler.dump_traceback_later(240, exit=True)  # a hang shows where
     torch.save(GROUPS[group](folder / "together", RANKS), folder / f"{rank}.pt")
     torch.distributed.barrier()
