@@ -25,12 +25,16 @@ DOMAINS = ["clean", "contrast", "gaussian_noise"]
 
 
 class Encoder(nn.Sequential):
-    """Two BatchNorm layers in front of the features."""
+    """Two BatchNorm layers in front of the features.
+
+    Convolutions have no bias: in front of a BatchNorm layer its gradient is zero but for rounding, which Adam divides
+    by its own size.
+    """
 
     def __init__(self, width: int = 6) -> None:
         super().__init__(
-            nn.Conv2d(3, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(3, width, 3, stride=2, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
             nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
         for module in self.modules():
@@ -105,9 +109,11 @@ BY_BATCH = {
     "Tent, after, two steps": lambda: Tent(prediction="after", steps=2, clip_norm=0.5, **GRADIENT),
     "Tent with STAG": lambda: Tent(terms=[adapters.STAG()], clip_norm=1.0, **GRADIENT),
     "Tent, reset by domain": lambda: Tent(lr=0.05),
-    "ETA": lambda: adapters.ETA(margin=0.8, **GRADIENT),
-    "EATA": lambda: adapters.EATA(margin=0.8, fisher_samples=10, **GRADIENT),
-    "EATA on the stream": lambda: adapters.EATA(margin=0.8, fisher="stream", fisher_samples=12, **GRADIENT),
+    "ETA": lambda: adapters.ETA(margin=0.9, redundancy=0.999, **GRADIENT),
+    "EATA": lambda: adapters.EATA(margin=0.9, redundancy=0.999, fisher_samples=10, **GRADIENT),
+    "EATA on the stream": lambda: adapters.EATA(
+        margin=0.9, redundancy=0.999, fisher="stream", fisher_samples=12, **GRADIENT
+    ),
     "SAR": lambda: adapters.SAR(margin=0.8, parameters="norm", recovery=1.3, **GRADIENT),
     "SHOT": lambda: adapters.SHOT(confidence=0.4, **GRADIENT),
     "NCTTA": lambda: adapters.NCTTA(margin=0.8, **GRADIENT),
@@ -122,7 +128,7 @@ BY_DOMAIN = {
     "Tent": (lambda: Tent(lr=0.05), None, {}),
     "FIND": (adapters.FIND, None, {}),
     "DeYO": (lambda: adapters.DeYO(margin=0.9, threshold=-0.5, parameters="norm", lr=0.05), None, {}),
-    "EATA": (lambda: adapters.EATA(margin=0.8, fisher_samples=30, lr=0.05), None, {}),
+    "EATA": (lambda: adapters.EATA(margin=0.9, redundancy=0.999, fisher_samples=30, lr=0.05), None, {}),
     "probes": (lambda: TestTimeTraining(steps=1, lr=0.05, reset="domain"), lambda: Probed(samples=12), {}),
     "one by one": (lambda: Tent(lr=0.05), lambda: SingleSample(window=4), {"limit": 10}),
     "episodes": (lambda: TestTimeTraining(steps=2, lr=0.05, read_at=[1]), Continual, {}),
@@ -147,10 +153,11 @@ def run(
 ):
     """Adapt, and return results and adapted state."""
     saved = Saved()
+    callbacks = [Recorder(predictions=True), saved, *([callback] if callback else [])]
     trainer = ttalight.Trainer(
         default_root_dir=str(folder), accelerator="cpu", devices=devices, precision="64-true", logger=False,
         strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[Recorder(predictions=True), saved, *([callback] if callback else [])], limit_test_batches=limit_test_batches,
+        callbacks=callbacks, limit_test_batches=limit_test_batches,
     )  # fmt: skip
     options = {"batch_size": 8, "domains": DOMAINS, "limit": 40} | options
     results = trainer.adapt(Module(), data(stream=order() if order else None, **options), adapter, shard=shard)
