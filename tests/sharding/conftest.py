@@ -41,7 +41,7 @@ def launch(folder: Path, group: str) -> list[subprocess.CompletedProcess]:
         for rank in range(processes.RANKS)
     ]  # fmt: skip
     try:
-        logs = [process.communicate(timeout=300)[0] for process in started]
+        logs = [process.communicate(timeout=700)[0] for process in started]
     finally:
         for process in started:
             process.kill()

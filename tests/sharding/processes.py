@@ -262,7 +262,7 @@ def main(rank: int, port: str, folder: Path, group: str) -> None:
     torch.set_num_threads(1)
     if group != "death":
         warnings.simplefilter("ignore")
-    faulthandler.dump_traceback_later(240, exit=True)  # a hang shows where
+    faulthandler.dump_traceback_later(600, exit=True)  # a hang shows where
     torch.save(GROUPS[group](folder / "together", RANKS), folder / f"{rank}.pt")
     torch.distributed.barrier()
 
