@@ -18,6 +18,7 @@ from ttalight.adapters.sharding import Shard
 from ttalight.batch_norm_sync import BatchNormSync
 from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder
 from ttalight.checkpoint_files import CheckpointFiles
+from ttalight.data import ImageDataModule
 from ttalight.reporting import Results, read_results
 
 __all__ = ["Trainer"]
@@ -144,6 +145,8 @@ class Trainer(lightning.Trainer):
             raise
         finally:
             self.callbacks, adapter.shard = before, None
+            if isinstance(datamodule, ImageDataModule):
+                datamodule.share = None
             if checkpoint is not None:
                 checkpoint.end(datamodule)
         recorder = next(callback for callback in before if isinstance(callback, Recorder))

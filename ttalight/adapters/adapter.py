@@ -319,9 +319,7 @@ class Adapter(Callback, ABC):
         self._stop(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the loop its inference mode back, and the data module its whole stream."""
-        if self._share is not None:
-            trainer.datamodule.share = self._share = None  # type: ignore[attr-defined]
+        """Give the loop its inference mode back."""
         if self._inference_mode is not None and stage in _LOOPS:
             getattr(trainer, _LOOPS[stage]).inference_mode = self._inference_mode
             self._inference_mode = None
