@@ -55,9 +55,8 @@ def global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = x.sum(dims) / count.clamp(min=1)
     squares = (x - mean.view(1, -1, *[1] * (x.ndim - 2))).square().sum(dims)
     ranks = rank_and_world_size()[1]
-    counts, means, within = (
-        gather_with_gradients(torch.cat((count, mean, squares))).view(ranks, -1).split((1, channels, channels), dim=1)
-    )
+    gathered = gather_with_gradients(torch.cat((count, mean, squares))).view(ranks, -1)
+    counts, means, within = torch.split(gathered, (1, channels, channels), dim=1)
     total = counts.sum(0)
     mean = (counts * means).sum(0) / total
     var = (within + counts * (means - mean).square()).sum(0) / total
@@ -76,7 +75,8 @@ def average(tensors: list[Tensor]) -> None:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
-    for tensor, values in zip(tensors, flat.div_(ranks).split([tensor.numel() for tensor in tensors]), strict=True):
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, values in zip(tensors, torch.split(flat.div_(ranks), sizes), strict=True):
         tensor.copy_(values.view_as(tensor))
 
 

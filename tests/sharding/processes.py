@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 
 import ttalight  # isort: skip  (first: it makes torchvision importable)
@@ -208,12 +209,18 @@ class Views(nn.Module):
         return torch.cat((images, images.flip(3)))
 
 
+#: Adam would divide gradients that are zero but for rounding by their own size.
+TRAINED = {
+    "encoder": "cifar_resnet8", "warmup_epochs": 0, "optimizer": partial(torch.optim.SGD, lr=0.02, momentum=0.9),
+}  # fmt: skip
+
+
 class Fixed(tasks.AlignmentTask):
     """Alignment from models that nobody has trained."""
 
     def __init__(self, **kwargs) -> None:
         torch.manual_seed(0)
-        super().__init__(encoder="cifar_resnet8", lr=1e-2, final_lr=1e-3, warmup_epochs=0, **kwargs)
+        super().__init__(**TRAINED, **kwargs)
         self.views, self._complete = Views(), True
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -223,18 +230,18 @@ class Fixed(tasks.AlignmentTask):
 def weights_after_fit(folder: Path, devices: int, task, **options) -> dict:
     lightning.seed_everything(5)
     trainer = ttalight.Trainer(
-        default_root_dir=str(folder), accelerator="cpu", devices=devices, precision="64-true", logger=False,
+        default_root_dir=str(folder), accelerator="cpu", devices=devices, logger=False,
         strategy="ddp" if devices > 1 else "auto", enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, max_epochs=1, limit_train_batches=3, limit_val_batches=0, **options,
     )  # fmt: skip
     trainer.fit(task, datamodule=DigitsDataModule(batch_size=16 // devices, limit=16))
-    return {name: value.clone() for name, value in task.state_dict().items() if name != "normalize.std"}
+    return {name: value.clone() for name, value in task.state_dict().items()}
 
 
 def fits(folder: Path, devices: int) -> dict:
-    plain = {"encoder": "cifar_resnet8", "lr": 1e-2, "final_lr": 1e-3, "warmup_epochs": 0, "crop": "none", "flip": 0.0}
     torch.manual_seed(0)
-    done = {"supervised": weights_after_fit(folder / "supervised", devices, tasks.SupervisedTask(**plain))}
+    plain = tasks.SupervisedTask(crop="none", flip=0.0, **TRAINED)
+    done = {"supervised": weights_after_fit(folder / "supervised", devices, plain)}
     done["alignment"] = weights_after_fit(folder / "alignment", devices, Fixed())
     done["local negatives"] = weights_after_fit(folder / "local", devices, Fixed(negatives="local"))
     done["own statistics"] = weights_after_fit(folder / "own", devices, Fixed(), sync_batchnorm=False)

@@ -79,7 +79,7 @@ class BatchShard:
         before = [(module, vars(module).get("forward")) for module in modules]
         for module in modules:
             forward = module.forward
-            module.forward = lambda images, forward=forward: self(forward, images)  # type: ignore[misc]
+            module.forward = lambda images, forward=forward: self(forward, images)
         try:
             yield
         finally:

@@ -119,10 +119,14 @@ class Network:
             kept = images[keep]
             with self.norm_mode(norm):
                 raw = self._pass(kept, len(kept) / len(images))
+        return Outputs(_full(logits_of(raw)), self._read_features(len(images if keep is None else kept)))
+
+    def _read_features(self, images: int) -> Tensor | None:
+        """Return what the classifier read in the last pass, of so many images."""
         features = self._features
-        if self._shard is not None and features is not None:
-            features = self._shard.whole(features, len(images if keep is None else kept))
-        return Outputs(_full(logits_of(raw)), None if features is None else _full(features))
+        if features is None:
+            return None
+        return _full(features if self._shard is None else self._shard.whole(features, images))
 
     def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the task's self-supervised loss, scalar or (B,), in fp32; counted as one pass for each view."""

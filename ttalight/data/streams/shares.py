@@ -89,4 +89,5 @@ def _balanced(sizes: Numbers, ranks: int) -> Numbers:
 def _stretches(sizes: Numbers, ranks: int) -> Numbers:
     """Return the owner of each part: consecutive parts, in stretches of about the same size."""
     middle = np.cumsum(sizes) - sizes / 2
-    return np.minimum(middle * ranks // sizes.sum(), ranks - 1).astype(np.int64)
+    owner: Numbers = np.minimum(middle * ranks // sizes.sum(), ranks - 1).astype(np.int64)
+    return owner
