@@ -38,7 +38,7 @@ __all__ = ["CLI", "main"]
 
 #: What a run writes, and what --overwrite takes away.
 _WRITTEN = (
-    "config.yaml", "checkpoints", "adaptation", "results.json", "domains.csv", "predictions.npz", "stream.npz",
+    "config.yaml", "checkpoints", "adaptation", "results.json", "domains.csv", "predictions.npz", "stream.npz", "ranks",
 )  # fmt: skip
 _RUNS = "runs"
 #: Environment variable that shows the traceback of every error.

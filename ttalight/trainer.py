@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,12 +11,16 @@ import lightning
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ttalight.adapters import Adapter
+from ttalight.adapters.sharding import Shard
+from ttalight.batch_norm_sync import BatchNormSync
 from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder
 from ttalight.checkpoint_files import CheckpointFiles
-from ttalight.reporting import Results
+from ttalight.data import ImageDataModule
+from ttalight.reporting import Results, read_results
 
 __all__ = ["Trainer"]
 
@@ -31,6 +36,8 @@ class Trainer(lightning.Trainer):
             there, without version folders. By default Lightning's own folders are used.
         callbacks: As Lightning's.
         logger: As Lightning's; TensorBoard in the run's folder by default.
+        sync_batchnorm: Whether BatchNorm layers normalise with the statistics of all processes in ``fit``, on any
+            device; see ``BatchNormSync``.
         kwargs: As Lightning's.
     """
 
@@ -42,8 +49,11 @@ class Trainer(lightning.Trainer):
         logger: Logger | Iterable[Logger] | bool | None = None,
         enable_checkpointing: bool | None = None,
         enable_progress_bar: bool | None = None,
+        sync_batchnorm: bool = True,
         **kwargs: Any,
     ) -> None:
+        if sync_batchnorm:
+            kwargs["plugins"] = _with_batch_norm_sync(kwargs.get("plugins"))
         chosen = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
 
         def lacks(kind: type[Callback]) -> bool:
@@ -84,6 +94,7 @@ class Trainer(lightning.Trainer):
         datamodule: LightningDataModule | None = None,
         adapter: Adapter | None = None,
         resume: str | None = None,
+        shard: Shard | None = None,
     ) -> Results:
         """Adapt a model to a stream while measuring it.
 
@@ -97,16 +108,27 @@ class Trainer(lightning.Trainer):
             adapter: The method; by default the one that the model's ``default_adapter()`` returns.
             resume: Folder of a stopped run of the same model, data and adapter, which is also this trainer's: it goes
                 on from its last checkpoint, in the middle of the stream.
+            shard: How several processes divide the run, with the numbers of one: ``domain`` gives each whole domains
+                (or stretches of batches with ``reset="batch"``), ``batch`` a slice of every batch. One process
+                ignores it.
 
         Returns:
             The results, as written to ``results.json``.
 
         Raises:
             ValueError: If there is no model, no data or no adapter, or an adapter is among the callbacks already;
-                if the run to resume is complete, or another one.
+                if the run to resume is complete, or another one; if processes cannot divide the run as asked.
         """
         if model is None or datamodule is None:
             raise ValueError("adapt needs a model and a datamodule")
+        if shard not in (None, "domain", "batch"):
+            raise ValueError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
+        by_domain = shard == "domain" and self.num_devices * self.num_nodes > 1
+        if by_domain and resume is not None:
+            raise ValueError(
+                "a run whose domains are divided among processes keeps no checkpoints to resume from: its finished "
+                "domains are in results.json; start it anew, or use shard='batch' or one process"
+            )
         if adapter is None:
             if not hasattr(model, "default_adapter"):
                 raise ValueError(
@@ -118,17 +140,44 @@ class Trainer(lightning.Trainer):
         checkpoint = next((callback for callback in before if isinstance(callback, AdaptationCheckpoint)), None)
         if checkpoint is None and (self._checkpoints or resume is not None):
             checkpoint = AdaptationCheckpoint()
+        if by_domain:
+            checkpoint = None
         if checkpoint is not None:
             checkpoint.begin(resume)
         others = [callback for callback in before if callback is not checkpoint]
         # A checkpoint comes when all others are done with the batch.
         self.callbacks = [adapter, *others, *([checkpoint] if checkpoint is not None else [])]
+        adapter.shard = shard
         try:
             self.test(model, datamodule=datamodule, verbose=False)
+        except BaseException:
+            self._end_others()
+            raise
         finally:
-            self.callbacks = before
+            self.callbacks, adapter.shard = before, None
+            if isinstance(datamodule, ImageDataModule):
+                datamodule.share = None
             if checkpoint is not None:
                 checkpoint.end(datamodule)
         recorder = next(callback for callback in before if isinstance(callback, Recorder))
-        assert recorder.results is not None
+        if recorder.results is None:  # the processes that Lightning spawned have measured, and have ended
+            folder = recorder.run_folder(self)
+            if folder is None:
+                raise ValueError(
+                    "processes that are spawned leave their results in the run's folder: give the Trainer a "
+                    "default_root_dir"
+                )
+            recorder.results = read_results(folder)
         return recorder.results
+
+    def _end_others(self) -> None:
+        """End the processes that this one has launched: they would wait for it."""
+        launcher = self.strategy.launcher
+        if launcher is not None:
+            launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+def _with_batch_norm_sync(plugins: Any) -> list[Any]:
+    given = [plugins] if isinstance(plugins, str) or not isinstance(plugins, Iterable) else list(plugins)
+    given = [plugin for plugin in given if plugin is not None]
+    return given if any(isinstance(plugin, LayerSync) for plugin in given) else [*given, BatchNormSync()]

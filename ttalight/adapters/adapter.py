@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ttalight.adapters.bad_batch import OnBadBatch
 from ttalight.adapters.engine import Engine
+from ttalight.adapters.sharding import Shard, StreamShare, check_sharding, check_strategy, prepare
 from ttalight.adapters.wrapper import AdaptedNetwork
 from ttalight.models.network import Network
 from ttalight.seeding import global_seed
@@ -51,6 +52,10 @@ class Adapter(Callback, ABC):
     clip_norm: float | None = None
     #: Whether logits come from before or after the update.
     prediction: str = "before"
+    #: Whether shard='batch' gives what one process gives: ``adapt`` has to reach the model through ``net`` alone.
+    shards_batches: ClassVar[bool] = False
+    #: Whether ``configure`` looks at the images of the first batch.
+    configured_by_images: bool = False
 
     def __init__(
         self,
@@ -67,6 +72,10 @@ class Adapter(Callback, ABC):
         self.classifier = classifier
         self.seed = seed
         self.on_bad_batch = on_bad_batch
+        #: How several processes divide the coming run; ``Trainer.adapt`` sets it.
+        self.shard: Shard | None = None
+        self._share: StreamShare | None = None
+        self._several = False
         self._engine: Engine | None = None
         self._state: dict[str, Any] = {}
         self._resume = False
@@ -115,6 +124,22 @@ class Adapter(Callback, ABC):
 
     def check_defaults(self, classes: int) -> None:
         """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
+
+    def check_batch_shard(self, module: nn.Module) -> None:
+        """Make sure that shard='batch' gives what one process gives.
+
+        Args:
+            module: The model.
+
+        Raises:
+            ValueError: If this method does something to a batch that cannot be divided.
+            TypeError: If the model cannot be divided.
+        """
+        if not self.shards_batches:
+            raise ValueError(
+                f"{type(self).__name__} cannot share a batch among processes: it needs the images of a batch together "
+                "inside the network, or was not checked to give the same numbers. Use shard='domain', or one process"
+            )
 
     # -- plain networks
 
@@ -177,18 +202,29 @@ class Adapter(Callback, ABC):
         if len(adapters) > 1:
             names = ", ".join(type(adapter).__name__ for adapter in adapters)
             raise ValueError(f"a run takes exactly one adapter, got {len(adapters)} among the callbacks: {names}")
-        if trainer.world_size > 1:
-            raise RuntimeError(
-                f"adaptation runs in one process, got {trainer.world_size}: set devices=1 (trainer.devices: 1)"
-            )
+        check_strategy(trainer)
+        self._share, self._several = None, trainer.world_size > 1
+        if self._several:
+            self._divide(trainer, pl_module)
         loop = getattr(trainer, _LOOPS[stage])
         self._inference_mode = loop.inference_mode
         loop.inference_mode = False
 
-    def _start(self, module: LightningModule) -> None:
+    def _divide(self, trainer: Trainer, module: LightningModule) -> None:
+        check_sharding(self, trainer, module)
+        if self.shard == "domain":
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            self._share = StreamShare(data.stream, trainer.global_rank, trainer.world_size, self.reset == "batch")
+            data.share = self._share.numbers
+
+    def _start(self, trainer: Trainer, module: LightningModule) -> None:
         if self._stage == "fit":
             return
         engine = self._begin(module)
+        if self._several and self.shard == "batch":
+            engine.net.deal_out()
+        if self._share is not None and self._share.begins_later and self.configured_by_images:
+            prepare(engine, trainer)
         if self._resume:
             engine.load_state_dict(self._state)
             self._resume = False
@@ -226,6 +262,8 @@ class Adapter(Callback, ABC):
         begins = stream.begins_visit(batch_idx) if stream is not None else dataloader_idx != self._dataloader
         if begins and not probe:
             engine.announce()
+        if self._share is not None:
+            self._share.place(engine, batch_idx)
         self._dataloader = dataloader_idx
 
     def _batch_end(self, module: LightningModule) -> None:
@@ -249,15 +287,15 @@ class Adapter(Callback, ABC):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stand in for the module's forward."""
-        self._start(pl_module)
+        self._start(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stand in for the module's forward, outside fit."""
-        self._start(pl_module)
+        self._start(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stand in for the module's forward."""
-        self._start(pl_module)
+        self._start(trainer, pl_module)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -33,6 +33,8 @@ class AlphaBN(Adapter):
         ValueError: If an argument is out of range; at the first batch, if the network has no BatchNorm layer.
     """
 
+    shards_batches = True
+
     def __init__(self, prior: float = 16.0, alpha: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if prior < 0:

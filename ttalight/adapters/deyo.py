@@ -47,6 +47,8 @@ class DeYO(SelfTrainingAdapter):
             image, or images are smaller than the patches.
     """
 
+    shards_batches = True
+
     sgd_momentum = 0.9
     published_parameters: Selection = "norm_before_last_block"
     published: ClassVar[dict[str, dict[str, Any]]] = {

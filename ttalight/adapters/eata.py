@@ -50,6 +50,8 @@ class EATA(ETA):
         TypeError: At the first batch, if ``source`` gives something else than images.
     """
 
+    shards_batches = True
+
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {**ETA.published["cifar"], "fisher_weight": 1.0},
         "cifar100": {**ETA.published["cifar100"], "fisher_weight": 1.0},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from ttalight.adapters.bad_batch import check_batch_type, refusal, repaired
+from ttalight.distributed import average
 from ttalight.models.network import Network
 from ttalight.seeding import derive_seed
 
@@ -84,6 +85,28 @@ class Engine:
         self._boundary = self.visit >= 0
         self.visit += 1
         self.batch = 0
+
+    def go_to(self, visit: int, batch: int) -> None:
+        """Note where the next batch stands, in a process that goes through a part of the stream.
+
+        Args:
+            visit: Number of the announced visit.
+            batch: Number of the batch in the visit.
+        """
+        self.visit, self.batch = visit, batch
+
+    def prepare(self, images: Tensor) -> None:
+        """Configure the method by a batch that another process adapts to.
+
+        Args:
+            images: (B, 3, H, W), the first batch of the stream.
+        """
+        self.net.precision = _ambient_autocast(images.device.type)
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+            self.net.images = images.clone() if images.is_inference() else images
+            self._configure()
+        self.net.forget()
+        self.net.forwards = self.backwards = 0.0  # the other process counts them
 
     def probe(self, on: bool) -> None:
         """Enter or leave a probe: the method treats its batches as any others, and nothing of it stays.
@@ -273,6 +296,8 @@ class Engine:
                 "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, or "
                 "detach its outputs?"
             )
+        if self.net.is_dealt_out:
+            average([parameter.grad for parameter in self.net.parameters if parameter.grad is not None])
         self.backwards += self.net.unclaimed
         self.net.unclaimed = 0.0
         self._reduced = loss.detach(), kept

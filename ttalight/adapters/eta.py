@@ -39,6 +39,8 @@ class ETA(SelfTrainingAdapter):
         ValueError: If an argument is out of range.
     """
 
+    shards_batches = True
+
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200, "redundancy": 0.4},
         "cifar100": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200, "redundancy": 0.1},

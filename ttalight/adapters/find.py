@@ -61,6 +61,7 @@ class FIND(Adapter):
         if others not in ("unified", "source"):
             raise ValueError(f"others must be 'unified' or 'source', got {others!r}")
         self.alpha, self.layers, self.others = alpha, layers, others
+        self.configured_by_images = layers == "auto"
 
     def configure(self, net: Network) -> None:
         """Stand in for the normalisation of all BatchNorm layers, and choose which divide the batch."""

@@ -56,6 +56,8 @@ class NCTTA(SelfTrainingAdapter):
             outside the top k that ``triplet`` and ``hinge`` need, or if the classifier cannot be found.
     """
 
+    shards_batches = True
+
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "SGD", "momentum": 0.9, "nesterov": True, "lr": 1e-3, "batch_size": 64}
     }

@@ -28,6 +28,8 @@ class PTBN(Adapter):
         ValueError: At the first batch, if the network has no BatchNorm layer.
     """
 
+    shards_batches = True
+
     norm = "batch"
 
     def configure(self, net: Network) -> None:

@@ -52,6 +52,8 @@ class SAR(SelfTrainingAdapter):
         ValueError: If an argument is out of range.
     """
 
+    shards_batches = True
+
     sgd_momentum = 0.9
     published_parameters: Selection = "norm_before_last_block"
     published: ClassVar[dict[str, dict[str, Any]]] = {

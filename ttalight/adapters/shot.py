@@ -36,6 +36,8 @@ class SHOT(SelfTrainingAdapter):
         ValueError: If an argument is out of range; at the first batch, if the classifier cannot be found.
     """
 
+    shards_batches = True
+
     published_parameters: Selection = "features"
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "SGD", "momentum": 0.9, "lr": 1e-3, "batch_size": 64}

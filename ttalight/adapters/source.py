@@ -18,6 +18,8 @@ class Source(Adapter):
         kwargs: See ``Adapter``.
     """
 
+    shards_batches = True
+
     def configure(self, net: Network) -> None:
         """Change nothing."""
 

@@ -29,6 +29,8 @@ class Tent(SelfTrainingAdapter):
         kwargs: See ``SelfTrainingAdapter``.
     """
 
+    shards_batches = True
+
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},
         "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 2.5e-4, "batch_size": 64},

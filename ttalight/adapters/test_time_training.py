@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.adapter import GradientAdapter
 from ttalight.adapters.ema_bn import check_momentum, move_statistics
@@ -44,6 +44,8 @@ class TestTimeTraining(GradientAdapter):
         TypeError: At the first batch, if the module has no auxiliary loss.
     """
 
+    shards_batches = True
+
     __test__ = False  # the name begins like that of a test
     prediction = "after"
     published: ClassVar[dict[str, dict[str, Any]]] = {
@@ -67,6 +69,15 @@ class TestTimeTraining(GradientAdapter):
         self.momentum = check_momentum(momentum)
         self.read_at = check_readings(read_at, steps, reset)
         self._episode: dict[str, Tensor] = {}
+
+    def check_batch_shard(self, module: nn.Module) -> None:
+        """Make sure that the task says which modules its images go through."""
+        super().check_batch_shard(module)
+        if not hasattr(module, "auxiliary_encoders"):
+            raise TypeError(
+                f"the auxiliary loss of {type(module).__name__} cannot be shared among processes batch by batch: it "
+                "has no auxiliary_encoders(), the modules that its images go through one by one. Use shard='domain'"
+            )
 
     def configure(self, net: Network) -> None:
         """Free what the task lets adapt."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.adaptation_files import FOLDER, check_resumable, list_checkpoints, read_last, write_checkpoint
@@ -147,7 +147,7 @@ class AdaptationCheckpoint(Callback):
             return
         checkpoint, self._checkpoint = self._checkpoint, None
         self._batches = checkpoint["batches"] if checkpoint is not None else 0
-        for batches, path in list_checkpoints(self._run.folder):
+        for batches, path in list_checkpoints(self._run.folder) if trainer.is_global_zero else ():
             if batches > self._batches or checkpoint is None:
                 path.unlink(missing_ok=True)
         if checkpoint is not None:
@@ -169,7 +169,7 @@ class AdaptationCheckpoint(Callback):
     ) -> None:
         """Write a checkpoint where one is due."""
         done = batch_idx + 1
-        if self._run is None or done >= self._run.stream.batches:
+        if self._run is None or done >= self._run.stream.batches or not trainer.is_global_zero:
             return
         if self._is_due(done, self._run.recorder.closed_visits) or trainer.received_sigterm:
             self._write(self._run, trainer, done)
@@ -203,7 +203,7 @@ class AdaptationCheckpoint(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the checkpoints away: the run is over."""
-        if self._run is not None:
+        if self._run is not None and trainer.is_global_zero:
             shutil.rmtree(self._run.folder / FOLDER, ignore_errors=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -248,6 +248,7 @@ def _check_identity(saved: dict[str, Any], run: _Run) -> None:
         )
 
 
+@rank_zero_only
 def _cut_back_events(trainer: Trainer, checkpoint: dict[str, Any] | None) -> None:
     for name, logger in _tensorboards(trainer).items():
         cut_back(logger, checkpoint["events"].get(name, {}) if checkpoint is not None else {})

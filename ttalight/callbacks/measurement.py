@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -48,16 +49,23 @@ class Measurement:
     Args:
         stream: The stream that the batches come from.
         ignore_index: Label of pixels that do not count.
+        share: Numbers of the batches that come, where other processes measure the others: visits then stay open, and
+            ``merged`` puts the parts together.
     """
 
-    def __init__(self, stream: Stream | None, ignore_index: int | None = None) -> None:
+    def __init__(
+        self, stream: Stream | None, ignore_index: int | None = None, share: npt.NDArray[np.int64] | None = None
+    ) -> None:
         self.stream = stream
         self.ignore_index = ignore_index
+        self.share = share
         self.metrics = VisitMetrics(ignore_index)
         #: Predictions after fewer steps, by number of steps.
         self.readings: dict[int, VisitMetrics] = {}
         self.curve = RunningCurve()
         self.classes = self.batches = self.largest_batch = 0
+        #: Of each batch: place of its first image, number of images, accuracy; where there is a share.
+        self._log: list[tuple[int, int, float]] = []
         #: Visits that were closed since the results were last written; whoever writes sets it back.
         self.unwritten = 0
         self._seconds: dict[int, float] = {}
@@ -65,7 +73,7 @@ class Measurement:
         self._hits: dict[int, float] = {}
         self._starts: dict[int, int] = {}
         self._images = self._counted = self._loader = 0
-        self._counts = stream.counts() if stream is not None else None
+        self._counts = stream.counts(share) if stream is not None else None
         self._domain = np.array([visit.domain for visit in stream.visits]) if stream is not None else None
 
     # -- batches
@@ -129,11 +137,17 @@ class Measurement:
         if not self.place(int(batch.visit[0]))[1].probe:  # a batch is wholly a probe or not at all
             self.curve.add(len(batch.visit), float(batch.accuracy.mean()))
             self._counted += len(batch.visit)
+            if self.share is not None:
+                self._log.append((int(batch.position[0]), len(batch.visit), float(batch.accuracy.mean())))
 
     def _close_finished(self, batch: Batch) -> None:
         if self._counts is not None:
             visits = dict.fromkeys(batch.visit.tolist())
-            self.close(*(visit for visit in visits if self._seen[visit] == self._counts[visit]))
+            finished = [visit for visit in visits if self._seen[visit] == self._counts[visit]]
+            if self.share is None:
+                self.close(*finished)
+            else:
+                self.unwritten += len(finished)
 
     # -- states
 
@@ -158,6 +172,48 @@ class Measurement:
             setattr(self, name, state["counts"][name])
         for name in _BY_VISIT:
             setattr(self, name, dict(state["visits"][name]))
+
+    # -- parts of a stream that several processes measured
+
+    def part(self) -> dict[str, Any]:
+        """Return what ``merged`` needs of a process that measured its share: tensors and plain values only."""
+        return {**self.state_dict(), "log": list(self._log), "seconds": self.seconds}
+
+    @classmethod
+    def merged(cls, stream: Stream, ignore_index: int | None, parts: Sequence[Mapping[str, Any]]) -> Measurement:
+        """Return the measurement of one process that saw what several did; whole visits are closed.
+
+        Args:
+            stream: The stream.
+            ignore_index: Label of pixels that do not count.
+            parts: What ``part()`` of each process returned.
+        """
+        whole = cls(stream, ignore_index)
+        for part in parts:
+            whole._add(part)
+        for _, images, accuracy in sorted(entry for part in parts for entry in part["log"]):
+            whole.curve.add(images, accuracy)
+        whole._starts = {visit: start for visit, start in _starts(stream).items() if visit in whole._seen}
+        counts = stream.counts()
+        finished = {visit for visit, seen in whole._seen.items() if seen == counts[visit]}
+        backwards, last = np.unique(stream.visit[::-1], return_index=True)
+        in_order = backwards[np.argsort(-last, kind="stable")].tolist()  # of their last images, as one process closes
+        whole.close(*(visit for visit in in_order if visit in finished))
+        return whole
+
+    def _add(self, part: Mapping[str, Any]) -> None:
+        self.metrics.add(part["metrics"])
+        for steps, metrics in part["readings"].items():
+            self.readings.setdefault(steps, VisitMetrics(self.ignore_index)).add(metrics)
+        counts = part["counts"]
+        self.classes = max(self.classes, counts["classes"])
+        self.largest_batch = max(self.largest_batch, counts["largest_batch"])
+        self.batches += counts["batches"]
+        self._images += counts["_images"]
+        for name in ("_seconds", "_seen", "_hits"):
+            own = getattr(self, name)
+            for visit, value in part["visits"][name].items():
+                own[visit] = own.get(visit, 0) + value
 
     # -- places
 
@@ -199,6 +255,11 @@ class Measurement:
     def complete(self) -> bool:
         """Whether the whole stream has been seen."""
         return self.stream is None or self.batches == self.stream.batches
+
+    @property
+    def begun(self) -> int:
+        """Number of visits that have begun."""
+        return len(self._seen)
 
     @property
     def seconds(self) -> float:
@@ -253,6 +314,15 @@ class Measurement:
         if where.probe:
             row["probe"] = True
         return cast(DomainResult, row)
+
+
+def _starts(stream: Stream) -> dict[int, int]:
+    """Return how many images that count come in the batches before each visit's first."""
+    visits, first = np.unique(stream.visit, return_index=True)
+    batch = np.searchsorted(stream.offsets, first, side="right") - 1
+    probe = np.array([visit.probe for visit in stream.visits])[stream.visit]
+    counted = np.concatenate([[0], np.cumsum(~probe)])
+    return dict(zip(visits.tolist(), counted[stream.offsets[batch]].tolist(), strict=True))
 
 
 def _measures(values: ClassificationValues) -> dict[str, float | None]:

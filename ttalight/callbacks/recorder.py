@@ -6,11 +6,12 @@ import platform
 import time
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 import ttalight
@@ -18,21 +19,37 @@ from ttalight.adapters import Adapter
 from ttalight.adapters.engine import Engine
 from ttalight.callbacks.logs import log_batch, log_results
 from ttalight.callbacks.measurement import Batch, Measurement
+from ttalight.callbacks.rank_files import RankFiles
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream, StreamOrder
 from ttalight.models.network import logits_of
 from ttalight.reporting import PredictionWriter, Reading, Results, Source, digest, summarize, write_results
-from ttalight.reporting.predictions import PREDICTIONS
+from ttalight.reporting.predictions import PREDICTIONS, merge_predictions
 from ttalight.seeding import global_seed
 
 __all__ = ["Recorder"]
 
 _WRITTEN = ("results.json", "domains.csv", PREDICTIONS)
+_SEVERAL = (
+    "several processes evaluate without an adapter that says how they divide the data: nothing is recorded. Evaluate "
+    "in one process (devices=1), or adapt with shard='domain' or shard='batch' (Source adapts nothing)"
+)
 _METHOD_FIELDS = ("reset", "prediction", "steps", "optimizer", "lr", "norm")
 
 #: Up to so many rows the results are written after each of them; beyond, as often as writing takes a twentieth of the
 #: time, so that a stream of 100,000 visits does not spend its time on writing.
 _ROWS_WRITTEN_EACH = 100
+
+
+class _Cost(NamedTuple):
+    """What passes took, summed over all processes."""
+
+    forwards: float
+    backwards: float
+    seconds: float
+    memory: int | None
+    parameters: int
+    bad_batches: int
 
 
 class Recorder(Callback):
@@ -63,10 +80,16 @@ class Recorder(Callback):
         self._writer: PredictionWriter | None = None
         self._resumed: dict[str, Any] | None = None
         self._checkpointed = False
+        self._ranks: RankFiles | None = None
+        self._folder: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Be inert inside fit."""
+        """Be inert inside fit, and where several processes have parts of the data that nobody can put together."""
         self._active = stage in ("test", "validate")
+        adapter = _adapter(trainer)
+        if self._active and trainer.world_size > 1 and (adapter is None or adapter.shard is None):
+            rank_zero_warn(_SEVERAL)
+            self._active, self.results = False, None
 
     # -- one evaluation
 
@@ -75,11 +98,12 @@ class Recorder(Callback):
             return
         self.results, self.status = None, {}
         stream: Stream | None = getattr(getattr(trainer, "datamodule", None), "stream", None)
-        self._measurement = Measurement(None if trainer.validating else stream, self.ignore_index)
+        self._folder, share = self.run_folder(trainer), _share(trainer)
+        folder = self._folder
+        self._measurement = Measurement(None if trainer.validating else stream, self.ignore_index, share)
         self._logits: Tensor | None = None
         self._engine: Engine | None = None
         self._written, self._writing = time.perf_counter(), 0.0
-        folder = self.run_folder(trainer)
         state, self._resumed = self._resumed, None
         self._checkpointed = state is not None
         if state is not None:
@@ -89,8 +113,17 @@ class Recorder(Callback):
                 (Path(folder) / name).unlink(missing_ok=True)
         if self.predictions and folder is None:
             raise ValueError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
-        if self.predictions and folder is not None:
-            self._writer = PredictionWriter(folder, None if state is None else state["predictions"])
+        self._ranks = None
+        if share is not None:
+            if folder is None:
+                raise ValueError(
+                    "shard='domain' needs a place where processes leave what they measured: give the Trainer a "
+                    "default_root_dir, or the Recorder a folder"
+                )
+            self._ranks = RankFiles(folder, trainer)
+        if self.predictions and folder is not None and (share is not None or trainer.is_global_zero):
+            place = folder if self._ranks is None else self._ranks.predictions
+            self._writer = PredictionWriter(place, None if state is None else state["predictions"])
         if self._measurement.stream is not None and folder is not None and trainer.is_global_zero:
             self._measurement.stream.save(Path(folder) / "stream.npz")
         self._hook = module.register_forward_hook(self._see)
@@ -98,7 +131,7 @@ class Recorder(Callback):
             torch.cuda.reset_peak_memory_stats()
 
     def run_folder(self, trainer: Trainer) -> str | None:
-        """Return the folder that the result files go to, None if there is none."""
+        """Return the folder that the result files go to, None if there is none; all processes have to ask together."""
         # Without a logger Lightning's log directory is the current one, where nobody asked for files.
         given = trainer.loggers or Path(trainer.default_root_dir) != Path.cwd()
         return self.folder or (trainer.log_dir if given else None)
@@ -127,7 +160,7 @@ class Recorder(Callback):
         log_batch(trainer, adapter, seen, measurement.batches)
         self.status = measurement.status(int(seen.visit[-1]))
         if measurement.unwritten and self._is_due():
-            self._write(trainer, complete=False)
+            self._write_progress(trainer)
 
     def _save(self, seen: Batch, batch_idx: int, labels: Tensor) -> None:
         if self._writer is None:
@@ -146,20 +179,71 @@ class Recorder(Callback):
         )
 
     def _is_due(self) -> bool:
-        few = len(self._measurement.metrics.closed) <= _ROWS_WRITTEN_EACH
+        few = self._measurement.begun <= _ROWS_WRITTEN_EACH
         return few or time.perf_counter() - self._written >= 20 * self._writing
 
     def _stop(self, trainer: Trainer) -> None:
         if self._active and self._hook is not None:
-            self._measurement.close_all()
-            # Complete results come last: whoever reads them finds all else complete.
-            writer = self._writer
-            self._close_predictions(keep_parts=True)
-            self._write(trainer, complete=self._measurement.complete)
-            if writer is not None:
-                writer.discard()
+            if self._ranks is not None:
+                self._finish_together(trainer, self._ranks)
+            else:
+                self._measurement.close_all()
+                # Complete results come last: whoever reads them finds all else complete.
+                writer = self._writer
+                self._close_predictions(keep_parts=True)
+                self._write(trainer, self._measurement, self._cost(), self._measurement.complete)
+                if writer is not None:
+                    writer.discard()
             assert self.results is not None
             log_results(trainer, self.results)
+
+    def _write_progress(self, trainer: Trainer) -> None:
+        """Write the domains that are finished."""
+        if self._ranks is None:
+            self._write(trainer, self._measurement, self._cost(), complete=False)
+            return
+        began = time.perf_counter()
+        self._write_part(self._ranks)
+        if trainer.node_rank == 0:  # the others cannot be sure of what they see of its files
+            whole, cost = self._merged(list(self._ranks.read().values()))
+            self._write(trainer, whole, cost, complete=False, everywhere=True)
+        self._measurement.unwritten = 0
+        self._written = time.perf_counter()
+        self._writing = self._written - began
+
+    # -- several processes, each with domains of its own
+
+    def _write_part(self, ranks: RankFiles) -> None:
+        ranks.write({"measurement": self._measurement.part(), "cost": list(self._cost())})
+
+    def _merged(self, parts: list[dict[str, Any]]) -> tuple[Measurement, _Cost]:
+        stream = self._measurement.stream
+        assert stream is not None, "only a stream is divided"
+        whole = Measurement.merged(stream, self.ignore_index, [part["measurement"] for part in parts])
+        costs = [_Cost(*part["cost"]) for part in parts]
+        memory = [cost.memory for cost in costs if cost.memory is not None]
+        cost = _Cost(
+            forwards=sum(cost.forwards for cost in costs),
+            backwards=sum(cost.backwards for cost in costs),
+            seconds=max(cost.seconds for cost in costs),  # they ran side by side
+            memory=max(memory) if memory else None,
+            parameters=max(cost.parameters for cost in costs),
+            bad_batches=sum(cost.bad_batches for cost in costs),
+        )
+        return whole, cost
+
+    def _finish_together(self, trainer: Trainer, ranks: RankFiles) -> None:
+        self._close_predictions()
+        self._write_part(ranks)
+        trainer.strategy.barrier("measured")
+        if trainer.is_global_zero:
+            whole, cost = self._merged(ranks.read_all())
+            whole.close_all()
+            if self.predictions:
+                merge_predictions(ranks.folder.parent, ranks.prediction_files(), whole.domain_names())
+            self._write(trainer, whole, cost, whole.complete)
+            ranks.discard()
+        self.results = trainer.strategy.broadcast(self.results)
 
     def _close_predictions(self, keep_parts: bool = False) -> None:
         writer, self._writer = self._writer, None
@@ -187,9 +271,11 @@ class Recorder(Callback):
 
     # -- results
 
-    def _write(self, trainer: Trainer, complete: bool) -> None:
+    def _write(
+        self, trainer: Trainer, measurement: Measurement, cost: _Cost, complete: bool, everywhere: bool = False
+    ) -> None:
         began = time.perf_counter()
-        measurement, module = self._measurement, trainer.lightning_module
+        module = trainer.lightning_module
         measurement.unwritten = 0
         rows = measurement.rows()
         mean, weighted_mean = summarize(rows)
@@ -203,34 +289,29 @@ class Recorder(Callback):
             "network": str(module.hparams.get("encoder", type(module).__name__)),
             "classes": measurement.classes,
             "seed": global_seed(),
-            "protocol": self._protocol(trainer, adapter, rows),
+            "protocol": self._protocol(trainer, adapter, measurement, rows),
             "domains": rows,
             "mean": mean,
             "weighted_mean": weighted_mean,
             **measurement.overall(),
             **digest(rows),
             "curve": measurement.curve.values(),
-            "cost": self._cost(),
+            "cost": _described(cost, measurement),
             "source": cast(Source, source) if isinstance(source, dict) else {"file": None, "sha256": None},
             "environment": environment(trainer),
         }
         if adapter is not None and adapter.engine is not None and adapter.on_bad_batch != "error":
-            results["bad_batches"] = adapter.engine.bad_batches
+            results["bad_batches"] = cost.bad_batches
         if measurement.readings:
-            results["readings"] = [self._reading(steps) for steps in sorted(measurement.readings)]
+            results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
         self.results = cast(Results, results)
-        folder = self.run_folder(trainer)
-        if folder is not None and trainer.is_global_zero:
-            write_results(folder, self.results)
+        if self._folder is not None and (everywhere or trainer.is_global_zero):
+            write_results(self._folder, self.results)
         self._written = time.perf_counter()
         self._writing = self._written - began
 
-    def _reading(self, steps: int) -> Reading:
-        rows = self._measurement.reading(steps)
-        return {"steps": steps, "domains": rows, "mean": summarize(rows)[0]}
-
-    def _protocol(self, trainer: Trainer, adapter: Adapter | None, rows: list[Any]) -> Any:
-        stream, data = self._measurement.stream, getattr(trainer, "datamodule", None)
+    def _protocol(self, trainer: Trainer, adapter: Adapter | None, measurement: Measurement, rows: list[Any]) -> Any:
+        stream, data = measurement.stream, getattr(trainer, "datamodule", None)
         severities = (
             sorted({domain.severity for domain in stream.domains if domain.severity}) if stream is not None else []
         )
@@ -242,22 +323,22 @@ class Recorder(Callback):
             "stream_hash": stream.hash if stream is not None else None,
             "severity": severities[0] if len(severities) == 1 else severities,
             "samples": len(stream) if stream is not None else sum(row["samples"] for row in rows),
-            "batch_size": self._measurement.largest_batch,
-            "sharding": None,
+            "batch_size": measurement.largest_batch,
+            "sharding": adapter.shard if adapter is not None and trainer.world_size > 1 else None,
             **_data_protocol(data),
             **method,
         }
 
-    def _cost(self) -> Any:
-        measurement, engine = self._measurement, self._engine
-        batches, seconds = max(1, measurement.batches), measurement.seconds
-        return {
-            "forwards_per_batch": engine.net.forwards / batches if engine is not None else 1.0,
-            "backwards_per_batch": engine.backwards / batches if engine is not None else 0.0,
-            "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-            "images_per_second": measurement.images / seconds if seconds else 0.0,
-            "adapted_parameters": sum(p.numel() for p in engine.net.parameters) if engine is not None else 0,
-        }
+    def _cost(self) -> _Cost:
+        engine = self._engine
+        return _Cost(
+            forwards=engine.net.forwards if engine is not None else float(self._measurement.batches),
+            backwards=engine.backwards if engine is not None else 0.0,
+            seconds=self._measurement.seconds,
+            memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            parameters=sum(p.numel() for p in engine.net.parameters) if engine is not None else 0,
+            bad_batches=engine.bad_batches if engine is not None else 0,
+        )
 
     # -- Lightning
 
@@ -310,10 +391,37 @@ class Recorder(Callback):
         self.on_test_end(trainer, pl_module)
         try:
             if self._measurement.unwritten:
-                self._write(trainer, complete=False)
+                self._write_progress(trainer)
             self._close_predictions(keep_parts=self._checkpointed)
         except OSError as error:  # what stopped the run is more important
             warnings.warn(str(error), stacklevel=2)
+        if trainer.world_size > 1:
+            warnings.warn(
+                f"process {trainer.global_rank} of {trainer.world_size} stopped the run "
+                f"({type(exception).__name__}: {exception}); finished domains are in {self._folder}",
+                stacklevel=2,
+            )
+
+
+def _share(trainer: Trainer) -> Any:
+    """Return the numbers of the batches that this process measures, None where it measures all."""
+    return None if trainer.validating else getattr(getattr(trainer, "datamodule", None), "share", None)
+
+
+def _reading(measurement: Measurement, steps: int) -> Reading:
+    rows = measurement.reading(steps)
+    return {"steps": steps, "domains": rows, "mean": summarize(rows)[0]}
+
+
+def _described(cost: _Cost, measurement: Measurement) -> Any:
+    batches = max(1, measurement.batches)
+    return {
+        "forwards_per_batch": cost.forwards / batches,
+        "backwards_per_batch": cost.backwards / batches,
+        "peak_memory_bytes": cost.memory,
+        "images_per_second": measurement.images / cost.seconds if cost.seconds else 0.0,
+        "adapted_parameters": cost.parameters,
+    }
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:
@@ -327,6 +435,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "processes": trainer.world_size,
         "precision": str(trainer.precision),
     }
 

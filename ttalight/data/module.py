@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from ttalight.data.arrays import ImageArrays, StreamDataset
 from ttalight.data.corruptions import FROST_PROCEDURAL, corrupt, frost_source
 from ttalight.data.image_files import ImageFiles, as_is
-from ttalight.data.resumed import ResumedLoader
+from ttalight.data.partial import PartialLoader
 from ttalight.data.streams import Domain, PerDomain, Stream, StreamOrder, StreamSampler
 from ttalight.seeding import global_seed
 
@@ -85,6 +87,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.with_index = False
         #: Batch of the stream that the test loader starts with; a run that is resumed sets it.
         self.start_batch = 0
+        #: Numbers of the batches that the test loader delivers, where several processes divide the stream.
+        self.share: npt.NDArray[np.int64] | None = None
         self.train_set: ImageArrays | ImageFiles | None = None
         self.validation_set: ImageArrays | ImageFiles | None = None
         self.stream: Stream | None = None
@@ -200,18 +204,23 @@ class ImageDataModule(LightningDataModule, ABC):
             **kwargs,
         )
 
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | ResumedLoader:
-        """Return the stream, from ``start_batch`` on."""
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | PartialLoader:
+        """Return the stream, from ``start_batch`` on, or this process's share of it."""
         loader = self._stream_loader()
-        return ResumedLoader(loader) if self.start_batch else loader
+        return PartialLoader(loader) if self.start_batch or self.share is not None else loader
 
     def _stream_loader(self, num_workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
         assert self._stream_set is not None, "setup('test') comes first"
-        sampler = StreamSampler(self._stream_set.stream, self.start_batch)
+        sampler = StreamSampler(self._stream_set.stream, self.start_batch, self.share)
         return DataLoader(self._stream_set, batch_size=None, sampler=sampler, num_workers=num_workers)
 
-    def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | ResumedLoader:
-        """Return the stream, from ``start_batch`` on."""
+    def first_batch(self) -> tuple[Tensor, Tensor]:
+        """Return the first batch of the stream, as its loader delivers it."""
+        assert self._stream_set is not None, "setup('test') comes first"
+        return self._stream_set[self._stream_set.stream.batch(0)]
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | PartialLoader:
+        """Return the stream, as ``test_dataloader`` does."""
         return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

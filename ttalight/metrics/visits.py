@@ -93,6 +93,12 @@ class VisitMetrics:
         self._total = None if state["total"] is None else _copied(state["total"], device)
         self._dense = state["dense"]
 
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Add the sums of open visits that another process measured, as its ``state_dict()`` returned them."""
+        self._dense = self._dense or state["dense"]
+        for visit, sums in state["open"].items():
+            self._open[visit] = add_sums(self._open[visit], sums) if visit in self._open else _copied(sums)
+
     def total(self) -> ClassificationValues | None:
         """Return the metrics of all samples of the closed visits that count, None if there are none."""
         return None if self._total is None else classification_values(self._total, self._dense)

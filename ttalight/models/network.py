@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ttalight.models.batch_shard import BatchShard
 from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, find_norms
 
@@ -84,6 +85,7 @@ class Network:
         #: Fraction of samples that the last step kept.
         self.kept = 1.0
         self.images: Tensor | None = None
+        self._shard: BatchShard | None = None
         self.step: Callable[..., None] = _no_engine
         self.backward: Callable[..., None] = _no_engine
         self.descend: Callable[..., None] = _no_engine
@@ -117,20 +119,38 @@ class Network:
             kept = images[keep]
             with self.norm_mode(norm):
                 raw = self._pass(kept, len(kept) / len(images))
+        return Outputs(_full(logits_of(raw)), self._read_features(len(images if keep is None else kept)))
+
+    def _read_features(self, images: int) -> Tensor | None:
+        """Return what the classifier read in the last pass, of so many images."""
         features = self._features
-        return Outputs(_full(logits_of(raw)), None if features is None else _full(features))
+        if features is None:
+            return None
+        return _full(features if self._shard is None else self._shard.whole(features, images))
 
     def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the task's self-supervised loss, scalar or (B,), in fp32; counted as one pass for each view."""
         self._before_pass(getattr(self.module, "auxiliary_views", 1))
-        with self.precision():
+        dealt = nullcontext() if self._shard is None else self._shard.inside(self.module.auxiliary_encoders())  # type: ignore[operator]
+        with self.precision(), dealt:
             loss: Tensor = self.module.auxiliary_loss(images, generator)  # type: ignore[operator]
         return _full(loss)
 
     def _pass(self, images: Tensor, batches: float = 1.0) -> Any:
         self._before_pass(batches)
         with self.precision():
-            return self.original(images)
+            return self.original(images) if self._shard is None else self._shard(self.original, images)
+
+    def deal_out(self) -> None:
+        """Let each process pass its slice of every batch; outputs, and statistics, are those of the whole batch."""
+        self._shard = BatchShard()
+        for layer in self.norms:
+            layer.shard = self._shard
+
+    @property
+    def is_dealt_out(self) -> bool:
+        """Whether passes are divided over processes."""
+        return self._shard is not None
 
     def _before_pass(self, batches: float) -> None:
         self.forwards += batches

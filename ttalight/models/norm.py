@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ttalight.distributed import global_moments
+from ttalight.models.batch_shard import BatchShard
+
 __all__ = ["NormLayer", "NormMode", "find_norms"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
@@ -45,6 +48,8 @@ class NormLayer:
         #: The batch's share in mode ``alpha``; the images N that the source statistics count as in mode ``prior``.
         self.alpha, self.prior = 0.1, 16.0
         self.fallbacks = 0
+        #: Where passes are dealt out over processes: statistics are then those of the whole batch.
+        self.shard: BatchShard | None = None
         self._replacement: Callable[[Tensor], Tensor] | None = None
         self._before: Callable[..., Tensor] | None = None
         if self.is_batch_norm:
@@ -146,7 +151,9 @@ class NormLayer:
         layer: Any = self.module
         mean, var = layer.running_mean, layer.running_var
         batch = mean is None or self.mode != "source"
-        if batch and x.numel() == x.shape[1]:
+        shared = self.shard is not None and self.shard.images > 0
+        images = self._shared_images(x) if batch and shared else len(x)
+        if batch and images * (x.numel() // len(x)) == x.shape[1]:
             if mean is None:
                 raise ValueError(
                     f"layer {self.name} sees one value a channel and has no running statistics: use more images a batch"
@@ -155,19 +162,65 @@ class NormLayer:
             batch = False
         momentum = 0.0
         if batch and mean is not None and self.mode in ("alpha", "prior"):
-            mean, var = self._mixed(x, mean, var)
+            mean, var = self._mixed(x, mean, var, images, shared)
             batch = False
+        elif batch and shared:
+            return self._by_all(x, weight, bias)
         elif batch and self.mode == "ema":
             momentum = self.momentum
         elif batch:
             mean = var = None
         return F.batch_norm(x, mean, var, weight, bias, batch, momentum, layer.eps)
 
-    def _mixed(self, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        share = self.alpha if self.mode == "alpha" else len(x) / (len(x) + self.prior)
+    def _mixed(self, x: Tensor, mean: Tensor, var: Tensor, images: int, shared: bool) -> tuple[Tensor, Tensor]:
+        share = self.alpha if self.mode == "alpha" else images / (images + self.prior)
         # Mixed statistics are constants to the gradient: running ones cannot carry any.
-        seen_var, seen_mean = torch.var_mean(x.detach().to(mean.dtype), [0, *range(2, x.ndim)], correction=0)
+        x = x.detach().to(mean.dtype)
+        if shared:
+            seen_mean, seen_var = self._shared_moments(x)[:2]
+        else:
+            seen_var, seen_mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
         return mean.lerp(seen_mean, share), var.lerp(seen_var, share)
+
+    # -- batches that are dealt out over processes
+
+    def _shared_images(self, x: Tensor) -> int:
+        assert self.shard is not None
+        if len(x) != self.shard.rows:
+            raise ValueError(
+                f"layer {self.name} sees {len(x)} rows where the pass has {self.shard.rows} images: shard='batch' "
+                "needs one row an image in every BatchNorm layer; use shard='domain'"
+            )
+        return self.shard.images
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives stay where they are in the order of things
+    def _shared_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.shard is not None
+        return global_moments(x[: self.shard.valid])
+
+    def _by_all(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
+        """Normalise with statistics of the whole batch, gradients through these included."""
+        layer: Any = self.module
+        full = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean, var, count = self._shared_moments(full)
+        if self.mode == "ema" and layer.running_mean is not None:
+            move_running_statistics(layer, mean, var, count, self.momentum)
+        return normalized(full, mean, var, weight, bias, layer.eps).to(x.dtype)
+
+
+def normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
+    """Return (x - mean) / sqrt(var + eps), times weight, plus bias, a channel: (B, C, *)."""
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
+    x = (x - mean.view(shape)) * scale.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+@torch.no_grad()
+def move_running_statistics(layer: Any, mean: Tensor, var: Tensor, count: Tensor, momentum: float) -> None:
+    """Move a layer's running mean and variance, the latter unbiased, towards those of ``count`` values a channel."""
+    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
+    layer.running_var.lerp_((var * (count / (count - 1))).to(layer.running_var.dtype), momentum)
 
 
 def find_norms(network: nn.Module) -> list[NormLayer]:

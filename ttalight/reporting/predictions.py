@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from ttalight.untrusted import DAMAGE, check_archive, read_member
 
-__all__ = ["PREDICTIONS", "PredictionWriter", "read_predictions"]
+__all__ = ["PREDICTIONS", "PredictionWriter", "merge_predictions", "read_predictions"]
 
 PREDICTIONS = "predictions.npz"
 
@@ -166,6 +167,59 @@ class PredictionWriter:
         with archive.open(f"{name}.npy", "w", force_zip64=True) as member, open(self._parts / name, "rb") as part:
             np.lib.format.write_array_header_1_0(cast(BinaryIO, member), header)
             shutil.copyfileobj(part, member, 1 << 20)
+
+
+class _Archive:
+    """Reads the columns of an archive row by row, from the first on."""
+
+    def __init__(self, path: Path) -> None:
+        self._archive = zipfile.ZipFile(path)
+        self._members = {name: self._archive.open(f"{name}.npy") for name in _TYPES}
+        self._rows: dict[str, tuple[int, ...]] = {}
+        for name, member in self._members.items():
+            np.lib.format.read_magic(cast(BinaryIO, member))
+            self._rows[name] = np.lib.format.read_array_header_1_0(cast(BinaryIO, member))[0][1:]
+
+    def read(self, count: int) -> dict[str, npt.NDArray[Any]]:
+        """Return the next so many rows of each column."""
+        columns = {}
+        for name, member in self._members.items():
+            data = member.read(count * _TYPES[name].itemsize * math.prod(self._rows[name]))
+            columns[name] = np.frombuffer(data, dtype=_TYPES[name]).reshape(count, *self._rows[name])
+        return columns
+
+    def close(self) -> None:
+        """Close the file."""
+        for member in self._members.values():
+            member.close()
+        self._archive.close()
+
+
+def merge_predictions(folder: str | Path, paths: Sequence[Path], domains: Sequence[str], chunk: int = 4096) -> None:
+    """Write one ``predictions.npz`` of several that have parts of a stream each, in the order of the stream.
+
+    Args:
+        folder: The run's folder.
+        paths: The archives, each in the order of the stream.
+        domains: Names of the domains.
+        chunk: Rows that are in memory at a time, beside the positions of all.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    positions = [read_predictions(path, "position")["position"] for path in paths]
+    owners = np.repeat(np.arange(len(paths)), [len(own) for own in positions])
+    owners = owners[np.argsort(np.concatenate([np.empty(0, dtype=np.int64), *positions]), kind="stable")]
+    bounds = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(owners)]
+    archives, writer = [_Archive(path) for path in paths], PredictionWriter(folder)
+    try:
+        for start, stop in pairwise(bounds):
+            for first in range(start, stop, chunk):
+                writer.add(**archives[owners[start]].read(min(chunk, stop - first)))
+        writer.close(domains)
+    finally:
+        for archive in archives:
+            archive.close()
 
 
 def read_predictions(path: str | Path, *columns: str) -> dict[str, npt.NDArray[Any]]:

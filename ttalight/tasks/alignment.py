@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ttalight.distributed import average, gather_with_gradients, rank_and_world_size
 from ttalight.losses import alignment_loss
 from ttalight.models import Normalize, create_encoder
 from ttalight.tasks.steps import ClassifierSteps
@@ -111,9 +112,14 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
 
     @torch.no_grad()
     def _teacher_features(self, data: Any) -> Tensor:
-        loader = DataLoader(data.train_set, data.batch_size, collate_fn=lambda batch: batch)
+        """Return the features of all training images; several processes compute a stretch each."""
+        images, (rank, ranks) = data.train_set, rank_and_world_size()
+        size = -(-len(images) // ranks)  # the last stretch begins anew where the images end
+        own = [index % len(images) for index in range(rank * size, (rank + 1) * size)]
+        loader = DataLoader(images, data.batch_size, sampler=own, collate_fn=lambda batch: batch)
         batches = (data.on_after_batch_transfer((batch[0].to(self.device),), 0)[0] for batch in loader)
-        return torch.cat([self.teach(images) for images in batches])
+        features = torch.cat([self.teach(images) for images in batches])
+        return gather_with_gradients(features)[: len(images)]
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
@@ -141,6 +147,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
     @torch.no_grad()
     def _note_norms(self, target: Tensor, aligned: Tensor) -> None:
         norms = torch.stack([target.float().norm(dim=1).mean(), aligned.float().norm(dim=1).mean()])
+        average([norms])
         self.feature_norms.lerp_(norms, 0.05)
         self.log("train/teacher_norm", norms[0])
         self.log("train/aligned_norm", norms[1])

@@ -49,6 +49,13 @@ class ContrastiveTTT(ClassifierSteps, TwoViewTask):
         """Return the parameters of encoder and projector."""
         return [*self.encoder.parameters(), *self.projector.parameters()]
 
+    def auxiliary_encoders(self) -> list[nn.Module]:
+        """Return the modules that ``auxiliary_loss`` sends its images through, each on its own but for BatchNorm.
+
+        Where processes share a batch, each passes its slice through these.
+        """
+        return [self.encoder]
+
     def default_adapter(self) -> Adapter:
         """Return CTA's test-time training: 20 steps of Adam at 1e-6 for each batch, from the source every time."""
         return TestTimeTraining()

@@ -32,6 +32,8 @@ class TwoViewTask(BaseTask):
         jitter_probability: Probability of colour jitter.
         grayscale: Probability of greyscale.
         blur: Probability of Gaussian blur.
+        negatives: Where several processes train: negatives from ``all`` of them, as if they were one, or ``local``
+            ones alone.
         kwargs: See ``BaseTask``.
 
     Raises:
@@ -53,11 +55,15 @@ class TwoViewTask(BaseTask):
         jitter_probability: float = 0.8,
         grayscale: float = 0.2,
         blur: float = 0.0,
+        negatives: Literal["all", "local"] = "all",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
+        if negatives not in ("all", "local"):
+            raise ValueError(f"negatives must be 'all' or 'local', got {negatives!r}")
+        self.negatives = negatives
         self.temperature = temperature
         self.encoder = create_encoder(encoder, pretrained=pretrained, stem=stem)
         if pretrained:
@@ -88,7 +94,7 @@ class TwoViewTask(BaseTask):
     def contrast(self, views: Tensor) -> Tensor:
         """Return the contrastive loss of two views in one tensor, (2B, 3, H, W): a scalar.
 
-        Negatives come from all processes while training on several.
+        Negatives come from all processes while training on several, unless ``negatives`` says otherwise.
         """
         first, second = self.project(views).chunk(2)
         return contrastive_loss(first, second, self.temperature, symmetric=self.symmetric, gather=self.gathers)
@@ -105,4 +111,5 @@ class TwoViewTask(BaseTask):
     def gathers(self) -> bool:
         """Whether negatives come from other processes too."""
         trainer = self._trainer
-        return trainer is not None and trainer.training and trainer.world_size > 1
+        several = trainer is not None and trainer.training and trainer.world_size > 1
+        return several and self.negatives == "all"

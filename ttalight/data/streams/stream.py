@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from ttalight.data.streams.stream_file import read_stream_file, write_stream_file
 
@@ -151,9 +151,14 @@ class Stream:
         domain: npt.NDArray[np.int64] = self._domain_of_visit[self.visit[positions]]
         return domain
 
-    def counts(self) -> npt.NDArray[np.int64]:
-        """Return the number of samples of each visit, (visits,)."""
-        return np.bincount(self.visit, minlength=len(self.visits))
+    def counts(self, batches: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+        """Return the number of samples of each visit, (visits,), in all batches or in those of the given numbers."""
+        visit = self.visit
+        if batches is not None:
+            chosen = np.zeros(self.batches, dtype=bool)
+            chosen[batches] = True
+            visit = visit[np.repeat(chosen, np.diff(self.offsets))]
+        return np.bincount(visit, minlength=len(self.visits))
 
     def begins_visit(self, index: int) -> bool:
         """Return whether a batch is the first of a visit that the stream announces; probes are passed over."""
@@ -233,30 +238,36 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return view
 
 
-class StreamSampler(Sampler[slice]):
+class StreamSampler(DistributedSampler[slice]):
     """Yields the positions of one batch after the other, for ``DataLoader(..., batch_size=None)``.
 
-    Its length is that of the whole stream wherever it starts, so that limits and progress count from the beginning.
+    Its length is that of the whole stream whatever it yields of it, so that limits and progress count from the
+    beginning. It is a ``DistributedSampler`` because Lightning leaves these alone: another one would be replaced where
+    several processes run, and its batches dealt out without regard to what belongs together.
 
     Args:
         stream: The stream to go through.
         start: The batch to start with.
+        chosen: Numbers of the batches to go through, rising; by default all.
 
     Raises:
         ValueError: If the stream has no such batch.
     """
 
-    def __init__(self, stream: Stream, start: int = 0) -> None:
+    def __init__(self, stream: Stream, start: int = 0, chosen: npt.NDArray[np.int64] | None = None) -> None:
         if not 0 <= start < stream.batches:
             raise ValueError(f"start must be one of the stream's batches, 0 to {stream.batches - 1}, got {start}")
+        super().__init__(stream, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
         self.stream = stream
-        self.start = start
+        every = np.arange(stream.batches) if chosen is None else chosen
+        #: Numbers of the batches that are yielded, (K,).
+        self.numbers = every[every >= start]
 
     def __len__(self) -> int:
         return self.stream.batches
 
     def __iter__(self) -> Iterator[slice]:
-        return map(self.stream.batch, range(self.start, self.stream.batches))
+        return map(self.stream.batch, self.numbers.tolist())
 
 
 class StreamOrder(ABC):

@@ -1,0 +1,78 @@
+"""What several processes cannot do is said at the start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+
+import ttalight
+from ttalight.adapters import EMABN, LAME, SAR, Tent, TestTimeTraining
+from ttalight.adapters.sharding import check_sharding, check_strategy
+from ttalight.data import DigitsDataModule
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Several:
+    """What the checks read of a trainer."""
+
+    def __init__(self, strategy=None, stream=True) -> None:
+        self.world_size, self.strategy = 2, strategy
+        self.datamodule = DigitsDataModule(batch_size=8, limit=16) if stream else object()
+        if stream:
+            self.datamodule.setup("test")
+
+
+def refused(adapter, shard, match, error=ValueError, **kwargs):
+    adapter.shard = shard
+    with pytest.raises(error, match=match):
+        check_sharding(adapter, Several(**kwargs), torch.nn.Linear(2, 2))
+
+
+def test_how_to_divide_must_be_said():
+    refused(Tent(), None, "must know how to divide them: shard='domain' or shard='batch'")
+
+
+@pytest.mark.parametrize("reset", ["never", 3])
+def test_domains_must_start_from_the_source(reset):
+    refused(Tent(reset=reset), "domain", "starts every domain from the source, got reset=")
+
+
+@pytest.mark.parametrize("adapter", [LAME, EMABN])
+def test_methods_that_need_the_batch_inside_the_network(adapter):
+    refused(adapter(), "batch", f"{adapter.__name__} cannot share a batch among processes")
+
+
+def test_tasks_must_say_what_is_shared():
+    refused(TestTimeTraining(), "batch", "it has no auxiliary_encoders", TypeError)
+
+
+def test_data_without_a_stream():
+    refused(SAR(), "domain", "divides the stream of a data module, and object has none", stream=False)
+
+
+def test_pieces_of_parameters():
+    with pytest.raises(ValueError, match="FSDPStrategy keeps pieces of the parameters"):
+        check_strategy(Several(FSDPStrategy()))
+
+
+def test_other_strategies():
+    with pytest.raises(ValueError, match="2 processes runs under DDP, got NoneType"):
+        check_strategy(Several())
+
+
+def test_resuming_a_run_of_divided_domains(tmp_path):
+    trainer = ttalight.Trainer(accelerator="cpu", devices=2, default_root_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="keeps no checkpoints to resume from"):
+        trainer.adapt(torch.nn.Linear(2, 2), DigitsDataModule(), Tent(), resume=str(tmp_path), shard="domain")
+
+
+def test_an_unknown_way_to_divide():
+    with pytest.raises(ValueError, match="shard must be 'domain', 'batch' or None, got 'image'"):
+        ttalight.Trainer(accelerator="cpu").adapt(torch.nn.Linear(2, 2), DigitsDataModule(), Tent(), shard="image")
+
+
+def test_one_process_ignores_it(tmp_path, cases):
+    results = cases.run(tmp_path, Tent(reset="never"), "domain", 1, domains=["clean"], limit=8)["results"]
+    assert results["protocol"]["sharding"] is None

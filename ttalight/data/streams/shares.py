@@ -1,0 +1,93 @@
+"""Which process gets which batches of a stream, where each domain or batch starts anew."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ttalight.data.streams.stream import Stream
+
+__all__ = ["Places", "deal", "places"]
+
+Numbers = npt.NDArray[np.int64]
+
+
+class Places(NamedTuple):
+    """Where each batch stands in one process that goes through the whole stream.
+
+    Args:
+        visit: Number of the announced visit, from 0, -1 before the first; (batches,).
+        batch: Number of the batch in that visit, as an adapter counts it: after a probe it is what it was before;
+            (batches,).
+    """
+
+    visit: Numbers
+    batch: Numbers
+
+
+def places(stream: Stream) -> Places:
+    """Return where each batch of a stream stands."""
+    visits, batches = np.empty((2, stream.batches), dtype=np.int64)
+    visit, batch, probed = -1, 0, 0
+    for index in range(stream.batches):
+        probe = stream.is_probe(index)
+        if not probe and stream.begins_visit(index):
+            visit, batch = visit + 1, 0
+        probed = probed + 1 if probe else 0
+        visits[index], batches[index] = visit, batch + max(0, probed - 1)
+        batch += not probe
+    return Places(visits, batches)
+
+
+def deal(stream: Stream, ranks: int, each_batch: bool = False) -> list[Numbers]:
+    """Deal a stream out to processes in parts that depend on nothing before them.
+
+    A part is an announced visit, which goes to the process with the fewest images so far, the largest first; or a batch
+    where every batch starts anew: then each process gets one stretch. A probe stays with what comes before it, whose
+    state it looks at.
+
+    Args:
+        stream: The stream.
+        ranks: Number of processes.
+        each_batch: Whether every batch starts anew.
+
+    Returns:
+        For each process, the numbers of its batches, rising; none where there are more processes than parts.
+
+    Raises:
+        ValueError: If the stream announces no boundaries and not every batch starts anew.
+    """
+    if not (stream.announced or each_batch):
+        raise ValueError(
+            "shard='domain' deals out domains that start from the source each, but this stream does not announce where "
+            "one begins: use PerDomain, or another stream that does; reset='batch'; or shard='batch'"
+        )
+    starts = np.array([0, *(index for index in range(1, stream.batches) if _starts(stream, index, each_batch))])
+    ends = np.append(starts[1:], stream.batches)
+    images = stream.offsets[ends] - stream.offsets[starts]
+    owner = _stretches(images, ranks) if each_batch else _balanced(images, ranks)
+    of_batch = np.repeat(owner, ends - starts)
+    return [np.flatnonzero(of_batch == rank) for rank in range(ranks)]
+
+
+def _starts(stream: Stream, index: int, each_batch: bool) -> bool:
+    return not stream.is_probe(index) if each_batch else stream.begins_visit(index)
+
+
+def _balanced(sizes: Numbers, ranks: int) -> Numbers:
+    """Return the owner of each part: the largest part first, to whoever has least."""
+    owner, load = np.empty(len(sizes), dtype=np.int64), np.zeros(ranks, dtype=np.int64)
+    for part in np.argsort(-sizes, kind="stable").tolist():
+        rank = int(load.argmin())
+        owner[part] = rank
+        load[rank] += sizes[part]
+    return owner
+
+
+def _stretches(sizes: Numbers, ranks: int) -> Numbers:
+    """Return the owner of each part: consecutive parts, in stretches of about the same size."""
+    middle = np.cumsum(sizes) - sizes / 2
+    owner: Numbers = np.minimum(middle * ranks // sizes.sum(), ranks - 1).astype(np.int64)
+    return owner
