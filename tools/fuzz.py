@@ -24,7 +24,7 @@ import time
 import traceback
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -418,6 +418,15 @@ def in_process(name: str, inputs: int, first: int, limit: float, keep: Path) -> 
     return outcome
 
 
+def divided(inputs: int, targets: Sequence[str]) -> dict[str, int]:
+    """Return how many inputs each target gets, together at least ``inputs``; a configuration is a whole command."""
+    slow = {name: max(1, inputs // (50 * len(targets))) for name in targets if name == "config"}
+    others = len(targets) - len(slow)
+    if others == 0:
+        return dict.fromkeys(slow, inputs)
+    return {name: slow.get(name, -(-(inputs - sum(slow.values())) // others)) for name in targets}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000, help="inputs over all targets")
@@ -430,13 +439,11 @@ def main() -> None:
     torch.set_num_threads(1)
     keep = options.keep.resolve()
     failed = False
+    shares = divided(options.inputs, options.targets)
     began, total = time.perf_counter(), 0
     for name in options.targets:
         start = time.perf_counter()
-        share = max(
-            1, options.inputs // (len(options.targets) * (50 if name == "config" else 1))
-        )  # a whole command each
-        outcome = in_process(name, share, options.seed, options.limit, keep)
+        outcome = in_process(name, shares[name], options.seed, options.limit, keep)
         seconds = time.perf_counter() - start
         done = outcome["refused"] + outcome["accepted"] + len(outcome["findings"])
         total += done
