@@ -136,6 +136,71 @@ class TestLosses:
         assert not torch.equal(task.encoder.conv1.weight, before)
 
 
+class TestTrainedTeacher:
+    """Alignment that trains the supervised encoder too."""
+
+    @pytest.fixture
+    def fitted(self, stages, make_trainer, make_data, tmp_path):
+        """Align for three steps and return the task, the gradients of its last step and what it logged."""
+
+        def run(**arguments):
+            torch.manual_seed(0)
+            files = {"supervised": stages["source"], "self_supervised": stages["simclr"]}
+            task = AlignmentTask(**files, **arguments, **SMALL)
+            gradients, logged = {}, {}
+
+            def keep():
+                gradients.update({name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None})
+
+            task.on_before_optimizer_step = lambda optimizer: keep()
+            task.log = lambda name, value, **kwargs: logged.__setitem__(name, value)
+            make_trainer(tmp_path / str(arguments)).fit(task, datamodule=make_data())
+            return task, gradients, logged
+
+        return run
+
+    def test_gradients_reach_the_teacher_and_never_the_classifier(self, fitted, stages):
+        source = tensors(stages["source"])
+        _, frozen, _ = fitted()
+        task, gradients, _ = fitted(freeze_teacher=False)
+        assert not any(name.startswith("teacher.") for name in frozen)
+        trained = {name for name in gradients if name.startswith("teacher.")}
+        assert trained == {f"teacher.{name}" for name, _ in task.teacher.named_parameters()}
+        assert all(gradients[name].any() for name in trained)
+        assert not any(name.startswith("classifier.") for name in [*frozen, *gradients])
+        assert torch.equal(task.classifier.weight, source["classifier.weight"])
+        # Its statistics are those of a network that is trained.
+        assert not torch.equal(task.teacher["encoder"].bn1.running_mean, source["encoder.bn1.running_mean"])
+
+    def test_both_losses_teach(self, fitted):
+        task, _, logged = fitted(freeze_teacher=False)
+        total = logged["train/alignment"] + logged["train/supervised"]
+        torch.testing.assert_close(logged["train/loss"], total)
+        images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        weight = task.teacher["encoder"].conv1.weight
+        target = task.teach(images)
+        views = task.project(images.repeat(2, 1, 1, 1)).detach().chunk(2)
+        (aligning,) = torch.autograd.grad(alignment_loss(*views, target, 0.5), weight, retain_graph=True)
+        labels = torch.tensor([1, 2, 3, 4])
+        (classifying,) = torch.autograd.grad(cross_entropy(task.classifier(target), labels), weight)
+        assert aligning.any()
+        assert classifying.any()
+
+    def test_features_are_computed_anew(self, fitted):
+        task, _, _ = fitted(freeze_teacher=False)
+        assert task._cache is None
+        assert not task.trainer.datamodule.with_index
+
+    def test_its_file_is_all_that_test_time_needs(self, fitted, batch, tmp_path):
+        task, _, _ = fitted(freeze_teacher=False)
+        path = next(tmp_path.rglob("last.ckpt"))
+        loaded = CrossTaskTTT(aligned=str(path), encoder="cifar_resnet8").eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(batch[0]), task.eval()(batch[0]))
+        assert torch.equal(loaded.feature_norms, task.feature_norms)
+        assert not torch.equal(loaded.feature_norms, torch.ones(2))
+
+
 class TestSchedule:
     def test_table_3(self, make_trainer, make_data, tmp_path):
         task = SupervisedTask(encoder="cifar_resnet8")
@@ -173,12 +238,13 @@ class TestSchedule:
 
 
 class TestResume:
-    @pytest.mark.parametrize("stage", ["source", "align"])
+    @pytest.mark.parametrize("stage", ["source", "align", "align, trained teacher"])
     def test_gives_the_weights_of_the_uninterrupted_run(self, stage, stages, make_trainer, make_data, tmp_path):
         def task():
             if stage == "source":
                 return SupervisedTask(**SMALL)
-            return AlignmentTask(supervised=stages["source"], self_supervised=stages["simclr"], **SMALL)
+            files = {"supervised": stages["source"], "self_supervised": stages["simclr"]}
+            return AlignmentTask(**files, freeze_teacher=stage == "align", **SMALL)
 
         torch.manual_seed(0)
         whole = task()
