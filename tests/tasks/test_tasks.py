@@ -10,8 +10,8 @@ from lightning import Callback
 from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import EMABN, Source, TestTimeTraining
-from ttalight.losses import alignment_loss, contrastive_loss
-from ttalight.tasks import AlignmentTask, ContrastiveTask, CrossTaskTTT, SupervisedTask
+from ttalight.losses import alignment_loss, barlow_twins_loss, contrastive_loss
+from ttalight.tasks import AlignmentTask, ContrastiveTask, CrossTaskTTT, ProbeTask, SupervisedTask
 
 SMALL = {"encoder": "cifar_resnet8", "lr": 1e-3}
 
@@ -199,6 +199,87 @@ class TestTrainedTeacher:
             assert torch.equal(loaded(batch[0]), task.eval()(batch[0]))
         assert torch.equal(loaded.feature_norms, task.feature_norms)
         assert not torch.equal(loaded.feature_norms, torch.ones(2))
+
+
+@pytest.fixture(scope="module")
+def twins(stages, make_trainer, make_data, tmp_path_factory):
+    """Checkpoints of the stages that begin with Barlow Twins."""
+    root = tmp_path_factory.mktemp("objective")
+
+    def fit(name, task):
+        make_trainer(root / name).fit(task, datamodule=make_data())
+        return str(root / name / "checkpoints" / "last.ckpt")
+
+    start = fit("twins", ContrastiveTask(objective="barlow_twins", **SMALL))
+    align = fit("align", AlignmentTask(supervised=stages["source"], self_supervised=start, **SMALL))
+    return {"self_supervised": start, "align": align}
+
+
+class TestObjective:
+    """Another self-supervised loss than SimCLR's, from its stage to test time."""
+
+    def loss(self, task, images):
+        """Return the loss that adapts, and the two views' projections."""
+        outputs = []
+        handle = task.projector.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
+        loss = task.auxiliary_loss(images, torch.Generator().manual_seed(0))
+        handle.remove()
+        return loss, outputs[0].chunk(2)
+
+    def test_is_what_adapts(self, twins, batch):
+        task = CrossTaskTTT(aligned=twins["align"], encoder="cifar_resnet8").eval()
+        loss, projections = self.loss(task, batch[0])
+        torch.testing.assert_close(loss, barlow_twins_loss(*projections))
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in task.adaptable_parameters())
+        assert task.encoder.conv1.weight.grad.any()
+
+    def test_an_argument_has_the_last_word(self, twins, stages, batch):
+        task = CrossTaskTTT(aligned=twins["align"], encoder="cifar_resnet8", objective="contrastive").eval()
+        loss, projections = self.loss(task, batch[0])
+        torch.testing.assert_close(loss, contrastive_loss(*projections, 0.01))
+        other = CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8", objective="barlow_twins").eval()
+        loss, projections = self.loss(other, batch[0])
+        torch.testing.assert_close(loss, barlow_twins_loss(*projections))
+
+    def test_travels_with_every_file(self, twins, stages):
+        assert CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8").objective == "contrastive"
+        probe = ProbeTask(self_supervised=twins["self_supervised"], encoder="cifar_resnet8")
+        loaded = AlignmentTask.load_from_checkpoint(twins["align"], supervised=None, self_supervised=None)
+        assert probe.objective == loaded.objective == "barlow_twins"
+
+    def test_files_from_before_are_contrastive(self, stages, tmp_path):
+        content = torch.load(stages["align"], weights_only=True)
+        del content["ttalight"]["objective"], content["hyper_parameters"]["objective"]
+        torch.save(content, tmp_path / "old.ckpt")
+        assert CrossTaskTTT(aligned=str(tmp_path / "old.ckpt"), encoder="cifar_resnet8").objective == "contrastive"
+
+    def test_others_are_refused(self, twins, tmp_path):
+        with pytest.raises(ValueError, match=r"^objective must be one of contrastive, barlow_twins, got 'byol'"):
+            ContrastiveTask(objective="byol", **SMALL)
+        content = torch.load(twins["align"], weights_only=True)
+        content["ttalight"]["objective"] = ["byol"]
+        torch.save(content, tmp_path / "odd.ckpt")
+        with pytest.raises(ValueError, match=r"aligned: .*odd.ckpt: objective must be one of"):
+            CrossTaskTTT(aligned=str(tmp_path / "odd.ckpt"), encoder="cifar_resnet8")
+
+    def test_a_single_image_leaves_the_weights(self, twins, make_trainer, make_data, tmp_path):
+        task = CrossTaskTTT(aligned=twins["align"], encoder="cifar_resnet8")
+        logits = []
+        task.register_forward_hook(lambda module, args, output: logits.append(output))
+        data = make_data(domains=["contrast"], batch_size=59)  # batches of 59 and 1
+        with pytest.warns(UserWarning, match="nothing to be compared with"):
+            make_trainer(tmp_path).adapt(task, data, TestTimeTraining(steps=2, lr=1e-3))
+        assert torch.cat(logits).shape == (60, 10)
+        assert torch.cat(logits).isfinite().all()
+
+    def test_learns_to_agree(self, make_trainer, make_data, tmp_path):
+        torch.manual_seed(0)
+        task = ContrastiveTask(objective="barlow_twins", warmup_epochs=0, crop_scale=[0.5, 1.0], flip=0.0, **SMALL)
+        losses = []
+        task.on_train_batch_end = lambda outputs, batch, index: losses.append(outputs["loss"].item())
+        make_trainer(tmp_path, max_epochs=2, limit_train_batches=10, limit_val_batches=0).fit(task, make_data())
+        assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 class TestSchedule:
