@@ -543,5 +543,5 @@ def test_classes_must_agree_with_the_data(make_trainer, make_data, tmp_path):
 
 
 def test_alignment_without_its_stages(make_trainer, make_data, tmp_path):
-    with pytest.raises(ValueError, match="alignment starts from two trained models"):
+    with pytest.raises(ValueError, match="alignment starts from a trained model"):
         make_trainer(tmp_path).fit(AlignmentTask(**SMALL), datamodule=make_data())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from ttalight.losses import alignment_loss
 from ttalight.models import Normalize, create_encoder
+from ttalight.tasks.checkpoint import read_checkpoint
 from ttalight.tasks.steps import ClassifierSteps
 from ttalight.tasks.two_view import TwoViewTask
 from ttalight.transforms import RandomCropFlip
@@ -30,9 +32,13 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
     as the paper's section 3.4 mentions. What it leaves open is settled so: both losses have weight 1, the alignment's
     gradients reach f, h stays frozen, f is in train mode and sees one view of an image for both losses.
 
+    Without ``self_supervised`` the student starts as a copy of the supervised model: g as f, pi as the identity, so
+    that h(pi(g(x))) is h(f(x)) before the first step. One file of pretrained weights, with its classifier, is enough.
+
     Args:
-        supervised: Checkpoint of a ``SupervisedTask``.
-        self_supervised: Checkpoint of a ``ContrastiveTask``.
+        supervised: Checkpoint of a ``SupervisedTask``, or a state dict of encoder and classifier under the backbone's
+            own names or those of its public files, such as that of a pretrained network of timm's.
+        self_supervised: Checkpoint of a ``ContrastiveTask``; by default the student is a copy.
         num_classes: Number of classes C.
         temperature: Temperature of the alignment loss.
         teacher_view: What the teacher sees: ``clean`` images, whose features are computed once, or a ``weak``
@@ -78,12 +84,36 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
         self._cache: Tensor | None = None
         shared = {"encoder": encoder, "stem": stem}
         if supervised is not None:
-            parts = {"normalize.": "teacher.normalize.", "encoder.": "teacher.encoder.", "classifier.": "classifier."}
-            self.load_stage(supervised, "supervised", "SupervisedTask", parts, shared | {"num_classes": num_classes})
+            self._load_teacher(supervised, shared | {"num_classes": num_classes})
         if self_supervised is not None:
             parts = {name: name for name in ("normalize.", "encoder.", "projector.")}
             self.load_stage(self_supervised, "self_supervised", "ContrastiveTask", parts, shared)
-        self._complete = supervised is not None and self_supervised is not None
+        elif supervised is not None:
+            if kwargs.get("pretrained"):
+                raise ValueError(
+                    "without self_supervised the encoder starts as a copy of the supervised one: leave pretrained out, "
+                    "or train a ContrastiveTask from these weights and give its checkpoint as self_supervised"
+                )
+            self._copy_teacher()
+        self._complete = supervised is not None
+
+    def _load_teacher(self, path: str, architecture: dict[str, Any]) -> None:
+        checkpoint = read_checkpoint(path, "supervised")
+        if "ttalight" in checkpoint:
+            parts = {"normalize.": "teacher.normalize.", "encoder.": "teacher.encoder.", "classifier.": "classifier."}
+            self.load_stage(path, "supervised", "SupervisedTask", parts, architecture)
+        else:
+            self.load_public(checkpoint, path, "supervised", self.teacher["encoder"], self.classifier)
+            self.teacher["normalize"].load_state_dict(self.normalize.state_dict())
+
+    def _copy_teacher(self) -> None:
+        self.encoder.load_state_dict(self.teacher["encoder"].state_dict())
+        nn.init.eye_(self.projector.weight)
+        nn.init.zeros_(self.projector.bias)
+        if self._given is None:
+            self.normalize.load_state_dict(self.teacher["normalize"].state_dict())
+        self.teacher["normalize"] = self.normalize  # one module: what changes it changes both
+        rank_zero_info("self_supervised: none given, the student starts as a copy of the supervised model")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits h(pi(g(x))), (B, C), of images in [0, 1], (B, 3, H, W)."""
@@ -104,8 +134,9 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
             return
         if not self._complete:
             raise ValueError(
-                "alignment starts from two trained models: give supervised= (checkpoint of a SupervisedTask) and "
-                "self_supervised= (checkpoint of a ContrastiveTask)"
+                "alignment starts from a trained model: give supervised= (checkpoint of a SupervisedTask, or a file of "
+                "pretrained weights) and, unless the student is to be its copy, self_supervised= (checkpoint of a "
+                "ContrastiveTask)"
             )
         data: Any = getattr(self.trainer, "datamodule", None)
         if self._teaches_once and hasattr(data, "with_index"):
