@@ -118,6 +118,23 @@ class TestPlans:
         for key in ("steps", "reset", "read_at"):
             assert control["adapter"]["init_args"][key] == method["adapter"]["init_args"][key]
 
+    def test_variants_of_cta_change_one_stage_each(self, tools):
+        plain, plan = plan_of(tools, 2), plan_of(tools, 2, methods=("CTA", "CTA-unfrozen", "CTA-twins"))
+        jobs = {job.name: job.config["model"]["init_args"] for job in plan.jobs}
+        assert {job.name for job in plain.jobs if job.name in ("source", "simclr", "align")} <= jobs.keys()
+        assert jobs["cta_unfrozen_align"] == jobs["align"] | {"freeze_teacher": False}
+        assert jobs["simclr_barlow_twins"] == jobs["simclr"] | {"objective": "barlow_twins"}
+        start = {"self_supervised": "runs/x/simclr_barlow_twins/checkpoints/last.ckpt"}
+        assert jobs["cta_twins_align"] == jobs["align"] | start
+        for name in ("cta_unfrozen", "cta_twins"):
+            aligned = {"aligned": f"runs/x/{name}_align/checkpoints/last.ckpt"}
+            assert jobs[f"{name}_adapt_1"] == jobs[f"{name}_align_emabn_1"] == jobs["cta_adapt_1"] | aligned
+        assert [row.label for row in plan.rows][-4:] == [
+            "CTA-unfrozen", "CTA-unfrozen, EMABN", "CTA-twins", "CTA-twins, EMABN",
+        ]  # fmt: skip
+        passes = {job.name: job.passes for job in plan.jobs}
+        assert passes["cta_unfrozen_align"] == 1.5 * passes["align"]
+
     def test_budget_of_the_authors(self, tools):
         jobs = {job.name: job.config for job in plan_of(tools, 2, budget="paper").jobs}
         assert jobs["clust3"]["trainer"]["max_epochs"] == 350

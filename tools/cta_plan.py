@@ -34,7 +34,13 @@ VIEWS = {"CrossTaskTTT": 2, "ProbeTask": 2, "JointTask": 2, "TTTPlusPlus": 3, "R
          "ReCTTT": 4}  # fmt: skip
 #: Label in tables -> files of the method in cifar10_matched and cifar10_paper.
 METHODS = {"TTT": "rotation_ttt", "TTT++": "ttt_plus_plus", "ClusT3": "clust3", "NC-TTT": "nc_ttt",
-           "ReC-TTT": "rec_ttt", "CTA-C": "probe", "CTA": "cta", "Y": "joint"}  # fmt: skip
+           "ReC-TTT": "rec_ttt", "CTA-C": "probe", "CTA": "cta", "Y": "joint",
+           "CTA-unfrozen": "cta_unfrozen", "CTA-twins": "cta_twins"}  # fmt: skip
+#: Variants of CTA that its paper mentions without a table: what they change in self-supervised stage and alignment.
+VARIANTS: dict[str, tuple[Config, Config]] = {
+    "CTA-unfrozen": ({}, {"freeze_teacher": False}),
+    "CTA-twins": ({"objective": "barlow_twins"}, {}),
+}
 #: Methods of the paper's tables.
 IN_TABLE = {2: ("TTT++", "ClusT3", "NC-TTT", "ReC-TTT", "CTA-C", "CTA"), 4: ("ClusT3", "NC-TTT", "ReC-TTT", "CTA"),
             5: ("ClusT3", "NC-TTT", "ReC-TTT", "CTA")}  # fmt: skip
@@ -205,11 +211,11 @@ class Planner:
             yield Row(adapter, (self._control(adapter, source),))
         yield Row("aligned, unadapted", (self._control("Source", aligned, aligned=True),), "aligned model")
         yield Row("aligned, PTBN", (self._control("PTBN", aligned, aligned=True),))
-        seeds = self._seeds("CTA")
-        control = tuple(self._control("EMABN", aligned, aligned=True, seed=seed) for seed in seeds)
-        yield Row("aligned, EMABN", control)
+        yield Row("aligned, EMABN", self._paired_control(aligned, self._seeds("CTA")))
         for method in self.methods or IN_TABLE[table]:
             yield self._ttt(method)
+            if method in VARIANTS:
+                yield Row(f"{method}, EMABN", self._paired_control(self._variant(method), self._seeds(method)))
 
     # -- training
 
@@ -217,17 +223,26 @@ class Planner:
         """Plan the supervised stage and return its name."""
         return self._fit("source", self._own("source"))
 
-    def _simclr(self) -> str:
-        return self._fit("simclr", self._own("simclr"))
+    def _simclr(self, changes: Config | None = None) -> str:
+        config = self._own("simclr")
+        config["model"]["init_args"] |= changes or {}
+        return self._fit("simclr" if not changes else "_".join(["simclr", *map(str, changes.values())]), config)
 
     def aligned(self, temperature: float = 0.5) -> str:
         """Plan an alignment, with the stages before it, and return its name."""
-        source, simclr = self.source(), self._simclr()
+        return self._align("align" if temperature == 0.5 else f"align_{temperature:g}", temperature, {}, {})
+
+    def _variant(self, method: str) -> str:
+        return self._align(f"{METHODS[method]}_align", 0.5, *VARIANTS[method])
+
+    def _align(self, name: str, temperature: float, start: Config, changes: Config) -> str:
+        source, simclr = self.source(), self._simclr(start)
         config = self._own("align")
         config["model"]["init_args"] |= {
             "supervised": self._weights(source), "self_supervised": self._weights(simclr), "temperature": temperature,
+            **changes,
         }  # fmt: skip
-        return self._fit("align" if temperature == 0.5 else f"align_{temperature:g}", config, (source, simclr))
+        return self._fit(name, config, (source, simclr))
 
     def _fit_cta(self) -> str:
         return self.aligned(0.5)
@@ -268,26 +283,30 @@ class Planner:
         if self.recipe.epochs is not None:
             trainer["max_epochs"] = self.recipe.epochs
         images = self.recipe.training_images or self.training_images
-        passes = TRAINING[config["model"]["class_path"]] * images * trainer["max_epochs"]
+        per_image = TRAINING[config["model"]["class_path"]]
+        if config["model"]["init_args"].get("freeze_teacher") is False:
+            per_image += 3.0
+        passes = per_image * images * trainer["max_epochs"]
         return self._add(Job(name, "fit", self._named(name, config), passes, reads))
 
     # -- adaptation
 
     def _ttt(self, method: str) -> Row:
         """Plan the test-time training of a method, with its source training; features are measured along the way."""
-        weights = self._fit_cta() if method == "CTA" else self._rival(method)
+        aligned = method == "CTA" or method in VARIANTS
+        weights = self._variant(method) if method in VARIANTS else self._fit_cta() if aligned else self._rival(method)
         jobs = []
         for seed in self._seeds(method):
-            config = self._own("cta") if method == "CTA" else self._adaptation(method)
+            config = self._own("cta") if aligned else self._adaptation(method)
             arguments = config["adapter"]["init_args"]
             if method in ("CTA-C", "Y"):  # the same test time as CTA's
                 config["adapter"] = self._own("cta")["adapter"]
                 arguments = config["adapter"]["init_args"]
-            if method in ("CTA", "CTA-C", "Y"):
+            if aligned or method in ("CTA-C", "Y"):
                 arguments["read_at"] = [step for step in (0, 1, 3, 5, 10, 15) if step < arguments["steps"]]
-                self._collect(config, aligned=method == "CTA")
+                self._collect(config, aligned)
             arguments |= self.recipe.adapter
-            place = "aligned" if method == "CTA" else "weights"
+            place = "aligned" if aligned else "weights"
             config["model"]["init_args"][place] = self._weights(weights)
             config["data"]["init_args"]["domains"] = ["clean", *self.recipe.domains]
             jobs.append(self._adapt(f"{METHODS[method]}_adapt_{seed}", config, seed, (weights,)))
@@ -309,6 +328,9 @@ class Planner:
         config["adapter"] = {"class_path": adapter, "init_args": arguments}
         config["data"]["init_args"]["domains"] = ["clean", *self.recipe.domains]
         return self._adapt(f"{weights}_{adapter.lower()}_{seed}", config, seed, (weights,))
+
+    def _paired_control(self, aligned: str, seeds: range) -> tuple[str, ...]:
+        return tuple(self._control("EMABN", aligned, aligned=True, seed=seed) for seed in seeds)
 
     def _collect(self, config: Config, aligned: bool) -> None:
         target = "impulse_noise" if "impulse_noise" in self.recipe.domains else self.recipe.domains[0]

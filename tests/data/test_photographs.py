@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 on real photographs at 224 pixels, and the example of docs/data.md."""
+"""EfficientNet-Lite0 on real photographs at 224 pixels, and the examples of docs/data.md and docs/cta.md."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ from ttalight.data import ImageNetDataModule
 from ttalight.reporting import read_results
 from ttalight.tasks import SupervisedTask
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
-EXAMPLES = dict(re.findall(r"^```(\w+) needs-data\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S))
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = DOCS / "data.md"
+
+
+def examples(page: Path) -> dict[str, str]:
+    """The blocks of a page that need data, by language."""
+    return dict(re.findall(r"^```(\w+) needs-data\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S))
+
+
+EXAMPLES = examples(PAGE)
 
 
 @pytest.fixture(scope="module")
@@ -87,5 +95,32 @@ def test_the_code_of_the_page(place, monkeypatch):
     assert all(row["nll"] < 7 for row in rows)
 
 
-def test_the_page_has_both_examples():
+@pytest.mark.data
+def test_alignment_of_a_copy_and_its_test_time(place, monkeypatch):
+    """The commands of docs/cta.md: two steps of alignment on eight photographs, then CTA on noisy ones."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    for folder in sorted((place / "imagenet" / "val").iterdir())[:8]:
+        target = place / "imagenet" / "train" / folder.name
+        target.mkdir(parents=True)
+        for file in folder.iterdir():
+            (target / file.name).symlink_to(file)
+    fit, adapt = (shlex.split(line)[1:] for line in examples(DOCS / "cta.md")["bash"].replace("\\\n", " ").splitlines())
+    small = ["--data.batch_size", "4", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false",
+             "--trainer.accelerator", "cpu"]  # fmt: skip
+    main([*fit, *small, "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0"])
+    last = place / "runs" / "photographs" / "align" / "checkpoints" / "last.ckpt"
+    state = torch.load(last, weights_only=True)["state_dict"]
+    public = torch.load(place / "efficientnet_lite0.pth", weights_only=True)
+    assert torch.equal(state["teacher.encoder.conv_stem.weight"], public["conv_stem.weight"])
+    assert not torch.equal(state["encoder.conv_stem.weight"], public["conv_stem.weight"])
+    main([*adapt, *small, "--data.limit", "8", "--adapter", "TestTimeTraining", "--adapter.steps", "1"])
+    results = read_results(place / "runs" / "photographs" / "cta")
+    assert [(row["name"], row["samples"]) for row in results["domains"]] == [("clean", 8), ("gaussian_noise", 8)]
+    assert all(row["nll"] < 100 for row in results["domains"])
+    assert results["source"]["file"].endswith("align/checkpoints/last.ckpt")
+
+
+def test_the_pages_have_their_examples():
     assert EXAMPLES.keys() == {"bash", "python"}
+    assert examples(DOCS / "cta.md").keys() == {"bash"}

@@ -13,12 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ttalight  # noqa: F401  (first: it makes torchvision importable)
 from ttalight.distributed import gather_with_gradients
-from ttalight.losses import alignment_loss, contrastive_loss
+from ttalight.losses import alignment_loss, barlow_twins_loss, contrastive_loss
 
 # Each takes (first, second, target) and the value of gather.
 LOSSES = {
     "contrastive": lambda a, b, w, gather: contrastive_loss(a, b, 0.1, gather=gather),
     "contrastive, one-sided": lambda a, b, w, gather: contrastive_loss(a, b, 0.1, symmetric=False, gather=gather),
+    "barlow twins": lambda a, b, w, gather: barlow_twins_loss(a, b, gather=gather),
     "alignment": lambda a, b, w, gather: alignment_loss(a, b, w, 0.2, gather=gather),
     "alignment, exclude": lambda a, b, w, gather: alignment_loss(a, b, w, 0.2, sibling="exclude", gather=gather),
     "alignment, positive": lambda a, b, w, gather: alignment_loss(a, b, w, 0.2, sibling="positive", gather=gather),

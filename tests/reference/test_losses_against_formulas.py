@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ttalight.losses import alignment_loss, contrastive_loss, entropy
+from ttalight.losses import alignment_loss, barlow_twins_loss, contrastive_loss, entropy
 
 EXACT = {"rtol": 1e-10, "atol": 0.0}
 
@@ -46,6 +46,24 @@ def _alignment(first: list, second: list, target: list, temperature: float, sibl
     return sum(terms) / len(terms)
 
 
+def _barlow_twins(first: list, second: list, redundancy: float) -> float:
+    size, width, standard = len(first), len(first[0]), []
+    for view in (first, second):
+        columns = [[row[i] for row in view] for i in range(width)]
+        means = [math.fsum(column) / size for column in columns]
+        spreads = [
+            math.sqrt(math.fsum((value - mean) ** 2 for value in column) / size + 1e-5)
+            for column, mean in zip(columns, means, strict=True)
+        ]
+        standard.append([[(row[i] - means[i]) / spreads[i] for i in range(width)] for row in view])
+    total = 0.0
+    for i in range(width):
+        for j in range(width):
+            correlation = math.fsum(a[i] * b[j] for a, b in zip(*standard, strict=True)) / size
+            total += (1 - correlation) ** 2 if i == j else redundancy * correlation**2
+    return total
+
+
 @pytest.fixture(params=[(2, 3), (5, 1), (7, 16)], ids=["2x3", "5x1", "7x16"])
 def vectors(request) -> torch.Tensor:
     generator = torch.Generator().manual_seed(11)
@@ -68,6 +86,13 @@ def test_alignment(vectors, temperature, sibling):
     expected = _alignment(first.tolist(), second.tolist(), target.tolist(), temperature, sibling)
     loss = alignment_loss(first, second, target, temperature, sibling=sibling)
     torch.testing.assert_close(loss.item(), expected, **EXACT)
+
+
+@pytest.mark.parametrize("redundancy", [0.0, 0.005, 2.0])
+def test_barlow_twins(vectors, redundancy):
+    first, second, _ = vectors
+    expected = _barlow_twins(first.tolist(), second.tolist(), redundancy)
+    torch.testing.assert_close(barlow_twins_loss(first, second, redundancy).item(), expected, **EXACT)
 
 
 def test_entropy():

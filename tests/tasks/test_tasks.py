@@ -10,8 +10,8 @@ from lightning import Callback
 from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import EMABN, Source, TestTimeTraining
-from ttalight.losses import alignment_loss, contrastive_loss
-from ttalight.tasks import AlignmentTask, ContrastiveTask, CrossTaskTTT, SupervisedTask
+from ttalight.losses import alignment_loss, barlow_twins_loss, contrastive_loss
+from ttalight.tasks import AlignmentTask, ContrastiveTask, CrossTaskTTT, ProbeTask, SupervisedTask
 
 SMALL = {"encoder": "cifar_resnet8", "lr": 1e-3}
 
@@ -136,6 +136,152 @@ class TestLosses:
         assert not torch.equal(task.encoder.conv1.weight, before)
 
 
+class TestTrainedTeacher:
+    """Alignment that trains the supervised encoder too."""
+
+    @pytest.fixture
+    def fitted(self, stages, make_trainer, make_data, tmp_path):
+        """Align for three steps and return the task, the gradients of its last step and what it logged."""
+
+        def run(**arguments):
+            torch.manual_seed(0)
+            files = {"supervised": stages["source"], "self_supervised": stages["simclr"]}
+            task = AlignmentTask(**files, **arguments, **SMALL)
+            gradients, logged = {}, {}
+
+            def keep():
+                gradients.update({name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None})
+
+            task.on_before_optimizer_step = lambda optimizer: keep()
+            task.log = lambda name, value, **kwargs: logged.__setitem__(name, value)
+            make_trainer(tmp_path / str(arguments)).fit(task, datamodule=make_data())
+            return task, gradients, logged
+
+        return run
+
+    def test_gradients_reach_the_teacher_and_never_the_classifier(self, fitted, stages):
+        source = tensors(stages["source"])
+        _, frozen, _ = fitted()
+        task, gradients, _ = fitted(freeze_teacher=False)
+        assert not any(name.startswith("teacher.") for name in frozen)
+        trained = {name for name in gradients if name.startswith("teacher.")}
+        assert trained == {f"teacher.{name}" for name, _ in task.teacher.named_parameters()}
+        assert all(gradients[name].any() for name in trained)
+        assert not any(name.startswith("classifier.") for name in [*frozen, *gradients])
+        assert torch.equal(task.classifier.weight, source["classifier.weight"])
+        # Its statistics are those of a network that is trained.
+        assert not torch.equal(task.teacher["encoder"].bn1.running_mean, source["encoder.bn1.running_mean"])
+
+    def test_both_losses_teach(self, fitted):
+        task, _, logged = fitted(freeze_teacher=False)
+        total = logged["train/alignment"] + logged["train/supervised"]
+        torch.testing.assert_close(logged["train/loss"], total)
+        images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        weight = task.teacher["encoder"].conv1.weight
+        target = task.teach(images)
+        views = task.project(images.repeat(2, 1, 1, 1)).detach().chunk(2)
+        (aligning,) = torch.autograd.grad(alignment_loss(*views, target, 0.5), weight, retain_graph=True)
+        labels = torch.tensor([1, 2, 3, 4])
+        (classifying,) = torch.autograd.grad(cross_entropy(task.classifier(target), labels), weight)
+        assert aligning.any()
+        assert classifying.any()
+
+    def test_features_are_computed_anew(self, fitted):
+        task, _, _ = fitted(freeze_teacher=False)
+        assert task._cache is None
+        assert not task.trainer.datamodule.with_index
+
+    def test_its_file_is_all_that_test_time_needs(self, fitted, batch, tmp_path):
+        task, _, _ = fitted(freeze_teacher=False)
+        path = next(tmp_path.rglob("last.ckpt"))
+        loaded = CrossTaskTTT(aligned=str(path), encoder="cifar_resnet8").eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(batch[0]), task.eval()(batch[0]))
+        assert torch.equal(loaded.feature_norms, task.feature_norms)
+        assert not torch.equal(loaded.feature_norms, torch.ones(2))
+
+
+@pytest.fixture(scope="module")
+def twins(stages, make_trainer, make_data, tmp_path_factory):
+    """Checkpoints of the stages that begin with Barlow Twins."""
+    root = tmp_path_factory.mktemp("objective")
+
+    def fit(name, task):
+        make_trainer(root / name).fit(task, datamodule=make_data())
+        return str(root / name / "checkpoints" / "last.ckpt")
+
+    start = fit("twins", ContrastiveTask(objective="barlow_twins", **SMALL))
+    align = fit("align", AlignmentTask(supervised=stages["source"], self_supervised=start, **SMALL))
+    return {"self_supervised": start, "align": align}
+
+
+class TestObjective:
+    """Another self-supervised loss than SimCLR's, from its stage to test time."""
+
+    def loss(self, task, images):
+        """Return the loss that adapts, and the two views' projections."""
+        outputs = []
+        handle = task.projector.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
+        loss = task.auxiliary_loss(images, torch.Generator().manual_seed(0))
+        handle.remove()
+        return loss, outputs[0].chunk(2)
+
+    def test_is_what_adapts(self, twins, batch):
+        task = CrossTaskTTT(aligned=twins["align"], encoder="cifar_resnet8").eval()
+        loss, projections = self.loss(task, batch[0])
+        torch.testing.assert_close(loss, barlow_twins_loss(*projections))
+        loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in task.adaptable_parameters())
+        assert task.encoder.conv1.weight.grad.any()
+
+    def test_an_argument_has_the_last_word(self, twins, stages, batch):
+        task = CrossTaskTTT(aligned=twins["align"], encoder="cifar_resnet8", objective="contrastive").eval()
+        loss, projections = self.loss(task, batch[0])
+        torch.testing.assert_close(loss, contrastive_loss(*projections, 0.01))
+        other = CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8", objective="barlow_twins").eval()
+        loss, projections = self.loss(other, batch[0])
+        torch.testing.assert_close(loss, barlow_twins_loss(*projections))
+
+    def test_travels_with_every_file(self, twins, stages):
+        assert CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8").objective == "contrastive"
+        probe = ProbeTask(self_supervised=twins["self_supervised"], encoder="cifar_resnet8")
+        loaded = AlignmentTask.load_from_checkpoint(twins["align"], supervised=None, self_supervised=None)
+        assert probe.objective == loaded.objective == "barlow_twins"
+
+    def test_files_from_before_are_contrastive(self, stages, tmp_path):
+        content = torch.load(stages["align"], weights_only=True)
+        del content["ttalight"]["objective"], content["hyper_parameters"]["objective"]
+        torch.save(content, tmp_path / "old.ckpt")
+        assert CrossTaskTTT(aligned=str(tmp_path / "old.ckpt"), encoder="cifar_resnet8").objective == "contrastive"
+
+    def test_others_are_refused(self, twins, tmp_path):
+        with pytest.raises(ValueError, match=r"^objective must be one of contrastive, barlow_twins, got 'byol'"):
+            ContrastiveTask(objective="byol", **SMALL)
+        content = torch.load(twins["align"], weights_only=True)
+        content["ttalight"]["objective"] = ["byol"]
+        torch.save(content, tmp_path / "odd.ckpt")
+        with pytest.raises(ValueError, match=r"aligned: .*odd.ckpt: objective must be one of"):
+            CrossTaskTTT(aligned=str(tmp_path / "odd.ckpt"), encoder="cifar_resnet8")
+
+    def test_a_single_image_leaves_the_weights(self, twins, make_trainer, make_data, tmp_path):
+        task = CrossTaskTTT(aligned=twins["align"], encoder="cifar_resnet8")
+        logits = []
+        task.register_forward_hook(lambda module, args, output: logits.append(output))
+        data = make_data(domains=["contrast"], batch_size=59)  # batches of 59 and 1
+        with pytest.warns(UserWarning, match="nothing to be compared with"):
+            make_trainer(tmp_path).adapt(task, data, TestTimeTraining(steps=2, lr=1e-3))
+        assert torch.cat(logits).shape == (60, 10)
+        assert torch.cat(logits).isfinite().all()
+
+    def test_learns_to_agree(self, make_trainer, make_data, tmp_path):
+        torch.manual_seed(0)
+        task = ContrastiveTask(objective="barlow_twins", warmup_epochs=0, crop_scale=[0.5, 1.0], flip=0.0, **SMALL)
+        losses = []
+        task.on_train_batch_end = lambda outputs, batch, index: losses.append(outputs["loss"].item())
+        make_trainer(tmp_path, max_epochs=2, limit_train_batches=10, limit_val_batches=0).fit(task, make_data())
+        assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
 class TestSchedule:
     def test_table_3(self, make_trainer, make_data, tmp_path):
         task = SupervisedTask(encoder="cifar_resnet8")
@@ -173,12 +319,13 @@ class TestSchedule:
 
 
 class TestResume:
-    @pytest.mark.parametrize("stage", ["source", "align"])
+    @pytest.mark.parametrize("stage", ["source", "align", "align, trained teacher"])
     def test_gives_the_weights_of_the_uninterrupted_run(self, stage, stages, make_trainer, make_data, tmp_path):
         def task():
             if stage == "source":
                 return SupervisedTask(**SMALL)
-            return AlignmentTask(supervised=stages["source"], self_supervised=stages["simclr"], **SMALL)
+            files = {"supervised": stages["source"], "self_supervised": stages["simclr"]}
+            return AlignmentTask(**files, freeze_teacher=stage == "align", **SMALL)
 
         torch.manual_seed(0)
         whole = task()
@@ -396,5 +543,5 @@ def test_classes_must_agree_with_the_data(make_trainer, make_data, tmp_path):
 
 
 def test_alignment_without_its_stages(make_trainer, make_data, tmp_path):
-    with pytest.raises(ValueError, match="alignment starts from two trained models"):
+    with pytest.raises(ValueError, match="alignment starts from a trained model"):
         make_trainer(tmp_path).fit(AlignmentTask(**SMALL), datamodule=make_data())

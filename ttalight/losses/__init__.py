@@ -1,6 +1,7 @@
 """Losses: pure functions of tensors, and thin modules around them."""
 
 from ttalight.losses.alignment import AlignmentLoss, alignment_loss
+from ttalight.losses.barlow_twins import barlow_twins_loss
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
 from ttalight.losses.clustering import clustering_loss
 from ttalight.losses.contrastive import ContrastiveLoss, contrastive_loss
@@ -34,6 +35,7 @@ __all__ = [
     "MomentAlignment",
     "MomentSummary",
     "alignment_loss",
+    "barlow_twins_loss",
     "class_alignment",
     "clustering_loss",
     "contrastive_loss",

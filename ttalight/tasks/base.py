@@ -16,7 +16,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 import ttalight
 from ttalight.adapters import Adapter
 from ttalight.models import CenterCrop, Normalize, Preprocessing, preprocessing_of
+from ttalight.models.encoder import with_normalisation
 from ttalight.models.label_space import select_classes
+from ttalight.models.weight_files import public_weights
 from ttalight.seeding import derive_seed, global_seed
 from ttalight.tasks.batches import check_batch, check_values
 from ttalight.tasks.checkpoint import (
@@ -308,6 +310,36 @@ class BaseTask(LightningModule, ABC):
             self._sized_by = _BY_FILE
         self.source = {"file": path, "sha256": file_sha256(path)}
         return checkpoint
+
+    def load_public(
+        self, checkpoint: Mapping[str, Any], path: str, argument: str, encoder: nn.Module, classifier: nn.Linear
+    ) -> None:
+        """Load a classifier from a file that is not of this package, and prepare images as its weights expect.
+
+        Args:
+            checkpoint: What the file holds: a state dict of encoder and classifier under the backbone's own names or
+                those of its public files (see ``create_encoder``).
+            path: The file.
+            argument: The task argument that named it.
+            encoder: Receives the weights of the encoder, a network of timm's.
+            classifier: Receives those of the classifier.
+
+        Raises:
+            ValueError: If there are no weights in it, or they do not fit.
+        """
+        try:
+            file = public_weights(checkpoint, encoder)
+        except ValueError as error:
+            raise ValueError(f"{argument}: {path} holds no weights: it is {error}") from error
+        theirs = f"{getattr(encoder, 'pretrained_cfg', {}).get('classifier', 'fc')}."
+        named = {
+            f"classifier.{key.removeprefix(theirs)}" if key.startswith(theirs) else f"encoder.{key}": value
+            for key, value in file.weights.items()
+        }
+        load_weights(nn.ModuleDict({"encoder": encoder, "classifier": classifier}), named, path, argument)
+        with_normalisation(encoder, file)
+        self.take_preprocessing(encoder)
+        self.source = {"file": path, "sha256": file_sha256(path)}
 
     def _parts(self, prefixes: Any) -> list[tuple[str, nn.Module]]:
         names = dict.fromkeys(prefix.partition(".")[0] for prefix in prefixes)

@@ -13,11 +13,12 @@ __all__ = ["ContrastiveTask"]
 
 
 class ContrastiveTask(TwoViewTask):
-    """A self-supervised model pi(g(x)) trained by contrasting two views of each image.
+    """A self-supervised model pi(g(x)) trained by comparing two views of each image.
 
     Second part of the first stage of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*,
     arXiv 2507.05221; its temperature is 0.01. The projector is one linear layer that keeps the dimension, so that the
-    aligned projection can stand where the supervised features stood.
+    aligned projection can stand where the supervised features stood. That method takes any self-supervised loss:
+    ``objective="barlow_twins"`` is another one, and the stages that start from the file go on with it.
 
     Args:
         symmetric: Whether both views are anchors; ``false`` is the paper's Eq. 1 to the letter, with the first view
@@ -34,7 +35,7 @@ class ContrastiveTask(TwoViewTask):
         return self.project(images)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Return the contrastive loss of two fresh views; None skips a batch of one image that was left over."""
+        """Return the self-supervised loss of two fresh views; None skips a batch of one image that was left over."""
         if self.is_rest(batch[0], batch_idx):
             return None
         loss = self.contrast(self.views(batch[0], self.draws))
@@ -42,7 +43,7 @@ class ContrastiveTask(TwoViewTask):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the contrastive loss of two views that are the same in every epoch."""
+        """Log the self-supervised loss of two views that are the same in every epoch."""
         images = batch[0]
         if len(images) < 2:
             return  # a single image has nothing to be told from

@@ -15,7 +15,7 @@ __all__ = ["ContrastiveTTT"]
 
 
 class ContrastiveTTT(ClassifierSteps, TwoViewTask):
-    """Base of the classifiers that adapt encoder and projector by SimCLR's loss on two fresh views of every image.
+    """Base of the classifiers that adapt encoder and projector by a self-supervised loss on two fresh views.
 
     What it classifies with is the subclass's ``forward``; the classifier stays frozen at test time.
 
@@ -26,7 +26,7 @@ class ContrastiveTTT(ClassifierSteps, TwoViewTask):
     auxiliary_views = 2
 
     def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the contrastive loss of two fresh views in one forward, a scalar.
+        """Return the self-supervised loss of two fresh views in one forward, a scalar.
 
         A single image has nothing to be told from: its loss is zero, which a warning says once, and only
         normalisation statistics can move.
@@ -39,8 +39,9 @@ class ContrastiveTTT(ClassifierSteps, TwoViewTask):
         if len(images) > 1:
             return self.contrast(views)
         warnings.warn(
-            "a batch of one image has no negatives: its contrastive loss is zero, and only normalisation statistics "
-            "adapt. Contrastive test-time training wants larger batches (data.batch_size, 128 in CTA's paper)",
+            "a batch of one image has nothing to be compared with: its self-supervised loss is zero, and only "
+            "normalisation statistics adapt. Test-time training on two views wants larger batches (data.batch_size, "
+            "128 in CTA's paper)",
             stacklevel=2,
         )
         return self.project(views).sum() * 0

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ttalight.models import create_encoder
-from ttalight.models.encoder import with_normalisation
-from ttalight.models.weight_files import public_weights
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.base import BaseTask
-from ttalight.tasks.checkpoint import file_sha256, load_weights, read_checkpoint
+from ttalight.tasks.checkpoint import read_checkpoint
 from ttalight.tasks.steps import ClassifierSteps
 
 __all__ = ["SupervisedTask"]
@@ -72,20 +70,8 @@ class SupervisedTask(ClassifierSteps, BaseTask):
         if "ttalight" in checkpoint:
             same = {name: name for name in ("normalize.", "encoder.", "classifier.")}
             self.load_stage(path, "weights", "SupervisedTask", same, architecture)
-            return
-        try:
-            file = public_weights(checkpoint, self.encoder)
-        except ValueError as error:
-            raise ValueError(f"weights: {path} holds no weights: it is {error}") from error
-        theirs = f"{getattr(self.encoder, 'pretrained_cfg', {}).get('classifier', 'fc')}."
-        named = {
-            f"classifier.{key.removeprefix(theirs)}" if key.startswith(theirs) else f"encoder.{key}": value
-            for key, value in file.weights.items()
-        }
-        load_weights(nn.ModuleDict({"encoder": self.encoder, "classifier": self.classifier}), named, path, "weights")
-        with_normalisation(self.encoder, file)
-        self.take_preprocessing(self.encoder)
-        self.source = {"file": path, "sha256": file_sha256(path)}
+        else:
+            self.load_public(checkpoint, path, "weights", self.encoder, self.classifier)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, C), of images in [0, 1], (B, 3, H, W)."""

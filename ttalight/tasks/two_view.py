@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from ttalight.losses import contrastive_loss
+from ttalight.losses import barlow_twins_loss, contrastive_loss
 from ttalight.models import create_encoder
 from ttalight.tasks.base import BaseTask
 from ttalight.transforms import SimCLRViews
 
 __all__ = ["TwoViewTask"]
+
+Objective = Literal["contrastive", "barlow_twins"]
 
 
 class TwoViewTask(BaseTask):
@@ -26,6 +28,8 @@ class TwoViewTask(BaseTask):
         stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file.
         temperature: Temperature of the contrastive loss.
+        objective: The self-supervised loss of two views: ``contrastive`` (SimCLR's) or ``barlow_twins`` (without
+            negatives and temperature). By default that of the stage that weights come from, else ``contrastive``.
         crop_scale: Range of a crop's share of the image.
         flip: Probability of a horizontal flip.
         jitter: Strength of brightness, contrast, saturation and hue jitter.
@@ -49,6 +53,7 @@ class TwoViewTask(BaseTask):
         stem: Literal["cifar", "imagenet"] = "cifar",
         pretrained: bool | str = False,
         temperature: float = 0.01,
+        objective: Literal["contrastive", "barlow_twins"] | None = None,
         crop_scale: Sequence[float] = (0.2, 1.0),
         flip: float = 0.5,
         jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
@@ -64,7 +69,11 @@ class TwoViewTask(BaseTask):
         if negatives not in ("all", "local"):
             raise ValueError(f"negatives must be 'all' or 'local', got {negatives!r}")
         self.negatives = negatives
+        if objective is not None:
+            _check_objective(objective, "")
         self.temperature = temperature
+        self.objective: Objective = objective or "contrastive"
+        self._objective_given = objective is not None
         self.encoder = create_encoder(encoder, pretrained=pretrained, stem=stem)
         if pretrained:
             self.take_preprocessing(self.encoder)
@@ -92,20 +101,46 @@ class TwoViewTask(BaseTask):
         return features
 
     def contrast(self, views: Tensor) -> Tensor:
-        """Return the contrastive loss of two views in one tensor, (2B, 3, H, W): a scalar.
+        """Return the self-supervised loss of two views in one tensor, (2B, 3, H, W): a scalar.
 
-        Negatives come from all processes while training on several, unless ``negatives`` says otherwise.
+        The batch is that of all processes while training on several, unless ``negatives`` says otherwise.
         """
         first, second = self.project(views).chunk(2)
+        if self.objective == "barlow_twins":
+            return barlow_twins_loss(first, second, gather=self.gathers)
         return contrastive_loss(first, second, self.temperature, symmetric=self.symmetric, gather=self.gathers)
 
     def is_rest(self, images: Tensor, batch_idx: int) -> bool:
         """Return whether a training batch is one image left over at the end of an epoch, to be skipped.
 
-        One image has no negatives, whose absence makes any loss here a constant; two are the fewest that do. Where
-        every batch has one image, the first gets the loss's error instead.
+        One image has no negatives and no statistics, without which any loss here says nothing; two are the fewest that
+        do. Where every batch has one image, the first gets the loss's error instead.
         """
         return len(images) == 1 and batch_idx > 0 and not self.gathers
+
+    def load_stage(
+        self, path: str, argument: str, task: str, prefixes: Mapping[str, str], architecture: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Load modules from the file of an earlier stage, and take on its objective; see ``BaseTask.load_stage``."""
+        checkpoint = super().load_stage(path, argument, task, prefixes, architecture)
+        self._take_objective(checkpoint, f"{argument}: {path}: ")
+        return checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which task wrote the file, and the objective, for the next stage."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ttalight"]["objective"] = self.objective
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another task's file, and take on the objective of this task's own."""
+        super().on_load_checkpoint(checkpoint)
+        self._take_objective(checkpoint, "the checkpoint: ")
+
+    def _take_objective(self, checkpoint: Mapping[str, Any], place: str) -> None:
+        objective = checkpoint.get("ttalight", {}).get("objective")
+        if objective is not None and not self._objective_given:
+            _check_objective(objective, place)
+            self.objective = objective
 
     @property
     def gathers(self) -> bool:
@@ -113,3 +148,8 @@ class TwoViewTask(BaseTask):
         trainer = self._trainer
         several = trainer is not None and trainer.training and trainer.world_size > 1
         return several and self.negatives == "all"
+
+
+def _check_objective(objective: Any, place: str) -> None:
+    if objective not in get_args(Objective):
+        raise ValueError(f"{place}objective must be one of {', '.join(get_args(Objective))}, got {objective!r}")
