@@ -121,9 +121,9 @@ class Recorder:
         self.passes += 1
         return logits
 
-    def step(self) -> None:
+    def step(self, pulled: torch.Tensor | None = None) -> None:
         before = self.engine.updates
-        self.descend()
+        self.descend(pulled)
         if self.engine.updates > before:
             self.events.append(Step())
 
