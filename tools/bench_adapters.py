@@ -1,7 +1,8 @@
 """Measure what adaptation costs beyond the passes that a method needs.
 
     python tools/bench_adapters.py [--methods Tent EATA] [--networks resnet20 vit] [--batches 200 1]
-                                   [--through wrap trainer] [--threads 1] [--seconds 10] [--rounds 5] [--device cpu]
+                                   [--through wrap trainer] [--fast no yes] [--threads 1] [--seconds 10] [--rounds 5]
+                                   [--device cpu]
 
 Prints a Markdown table: passes and images per second of every method, the ratio of its time to that of its bare passes,
 peak memory beside that of the bare passes, and the time of a reset.
@@ -12,7 +13,7 @@ pass that it went backward through the mean entropy of the logits and a backward
 for each update a step of the same optimizer. What a method computes besides counts as its own: filters, other losses,
 views, averages, resets between images, layers that it brings along (the affines of all layers take the place of their
 parameters, statistics of the batch that of mixed ones). What the Trainer does around a batch counts too: the row of
-Source shows it.
+Source shows it. ``--fast yes`` is a method with ``fast=True`` beside the same bare passes, which stay as they are.
 
 Method and bare passes take turns, batch by batch, in one process, so that a busy neighbour slows both alike. Ratios are
 medians over the rounds, with the range of the middle half. With one thread of the CPU, times are those that the process
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import logging
 import multiprocessing
 import platform
@@ -68,6 +70,7 @@ class Setting(NamedTuple):
     network: str
     batch: int
     through: str
+    fast: str
     threads: int
     seconds: float
     rounds: int
@@ -103,13 +106,13 @@ class Recorder:
         self.engine = engine
         self.events: list[Event] = []
         self.passes = 0
-        self.original, self.descend = engine.net.original, engine.descend
+        self.run, self.descend = engine.net.run, engine.descend
         self.norm = next((layer for layer in engine.net.norms if layer.is_batch_norm), None)
-        engine.net.original = self.forward
+        engine.net.run = self.forward
         engine.descend = engine.net.descend = self.step
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = self.original(images)
+        logits = self.run(images)
         norm = "source" if self.norm is None else self.norm.mode
         self.events.append(Pass(len(images), logits.requires_grad, images.requires_grad, norm))
         if logits.requires_grad:
@@ -118,9 +121,9 @@ class Recorder:
         self.passes += 1
         return logits
 
-    def step(self) -> None:
+    def step(self, pulled: torch.Tensor | None = None) -> None:
         before = self.engine.updates
-        self.descend()
+        self.descend(pulled)
         if self.engine.updates > before:
             self.events.append(Step())
 
@@ -292,7 +295,9 @@ def make_network(setting: Setting) -> nn.Module:
 
 def make_method(setting: Setting) -> Adapter:
     cls = METHODS[setting.method]
-    settings: dict[str, Any] = {"lr": 1e-8} if issubclass(cls, GradientAdapter) else {}
+    settings: dict[str, Any] = {"fast": setting.fast == "yes"}
+    if issubclass(cls, GradientAdapter):
+        settings["lr"] = 1e-8
     if setting.method == "EATA":
         settings["source"] = batches(setting)
         settings["fisher_samples"] = 4 * setting.batch
@@ -401,7 +406,7 @@ def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def row(setting: Setting) -> str:
     """Measure a row of the table."""
-    head = f"| {setting.method} | {setting.network} | {setting.batch} | {setting.through} |"
+    head = f"| {setting.method} | {setting.network} | {setting.batch} | {setting.through} | {setting.fast} |"
     if setting.method == "MEMO" and setting.batch > 1:
         return f"{head} a batch is as many batches of one | | | | | | | |"
     try:
@@ -426,6 +431,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, help="networks")
     parser.add_argument("--batches", nargs="+", type=int, default=[200, 1], help="images a batch")
     parser.add_argument("--through", nargs="+", default=["wrap", "trainer"], choices=["wrap", "trainer"])
+    parser.add_argument("--fast", nargs="+", default=["no"], choices=["no", "yes"], help="the adapters' option fast")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
     parser.add_argument("--seconds", type=float, default=10, help="least time for the rounds of a row")
     parser.add_argument("--rounds", type=int, default=5, help="least number of rounds of a row")
@@ -434,16 +440,16 @@ def main() -> None:
 
     print(f"{processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}")
     print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} thread(s)\n")
-    columns = ("method", "network", "batch", "through", "forwards / backwards", "images/s", "bare images/s")
+    columns = ("method", "network", "batch", "through", "fast", "forwards / backwards", "images/s", "bare images/s")
     columns += ("ratio (middle half)", "n", "MiB", "bare MiB", "reset ms")
     print(f"| {' | '.join(columns)} |")
     print("|" + "---|" * len(columns), flush=True)
     for network in arguments.networks:
         for batch in arguments.batches:
             for through in arguments.through:
-                for method in arguments.methods:
+                for method, fast in itertools.product(arguments.methods, arguments.fast):
                     rest = (arguments.threads, arguments.seconds, arguments.rounds, arguments.device)
-                    print(row(Setting(method, network, batch, through, *rest)), flush=True)
+                    print(row(Setting(method, network, batch, through, fast, *rest)), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttalight.losses import ContrastiveLoss, contrastive_loss
 
@@ -54,6 +55,37 @@ def test_symmetric_is_the_mean_of_both_one_sided_losses(views):
 def test_gradients(views, symmetric):
     inputs = [view[:3].clone().requires_grad_() for view in views]
     assert torch.autograd.gradcheck(lambda a, b: contrastive_loss(a, b, 0.2, symmetric=symmetric), inputs)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_many_anchors_are_as_one_matrix(symmetric):
+    views = torch.randn(2, 1100, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    inputs = [view.clone().requires_grad_() for view in views]
+    loss = contrastive_loss(*inputs, 0.05, symmetric=symmetric)
+    units = torch.nn.functional.normalize(torch.cat(inputs), dim=1)
+    whole = (units @ units.T / 0.05).masked_fill(torch.eye(2200, dtype=torch.bool), -torch.inf)
+    terms = torch.nn.functional.cross_entropy(whole, torch.arange(2200).roll(1100), reduction="none")
+    expected = (terms if symmetric else terms[:1100]).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    for ours, theirs in zip(*(torch.autograd.grad(3 * one, inputs) for one in (loss, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_batch():
+    class Largest(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for value in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(value, torch.Tensor):
+                    self.seen = max(self.seen, value.numel())
+            return out
+
+    first, second = torch.randn(2, 2048, 4, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    with Largest() as largest:
+        contrastive_loss(first, second, 0.1).backward()
+    assert largest.seen <= 1024 * 4096
 
 
 def test_half_precision_and_autocast_do_not_touch_the_similarities(views):

@@ -41,6 +41,10 @@ class Adapter(Callback, ABC):
             the network does not take. ``error`` stops; ``skip`` predicts with the model as it is; ``source`` predicts
             with the source model. The latter two adapt nothing to it, count it, and predict from a repaired copy:
             pixels that are not finite are 0, bytes are divided by 255, other sizes are scaled to the usual one.
+        fast: Make the network's passes in the fastest way that is found when the first of them is due: as they are,
+            with images in ``channels_last``, or compiled (``torch.compile``, which takes seconds to minutes). Logits
+            are the same up to 1e-4 of the largest one in float32, gradients up to 5e-3 of their norm; which way is
+            taken depends on the machine. Passes that ``shard='batch'`` divides stay as they are. See ``FastPass``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -63,6 +67,7 @@ class Adapter(Callback, ABC):
         classifier: str | None = None,
         seed: int | None = None,
         on_bad_batch: OnBadBatch = "error",
+        fast: bool = False,
     ) -> None:
         if on_bad_batch not in ("error", "skip", "source"):
             raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
@@ -72,6 +77,7 @@ class Adapter(Callback, ABC):
         self.classifier = classifier
         self.seed = seed
         self.on_bad_batch = on_bad_batch
+        self.fast = fast
         #: How several processes divide the coming run; ``Trainer.adapt`` sets it.
         self.shard: Shard | None = None
         self._share: StreamShare | None = None
@@ -120,6 +126,7 @@ class Adapter(Callback, ABC):
             "lr": None,
             "norm": getattr(self, "norm", None),
             **tolerant,
+            **({"fast": True} if self.fast else {}),
         }
 
     def check_defaults(self, classes: int) -> None:

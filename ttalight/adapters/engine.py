@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from ttalight.adapters.bad_batch import check_batch_type, refusal, repaired
 from ttalight.distributed import average
+from ttalight.models.fast_pass import FastPass
 from ttalight.models.network import Network
 from ttalight.seeding import derive_seed
 
@@ -47,6 +48,8 @@ class Engine:
         self.net = Network(module, classifier=adapter.classifier)
         self.net.step, self.net.backward, self.net.descend = self.step, self.backward, self.descend
         self.net.draws, self.net.recover = self.draws, self.recover
+        if adapter.fast:
+            self.net.run = FastPass(self.net)
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
         self.configured = False

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from ttalight.losses.similarity import check_temperature, check_vectors, gather_candidates, unit_vectors
 
 __all__ = ["ContrastiveLoss", "contrastive_loss"]
+
+#: Anchors whose similarities are in memory at a time.
+_ROWS = 1024
 
 
 def contrastive_loss(
@@ -22,7 +28,8 @@ def contrastive_loss(
 
     Similarities are float32 even for half-precision input and under autocast (float64 stays float64): at temperature
     0.01 bfloat16 would shift logits by up to about 0.4. Zero vectors have similarity 0 to everything and no
-    gradient.
+    gradient. Of more than 1,024 anchors similarities are computed for so many at a time, and again on the way back, so
+    that memory grows with B and not with its square; second derivatives are not there.
 
     Source: T. Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, arXiv
     2002.05709; Eq. 1 of S. Barbeau et al., "CTA: Cross-Task Alignment for Better Test Time Training", arXiv
@@ -50,12 +57,11 @@ def contrastive_loss(
         first, second = unit_vectors(first), unit_vectors(second)
         candidates, offset = gather_candidates(first, second, gather=gather)
         anchors = torch.cat((first, second)) if symmetric else first
-        logits = (anchors / temperature) @ candidates.T
         columns = torch.arange(len(first), device=first.device) + offset
         other = columns + len(candidates) // 2
         own, partner = (torch.cat((columns, other)), torch.cat((other, columns))) if symmetric else (columns, other)
-        logits.scatter_(1, own[:, None], float("-inf"))
-        return F.cross_entropy(logits, partner)
+        loss: Tensor = _CrossEntropy.apply(anchors / temperature, candidates, own, partner)  # type: ignore[no-untyped-call]
+        return loss
 
 
 class ContrastiveLoss(nn.Module):
@@ -84,3 +90,40 @@ class ContrastiveLoss(nn.Module):
     def extra_repr(self) -> str:
         """The hyper-parameters."""
         return f"temperature={self.temperature}, symmetric={self.symmetric}, gather={self.gather}"
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of each anchor's products with the candidates, ``own`` left out and ``partner`` the label."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, candidates: Tensor, own: Tensor, partner: Tensor) -> Tensor:
+        normalizers, matches, only = [], [], None
+        for rows, part in _chunks(anchors, candidates, own):
+            normalizers.append(part.logsumexp(1))
+            matches.append(part.gather(1, partner[rows, None]))
+            if len(anchors) <= _ROWS:
+                only = part  # small enough to be kept for the way back
+        normalizer = torch.cat(normalizers)
+        ctx.save_for_backward(anchors, candidates, own, partner, normalizer, only)
+        return (normalizer - torch.cat(matches)[:, 0]).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        anchors, candidates, own, partner, normalizer, only = ctx.saved_tensors
+        of_anchors, of_candidates = torch.empty_like(anchors), torch.zeros_like(candidates)
+        chunks = _chunks(anchors, candidates, own) if only is None else [(slice(0, len(anchors)), only.clone())]
+        for rows, part in chunks:
+            part.sub_(normalizer[rows, None]).exp_()
+            part.scatter_add_(1, partner[rows, None], part.new_full((len(part), 1), -1))
+            torch.mm(part, candidates, out=of_anchors[rows])
+            of_candidates.addmm_(part.T, anchors[rows])
+        scale = gradient / len(anchors)
+        return of_anchors * scale, of_candidates * scale, None, None
+
+
+def _chunks(anchors: Tensor, candidates: Tensor, own: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the products of some anchors at a time with all candidates, minus infinity where ``own`` says."""
+    for start in range(0, len(anchors), _ROWS):
+        rows = slice(start, start + _ROWS)
+        yield rows, (anchors[rows] @ candidates.T).scatter_(1, own[rows, None], float("-inf"))

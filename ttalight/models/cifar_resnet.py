@@ -39,7 +39,7 @@ class _BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
         if self.stride > 1:
-            x = x[:, :, :: self.stride, :: self.stride]
+            x = F.avg_pool2d(x, 1, self.stride)  # every second pixel; slices would turn gradients from channels_last
         if self.missing_channels:
             before = self.missing_channels // 2
             x = F.pad(x, (0, 0, 0, 0, before, self.missing_channels - before))

@@ -69,6 +69,8 @@ class Network:
     ) -> None:
         self.module = module
         self.original = forward if forward is not None else module.forward
+        #: What passes are made with: the original forward, or a faster way to compute the same.
+        self.run: Callable[[Tensor], Any] = self.original
         self.precision = precision
         self.classifier = classifier
         self.norms: list[NormLayer] = find_norms(module)
@@ -139,11 +141,12 @@ class Network:
     def _pass(self, images: Tensor, batches: float = 1.0) -> Any:
         self._before_pass(batches)
         with self.precision():
-            return self.original(images) if self._shard is None else self._shard(self.original, images)
+            return self.run(images) if self._shard is None else self._shard(self.run, images)
 
     def deal_out(self) -> None:
         """Let each process pass its slice of every batch; outputs, and statistics, are those of the whole batch."""
         self._shard = BatchShard()
+        self.run = self.original  # processes that choose ways of their own would wait for each other
         for layer in self.norms:
             layer.shard = self._shard
 

@@ -1,0 +1,171 @@
+"""The option ``fast``: other ways to make the same passes, and the way back where there is none."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ttalight.adapters import EATA, EMABN, SAR, DeYO, Tent
+from ttalight.models.fast_pass import FastPass
+
+METHODS = {
+    "Tent": lambda images, **kwargs: Tent(lr=0.01, **kwargs),
+    "EATA": lambda images, **kwargs: EATA(lr=0.01, margin=1.0, redundancy=1.0, source=[images], **kwargs),
+    "SAR": lambda images, **kwargs: SAR(lr=0.01, margin=1.0, recovery=0.0, **kwargs),
+    "DeYO": lambda images, **kwargs: DeYO(lr=0.01, margin=1.0, weight_margin=1.0, threshold=-0.9, **kwargs),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Let the compiled way win; tracing alone is what a test of the adapters needs, and takes no C++ compiler."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: float(way.__name__ != "_compile"))
+
+
+def fail(*args, **kwargs):
+    raise RuntimeError("no compiler here\nand more lines")
+
+
+class TestCompiled:
+    def test_gives_the_numbers_of_eager_passes(self, compiled, method, make_net, images):
+        own, fast = method(images).wrap(make_net()), method(images, fast=True).wrap(make_net())
+        for batch in (images, images.flip(0) * 0.5, images[:3], images + 0.1):
+            torch.testing.assert_close(fast(batch), own(batch), rtol=1e-8, atol=1e-8)
+        assert set(fast.engine.net.run.chosen) == {"torch.compile"}
+        assert fast.engine.updates == own.engine.updates > 0
+        assert fast.engine.net.forwards == own.engine.net.forwards
+
+    def test_resets_continues_and_releases(self, compiled, method, make_net, images, state_of, same_state):
+        net = make_net()
+        before = state_of(net)
+        fast = method(images, fast=True).wrap(net)
+        first = fast(images)
+        fast.reset()
+        fast.engine.visit, fast.engine.batch = 0, 0  # the draws of the first time
+        assert torch.equal(fast(images), first)
+        own = method(images).wrap(make_net())
+        own.load_state_dict(fast.state_dict())
+        torch.testing.assert_close(own(images), fast(images), rtol=1e-8, atol=1e-8)
+        fast.release()
+        same_state(net, before)
+
+    def test_copies_adapt_on_their_own(self, compiled, make_net, images):
+        fast = Tent(lr=0.01, fast=True).wrap(make_net())
+        fast(images)
+        copied, unpickled = copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))
+        expected = fast(images)
+        assert torch.equal(copied(images), expected)
+        assert torch.equal(unpickled(images), expected)
+
+    def test_a_trial_moves_no_statistics(self, compiled, make_net, images):
+        own, fast = EMABN().wrap(make_net()), EMABN(fast=True).wrap(make_net())
+        for batch in (images, images * 0.5):
+            torch.testing.assert_close(fast(batch), own(batch), rtol=1e-8, atol=1e-8)
+        for mine, theirs in zip(fast.module.buffers(), own.module.buffers(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
+
+    def test_a_batch_that_needs_another_compilation_runs_as_it_is(self, compiled, make_net, images, monkeypatch):
+        fast = Tent(fast=True).wrap(make_net())
+        fast(images)
+        traced = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        fast.module[0].stride = (2, 2)  # what was traced does not fit any more
+        own = Tent().wrap(make_net())
+        own.module[0].stride = (2, 2)
+        own.load_state_dict(fast.state_dict())
+        torch.testing.assert_close(fast(images), own(images), rtol=1e-8, atol=1e-8)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == traced
+
+
+@pytest.mark.slow
+def test_with_the_compiler_of_this_machine(make_net, images, monkeypatch):
+    monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: float(way.__name__ != "_compile"))
+    own, fast = Tent(lr=0.01).wrap(make_net().float()), Tent(lr=0.01, fast=True).wrap(make_net().float())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in (images.float(), images.flip(0).float() * 0.5):
+            torch.testing.assert_close(fast(batch), own(batch), rtol=1e-4, atol=1e-4)
+    if any("torch.compile fails" in str(warning.message) for warning in caught):
+        pytest.skip("no compiler that torch.compile can use")
+    assert fast.engine.net.run.chosen == ["torch.compile"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(method, make_net, images):
+    images = images.float().cuda()
+    own, fast = (method(images, fast=on).wrap(make_net().float().cuda()) for on in (False, True))
+    for batch in (images, images.flip(0) * 0.5):
+        torch.testing.assert_close(fast(batch), own(batch), rtol=1e-3, atol=1e-3)
+
+
+class TestFallback:
+    @pytest.fixture(autouse=True)
+    def _own_is_fastest(self, monkeypatch):
+        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 1.0 + (way.__name__ != "forward"))
+
+    def run(self, make_net, images):
+        own, fast = Tent(lr=0.01).wrap(make_net()), Tent(lr=0.01, fast=True).wrap(make_net())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for batch in (images, images * 0.5, images[:1]):
+                assert torch.equal(fast(batch), own(batch))
+        assert set(fast.engine.net.run.chosen) == {"own"}
+        (warning,) = [str(one.message) for one in caught if "fast=True changes nothing" in str(one.message)]
+        return warning
+
+    def test_where_compiling_fails(self, make_net, images, monkeypatch):
+        monkeypatch.setattr(torch, "compile", fail)
+        assert "torch.compile fails (RuntimeError: no compiler here); channels_last is no faster" in self.run(
+            make_net, images
+        )
+
+    def test_where_numbers_differ(self, make_net, images, monkeypatch):
+        monkeypatch.setattr(torch, "compile", lambda forward, **kwargs: lambda images: 1.001 * forward(images))
+        assert "torch.compile gives other logits (by 1e-03" in self.run(make_net, images)
+
+    def test_where_gradients_differ(self, make_net, images, monkeypatch):
+        def halve(forward, **kwargs):
+            def way(images):
+                logits = forward(images)
+                return (logits + logits.detach()) / 2
+
+            return way
+
+        monkeypatch.setattr(torch, "compile", halve)
+        assert "torch.compile gives other gradients (by 5e-01" in self.run(make_net, images)
+
+
+class ConvolutionGradients(TorchDispatchMode):
+    """Notes which gradients each convolution computes: of its input, weight and bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.masks.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_convolutions_compute_no_gradients_of_weights(method, make_net, images):
+    adapted = method(images).wrap(make_net())
+    with ConvolutionGradients() as seen:
+        adapted(images)
+    assert seen.masks
+    assert set(seen.masks) == {(True, False, False)}  # nor does the first one that of the images: it is not there
+    free = [parameter for parameter in adapted.module.parameters() if parameter.requires_grad]
+    assert {id(parameter) for parameter in free} == {id(parameter) for parameter in adapted.engine.net.parameters}
+    assert all(parameter.grad is None for parameter in adapted.module.parameters())

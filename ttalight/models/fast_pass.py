@@ -1,0 +1,157 @@
+"""Passes of a network, made in the fastest of a few ways that give the same numbers."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttalight.models.network import Network, logits_of
+
+__all__ = ["FastPass"]
+
+#: What logits may differ by, as a share of the largest one, and gradients, as a share of their norm; the last line is
+#: for lower precisions.
+_TOLERANCES = {torch.float64: (1e-9, 1e-8), torch.float32: (1e-4, 5e-3)}
+_LOW_PRECISION = (3e-2, 3e-1)
+_ROUNDS = 5
+#: A way that saves a smaller share of the time is not worth other last digits.
+_LEAST_GAIN = 0.03
+
+
+class FastPass:
+    """Makes the passes of a network in the fastest way found: as they are, on images in channels_last, or compiled.
+
+    The first pass of a kind (with gradients or without, norm modes, precision, size of the images, one image or more)
+    tries the ways: each makes one pass that is compared with the network's own, its gradients too, and five more, in
+    turns with the others, that are timed. A way that fails or gives other numbers is left out. The first time that
+    nothing else is left or faster, a warning says why. Compiled passes take batches of other sizes where these do not
+    need another compilation, which would stop the stream; otherwise such a pass is the network's own.
+
+    Args:
+        net: The network; it is not changed.
+    """
+
+    def __init__(self, net: Network) -> None:
+        self.net = net
+        self._chosen: dict[tuple[Any, ...], str] = {}
+        self._compiled: Callable[[Tensor], Any] | None = None
+        self._warned = False
+
+    def __call__(self, images: Tensor) -> Any:
+        """Return what the network's forward returns."""
+        kind = self._kind(images)
+        if kind not in self._chosen:
+            self._chosen[kind] = self._fastest(images)
+        with torch.compiler.set_stance("eager_on_recompile"):
+            return self._ways[self._chosen[kind]](images)
+
+    @property
+    def chosen(self) -> list[str]:
+        """The way of each kind of pass so far: ``own``, ``channels_last`` or ``torch.compile``."""
+        return list(self._chosen.values())
+
+    def _kind(self, images: Tensor) -> tuple[Any, ...]:
+        device = images.device
+        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        gradients = torch.is_grad_enabled(), images.requires_grad
+        modes = tuple(norm.mode for norm in self.net.norms)
+        return images.shape[1:], len(images) > 1, images.dtype, device, gradients, autocast, modes
+
+    @property
+    def _ways(self) -> dict[str, Callable[[Tensor], Any]]:
+        return {"own": self.net.original, "channels_last": self._channels_last, "torch.compile": self._compile}
+
+    def _channels_last(self, images: Tensor) -> Any:
+        return self.net.original(images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images)
+
+    def _compile(self, images: Tensor) -> Any:
+        if self._compiled is None:
+            self._compiled = torch.compile(self.net.original, dynamic=True)
+        return self._compiled(images)
+
+    # -- the trial
+
+    def _fastest(self, images: Tensor) -> str:
+        ways = self._ways
+        with self._unmoved():
+            own = self._try(ways["own"], images)
+            faults: list[str] = []
+            for name in list(ways)[1:]:
+                fault = self._fault(ways[name], images, own)
+                if fault is not None:
+                    faults.append(f"{name} {fault}")
+                    del ways[name]
+            rounds = [{name: self._seconds(way, images) for name, way in ways.items()} for _ in range(_ROUNDS)]
+        times = {name: min(seconds[name] for seconds in rounds) for name in ways}
+        best = min(times, key=times.__getitem__)
+        if times[best] <= (1 - _LEAST_GAIN) * times["own"]:
+            return best
+        if not self._warned:
+            self._warned = True
+            slow = [f"{name} is no faster" for name in list(ways)[1:]]
+            warnings.warn(f"fast=True changes nothing here: {'; '.join(faults + slow)}", stacklevel=2)
+        return "own"
+
+    def _fault(self, way: Callable[[Tensor], Any], images: Tensor, own: list[Tensor]) -> str | None:
+        try:
+            return _difference(own, self._try(way, images))
+        except Exception as error:  # compilers fail in any way, and the network's own pass has just worked
+            reason = (str(error).strip() or "no message").splitlines()[0][:200]
+            return f"fails ({type(error).__name__}: {reason})"
+
+    def _try(self, way: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
+        """Return the logits of a pass and the gradients that it gives."""
+        logits = logits_of(way(images))
+        inputs = [tensor for tensor in (images, *self.net.parameters) if tensor.requires_grad]
+        gradients: Sequence[Tensor | None] = ()
+        if logits.requires_grad and inputs:
+            with torch.autocast(images.device.type, enabled=False):
+                gradients = torch.autograd.grad(logits.float().square().mean(), inputs, allow_unused=True)
+        return [logits.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+    def _seconds(self, way: Callable[[Tensor], Any], images: Tensor) -> float:
+        _wait(images.device)
+        start = time.perf_counter()
+        self._try(way, images)
+        _wait(images.device)
+        return time.perf_counter() - start
+
+    @contextmanager
+    def _unmoved(self) -> Iterator[None]:
+        """Give what passes move its present value back: running statistics, and the count of fallbacks."""
+        before = [([value.clone() for value in norm.statistics], norm.fallbacks) for norm in self.net.norms]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for norm, (statistics, fallbacks) in zip(self.net.norms, before, strict=True):
+                    norm.fallbacks = fallbacks
+                    for value, earlier in zip(norm.statistics, statistics, strict=True):
+                        value.copy_(earlier)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_compiled": None}  # copies compile for themselves
+
+
+def _difference(own: list[Tensor], other: list[Tensor]) -> str | None:
+    """Return what is wrong with a way's logits and gradients, given the network's own."""
+    limits = _TOLERANCES.get(own[0].dtype, _LOW_PRECISION)
+    apart = [float((other[0] - own[0]).abs().max() / own[0].abs().max())]
+    if len(own) > 1:
+        mine, theirs = (torch.cat([gradient.flatten() for gradient in way[1:]]) for way in (own, other))
+        apart.append(float((theirs - mine).norm() / mine.norm()))
+    for what, share, limit in zip(("logits", "gradients"), apart, limits, strict=False):
+        if not share <= limit:
+            return f"gives other {what} (by {share:.0e}, more than {limit:.0e})"
+    return None
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
