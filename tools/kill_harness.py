@@ -5,11 +5,11 @@
 A point is every hook of the trainer that a callback sees (setup, each batch's begin and end, checkpoints, ends), and
 the moment before each file is synced, renamed or removed. An uninterrupted run counts the points; the kills are spread
 evenly over them, half on ``fit`` and half on ``adapt``. At a point the process sends itself SIGKILL. Every second kill
-at a file that is being written cuts the file to half its length before, as a power cut may. Then the run goes on by the
-documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew where nothing was there yet, and must
-leave what the uninterrupted one left, bit for bit: weights, optimizer and epoch of ``last.ckpt``; results, predictions
-and stream. Before it goes on, nothing unfinished may pass for complete: ``compare`` must leave the run out, and no file
-under its own name may be half of one.
+at a file that is being written cuts away half of what has not been synced yet, as a power cut may. Then the run goes on
+by the documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew where nothing was there yet,
+and must leave what the uninterrupted one left, bit for bit: weights, optimizer and epoch of ``last.ckpt``; results,
+predictions and stream. Before it goes on, nothing unfinished may pass for complete: ``compare`` must leave the run out,
+and no file under its own name may be half of one.
 """
 
 from __future__ import annotations
@@ -68,20 +68,27 @@ class Points:
 
     Args:
         at: Number of the point to die at; None only counts.
-        torn: Whether a file that is being written is cut to half before.
+        torn: Whether half of what a file has beyond its last sync is cut away before.
     """
 
     def __init__(self, at: int | None, torn: bool) -> None:
         self.at, self.torn = at, torn
         self.names: list[str] = []
+        self._synced: dict[int, int] = {}
 
     def reach(self, name: str, descriptor: int | None = None) -> None:
         """Count a point, and die if it is the one."""
         self.names.append(name)
         if self.at == len(self.names) - 1:
             if descriptor is not None and self.torn:
-                os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+                file = os.fstat(descriptor)
+                synced = self._synced.get(file.st_ino, 0)
+                # A smaller file is another one in the place of one that is gone.
+                os.ftruncate(descriptor, ((synced if synced < file.st_size else 0) + file.st_size) // 2)
             os.kill(os.getpid(), signal.SIGKILL)
+        if descriptor is not None:
+            file = os.fstat(descriptor)
+            self._synced[file.st_ino] = file.st_size
 
     def before(self, module: Any, name: str) -> None:
         """Make a function of the file system a point."""
