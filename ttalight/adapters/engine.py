@@ -66,7 +66,8 @@ class Engine:
         self._collapsed: Tensor | None = None
         self._live: dict[str, Tensor] = {}
         self._source: list[Tensor] = []
-        self._guarded: list[Tensor] = []
+        #: What must stay finite: vectors, which are many and small, and other tensors.
+        self._guarded: tuple[list[Tensor], list[Tensor]] = [], []
         self._usual: tuple[int, ...] | None = None
         self._taken: set[tuple[int, ...]] = set()
         self._groups: list[dict[str, Any]] = []
@@ -204,7 +205,7 @@ class Engine:
 
     def _count_bad(self, images: Tensor) -> int:
         bad = images.isfinite().flatten(1).all(1).logical_not_().sum().float()
-        if not (self._touched and self._guarded):
+        if not (self._touched and any(self._guarded)):
             return int(bad)
         count, size = torch.stack([bad, self._size_of_state()]).tolist()
         if not _finite(size):
@@ -213,7 +214,11 @@ class Engine:
 
     def _size_of_state(self) -> Tensor:
         """Return a number that is finite if all weights and statistics are."""
-        return torch.stack([norm.float() for norm in torch._foreach_norm(self._guarded)]).sum()
+        vectors, others = self._guarded
+        norms = [total_norm(vectors)] if vectors else []
+        if others:
+            norms += torch._foreach_norm(others)
+        return torch.stack([norm.float() for norm in norms]).sum()
 
     def _return_to_source(self) -> None:
         warnings.warn(
@@ -356,11 +361,12 @@ class Engine:
         self._live |= {f"method.{name}": value for name, value in adapter.method_state().items()}
         self._source = [value.detach().clone() for value in self._live.values()]
         net.source = self._source[: len(net.parameters)]
-        self._guarded = [
+        guarded = [
             value.detach()
             for value, source in zip(self._live.values(), self._source, strict=True)
             if value.is_floating_point() and value.numel() and bool(source.isfinite().all())
         ]
+        self._guarded = [v for v in guarded if v.ndim == 1], [v for v in guarded if v.ndim != 1]
         self.configured = True
         if self._pending is not None:
             self.load_state_dict(self._pending)
@@ -404,7 +410,7 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything the method has changed: tensors and plain numbers only, and finite."""
-        if self._touched and self._guarded and not _finite(float(self._size_of_state())):
+        if self._touched and any(self._guarded) and not _finite(float(self._size_of_state())):
             self._return_to_source()
         return {
             "tensors": {name: value.detach().clone() for name, value in self._live.items()},

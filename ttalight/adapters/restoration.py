@@ -57,10 +57,13 @@ def add_drift_gradient(
         strength: Of the penalty.
         importance: As many again, none below 0; 1 by default.
     """
-    places = [place for place, weight in enumerate(weights) if weight.grad is not None]
+    kept = [place for place, weight in enumerate(weights) if weight.grad is not None]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    moved = torch._foreach_sub([weights[place] for place in places], [source[place] for place in places])
-    pulled = moved if importance is None else torch._foreach_mul(moved, [importance[place] for place in places])
+    moved = torch._foreach_sub([weights[place] for place in kept], [source[place] for place in kept])
+    pulled = moved if importance is None else torch._foreach_mul(moved, [importance[place] for place in kept])
     torch._foreach_add_(gradients, pulled, alpha=2 * strength)
-    sums = torch._foreach_norm(torch._foreach_mul(moved, pulled), 1)  # of what is nowhere negative
-    return strength * torch.stack(sums).sum()
+    return strength * torch.dot(_flat(moved), _flat(pulled))
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
