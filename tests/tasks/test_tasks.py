@@ -363,11 +363,11 @@ class TestCrossTaskTTT:
     def adapt(self, make_trainer, make_data, tmp_path):
         """Adapt and return results and logits."""
 
-        def run(task, adapter, **data):
+        def run(task, adapter, datamodule=None, **data):
             logits = []
             handle = task.register_forward_hook(lambda module, args, output: logits.append(output))
             results = make_trainer(tmp_path).adapt(
-                task, datamodule=make_data(domains=["contrast"], **data), adapter=adapter
+                task, datamodule=datamodule or make_data(domains=["contrast"], **data), adapter=adapter
             )
             handle.remove()
             return results, torch.cat(logits)
@@ -412,9 +412,12 @@ class TestCrossTaskTTT:
         """Two steps on every batch in train mode, prediction in eval mode, everything restored for the next one."""
         from ttalight.seeding import derive_seed
 
-        results, logits = adapt(task, TestTimeTraining(steps=2, lr=1e-3))
+        # In float32 Adam's first steps would enlarge the rounding of gradients that are nearly zero.
+        task, data = task.double(), make_data(domains=["contrast"])
+        after = data.on_after_batch_transfer
+        data.on_after_batch_transfer = lambda batch, loader: (after(batch, loader)[0].double(), batch[1])
+        results, logits = adapt(task, TestTimeTraining(steps=2, lr=1e-3), data)
         source = {name: value.clone() for name, value in task.state_dict().items()}
-        data = make_data(domains=["contrast"])
         data.setup("test")
         expected = []
         for index, batch in enumerate(data.test_dataloader()):
@@ -434,7 +437,7 @@ class TestCrossTaskTTT:
             with torch.no_grad():
                 expected.append(task.eval()(images))
         task.load_state_dict(source)
-        torch.testing.assert_close(logits, torch.cat(expected), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, torch.cat(expected), rtol=1e-7, atol=1e-7)
         assert results["cost"]["forwards_per_batch"] == 5  # two views twice, and the prediction
         assert results["cost"]["backwards_per_batch"] == 4
 
