@@ -204,21 +204,23 @@ class Engine:
         return comparable and shape not in self._taken
 
     def _count_bad(self, images: Tensor) -> int:
-        bad = images.isfinite().flatten(1).all(1).logical_not_().sum().float()
-        if not (self._touched and any(self._guarded)):
-            return int(bad)
-        count, size = torch.stack([bad, self._size_of_state()]).tolist()
-        if not _finite(size):
-            self._return_to_source()
-        return int(count)
+        # One small sum tells whether all is well; it may also be infinite where pixels are large: then none is counted.
+        pixels = images.sum(dtype=torch.promote_types(images.dtype, torch.float32)).float()
+        if self._touched and any(self._guarded):
+            total, size = torch.stack([pixels, self._size_of_state()]).tolist()
+            if not _finite(size):
+                self._return_to_source()
+        else:
+            total = pixels.item()
+        return 0 if _finite(total) else int(images.isfinite().flatten(1).all(1).logical_not_().sum())
 
     def _size_of_state(self) -> Tensor:
         """Return a number that is finite if all weights and statistics are."""
         vectors, others = self._guarded
-        norms = [total_norm(vectors)] if vectors else []
+        norms = [total_norm(vectors).float()] if vectors else []
         if others:
-            norms += torch._foreach_norm(others)
-        return torch.stack([norm.float() for norm in norms]).sum()
+            norms += [norm.float() for norm in torch._foreach_norm(others)]
+        return norms[0] if len(norms) == 1 else torch.stack(norms).sum()
 
     def _return_to_source(self) -> None:
         warnings.warn(
