@@ -9,7 +9,7 @@ import torch
 from lightning import Callback
 from torch.nn.functional import cross_entropy
 
-from ttalight.adapters import EMABN, Source, TestTimeTraining
+from ttalight.adapters import EMABN, Source, Tent, TestTimeTraining
 from ttalight.losses import alignment_loss, barlow_twins_loss, contrastive_loss
 from ttalight.tasks import AlignmentTask, ContrastiveTask, CrossTaskTTT, ProbeTask, SupervisedTask
 
@@ -548,3 +548,15 @@ def test_classes_must_agree_with_the_data(make_trainer, make_data, tmp_path):
 def test_alignment_without_its_stages(make_trainer, make_data, tmp_path):
     with pytest.raises(ValueError, match="alignment starts from a trained model"):
         make_trainer(tmp_path).fit(AlignmentTask(**SMALL), datamodule=make_data())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
+def test_images_have_the_precision_of_the_trainer(precision, dtype, make_trainer, make_data, tmp_path):
+    task = SupervisedTask(encoder="cifar_resnet8")
+    trainer = make_trainer(tmp_path, precision=precision)
+    trainer.fit(task, datamodule=make_data())
+    seen = set()
+    task.encoder.register_forward_pre_hook(lambda module, args: seen.add(args[0].dtype))
+    results = trainer.adapt(task, make_data(domains=["contrast"]), Tent())
+    assert results["complete"]
+    assert seen == {dtype}

@@ -224,6 +224,9 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.test_dataloader()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Turn the images of a batch from uint8 to float in [0, 1], on the device."""
+        """Turn the images of a batch from uint8 to float in [0, 1], on the device, of the trainer's precision."""
         images, *rest = batch
-        return (images.to(torch.float32).div_(255), *rest)
+        images = images.to(torch.float32).div_(255)
+        if self.trainer is not None:
+            images = self.trainer.precision_plugin.convert_input(images)
+        return (images, *rest)
