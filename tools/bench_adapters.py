@@ -121,7 +121,7 @@ class Recorder:
         self.passes += 1
         return logits
 
-    def step(self, pulled: torch.Tensor | None = None) -> None:
+    def step(self, pulled: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
         before = self.engine.updates
         self.descend(pulled)
         if self.engine.updates > before:

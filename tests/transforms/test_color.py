@@ -138,6 +138,14 @@ def test_neutral_factors_and_images_that_are_not_jittered_come_back():
     assert bool((made[applied] != images[applied]).flatten(1).any(1).all())
 
 
+def test_an_image_alone_is_what_it_is_in_a_batch():
+    images = torch.rand(24, 3, 8, 8, generator=seeded())
+    drawn = draw_color_jitter(24, generator=seeded())._replace(order=ORDERS)
+    parts = JitterParameters(*(part if part is None else part.split(1) for part in drawn))
+    alone = [color_jitter(images[i : i + 1], JitterParameters(*(p and p[i] for p in parts))) for i in range(24)]
+    assert torch.equal(torch.cat(alone), color_jitter(images, drawn))
+
+
 def test_input_is_left_alone():
     images = torch.rand(8, 3, 4, 4, generator=seeded())
     before = images.clone()

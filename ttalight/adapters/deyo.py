@@ -11,7 +11,6 @@ from torch import Tensor
 from ttalight.adapters.filters import confidence_weight, entropy_margin, probability_drop
 from ttalight.adapters.sar import SAR
 from ttalight.adapters.self_training import SelfTrainingAdapter
-from ttalight.losses import entropy
 from ttalight.models.network import Network, Outputs, Selection
 
 __all__ = ["DeYO", "occlude", "shuffle_patches", "shuffle_pixels"]
@@ -102,7 +101,7 @@ class DeYO(SelfTrainingAdapter):
                 f"DeYO needs one prediction an image, logits of shape (B, C), got {tuple(logits.shape)}: shuffling "
                 "patches moves pixels away from their labels. Use Tent or SAR for dense predictions"
             )
-        entropies, classes = entropy(logits), logits.shape[1]
+        entropies, classes = outputs.entropies.detach(), logits.shape[1]
         confident = entropies < entropy_margin(self.margin, classes)
         drops = self._drops(net, images, logits, confident)
         weights = confidence_weight(entropies, entropy_margin(self.weight_margin, classes)) + drops.exp()
@@ -110,7 +109,7 @@ class DeYO(SelfTrainingAdapter):
 
     def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
-        return entropy(outputs.logits)
+        return outputs.entropies
 
     def _drops(self, net: Network, images: Tensor, logits: Tensor, confident: Tensor) -> Tensor:
         """Return what the confident samples lose when objects are destroyed, minus infinity for the others: (B,)."""

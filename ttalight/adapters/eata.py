@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ttalight.adapters.eta import ETA
-from ttalight.adapters.restoration import add_drift_gradient
+from ttalight.adapters.restoration import drift
 from ttalight.models.network import Network
 from ttalight.seeding import derive_seed
 
@@ -107,12 +107,11 @@ class EATA(ETA):
             self._add_batch(net, images)
         return super().adapt(net, images)
 
-    @torch.no_grad()
-    def pull(self, net: Network) -> Tensor | None:
+    def pull(self, net: Network) -> tuple[Tensor, Tensor] | None:
         """Pull the weights towards the source, by importance."""
         if not self._importance:
             return None
-        return add_drift_gradient(net.parameters, net.source, self.fisher_weight, self._importance)
+        return drift(net.parameters, net.source, self.fisher_weight, self._importance)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable; ``fisher`` is None where it ran as ETA."""

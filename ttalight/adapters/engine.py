@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_
 
 from ttalight.adapters.bad_batch import check_batch_type, refusal, repaired
+from ttalight.adapters.parameter_vector import ParameterVector, divide, flatten
 from ttalight.distributed import average
 from ttalight.models.fast_pass import FastPass
 from ttalight.models.network import Network
@@ -23,7 +23,7 @@ from ttalight.seeding import derive_seed
 if TYPE_CHECKING:
     from ttalight.adapters.adapter import Adapter
 
-__all__ = ["Engine", "total_norm"]
+__all__ = ["Engine"]
 
 _COUNTERS = ("visit", "batch", "batches", "updates", "skipped", "recoveries", "bad_batches", "_updates_at_reset")
 _adapted: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -52,6 +52,7 @@ class Engine:
             self.net.run = FastPass(self.net)
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
+        self._vector: ParameterVector | None = None
         self.configured = False
         #: Where the next batch stands: visit of the stream, batch in the visit.
         self.visit, self.batch = -1, 0
@@ -217,7 +218,7 @@ class Engine:
     def _size_of_state(self) -> Tensor:
         """Return a number that is finite if all weights and statistics are."""
         vectors, others = self._guarded
-        norms = [total_norm(vectors).float()] if vectors else []
+        norms = [torch.linalg.vector_norm(flatten(vectors)).float()] if vectors else []
         if others:
             norms += [norm.float() for norm in torch._foreach_norm(others)]
         return norms[0] if len(norms) == 1 else torch.stack(norms).sum()
@@ -312,21 +313,22 @@ class Engine:
         self.net.unclaimed = 0.0
         self._reduced = loss.detach(), kept
 
-    def descend(self, pulled: Tensor | None = None) -> None:
+    def descend(self, pulled: tuple[Tensor, Tensor] | None = None) -> None:
         """Move the free parameters by the gradient that ``backward`` left.
 
         Args:
-            pulled: A scalar part of the loss whose gradient has been added to that of ``backward``.
+            pulled: A gradient to add, one vector for all free parameters, and the part of the loss that it is of.
 
         A step whose loss or gradient is not finite, or that keeps no sample, changes nothing and is counted in
         ``skipped``. One host synchronisation.
         """
-        assert self.optimizer is not None, "a method that steps has an optimizer"
-        gradients = [parameter.grad for parameter in self.net.parameters if parameter.grad is not None]
+        parameters = self.net.parameters
+        gradient = flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
         loss, kept = self._reduced
         if pulled is not None:
-            loss = loss + pulled
-        norm = total_norm(gradients)
+            gradient += pulled[0]
+            loss = loss + pulled[1]
+        norm = torch.linalg.vector_norm(gradient)
         values = {"loss": loss, "grad_norm": norm, "selected": kept}
         if self._collapsed is not None:
             values["recovered"] = self._collapsed
@@ -334,17 +336,44 @@ class Engine:
         self.last = dict(zip(values, seen, strict=True))
         self.net.kept = seen[2]
         if all(map(_finite, seen)) and seen[2] > 0:
-            if self.adapter.clip_norm is not None:
-                clip_grads_with_norm_(self.net.parameters, self.adapter.clip_norm, norm)
-            self.optimizer.step()
+            limit = self.adapter.clip_norm
+            if limit is not None:
+                gradient *= (limit / (norm + 1e-6)).clamp(max=1.0)
+            self._move(gradient, as_it_was=pulled is None and limit is None)
             self.updates += 1
         else:
             self.skipped += 1
-        for parameter in self.net.parameters:
+        for parameter in parameters:
             parameter.grad = None
         self._collapsed = None
         if self.last.get("recovered"):
             self.recover()
+
+    def _move(self, gradient: Tensor, as_it_was: bool) -> None:
+        """Let the optimizer step on a gradient, a vector; ``as_it_was`` says that ``backward`` left the same."""
+        assert self.optimizer is not None, "a method that steps has an optimizer"
+        parameters = self.net.parameters
+        if self._vector is None and not self.optimizer.state and all(p.grad is not None for p in parameters):
+            if ParameterVector.fits(self.optimizer, parameters):
+                self._make_optimizer(as_vector=True)
+        if self._vector is not None:
+            self._vector.step(self.optimizer, gradient)
+            return
+        if not as_it_was:
+            for parameter, part in zip(parameters, divide(gradient, parameters), strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.copy_(part)
+        self.optimizer.step()
+
+    def _make_optimizer(self, as_vector: bool) -> None:
+        """Make the method's optimizer anew, of the parameters one by one or as a vector; what was set is kept."""
+        parameters, before = self.net.parameters, self.optimizer
+        self._vector = ParameterVector(parameters) if as_vector else None
+        self.optimizer = self.adapter.make_optimizer([self._vector.values] if self._vector else parameters)
+        for group, earlier in zip(self.optimizer.param_groups, before.param_groups if before else [], strict=False):
+            group.update(_options(earlier))
+        if as_vector and self.optimizer.defaults.get("foreach"):
+            self.optimizer.param_groups[0]["foreach"] = False  # which takes longer for a single tensor
 
     # -- states
 
@@ -352,8 +381,10 @@ class Engine:
         adapter, net = self.adapter, self.net
         adapter.configure(net)
         if net.parameters:
-            self.optimizer = adapter.make_optimizer(net.parameters)
-            self._groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+            self.optimizer = None
+            self._make_optimizer(as_vector=False)
+            assert self.optimizer is not None
+            self._groups = [_options(group) for group in self.optimizer.param_groups]
         names = {id(parameter): name for name, parameter in net.module.named_parameters()}
         names |= {id(parameter): f"own.{name}" for name, parameter in net.own.items()}
         self._live = {names[id(parameter)]: parameter for parameter in net.parameters}
@@ -443,6 +474,10 @@ class Engine:
         for name, value in self._live.items():
             value.copy_(tensors[name])
         if self.optimizer is not None and state["optimizer"] is not None:
+            one = sum(len(group["params"]) for group in state["optimizer"]["param_groups"]) == 1
+            as_vector = one and len(self.net.parameters) > 1
+            if as_vector != (self._vector is not None):
+                self._make_optimizer(as_vector)
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self._set_counters(state["counters"])
         self.net.kept = state["kept"]
@@ -519,17 +554,9 @@ class Engine:
         _adapted.discard(self.net.module)
 
 
-@torch.no_grad()
-def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm of tensors on one device, taken together: a scalar.
-
-    Faster than ``torch.nn.utils.get_total_norm`` where tensors are many and small, as those of normalisation layers.
-
-    Args:
-        tensors: At least one, of any shapes.
-    """
-    norm: Tensor = torch.linalg.vector_norm(torch.cat([tensor.flatten() for tensor in tensors]))
-    return norm
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    """Return what is set in a parameter group of an optimizer, but for how it goes about its work."""
+    return {name: value for name, value in group.items() if name not in ("params", "foreach")}
 
 
 def _reduce(losses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ttalight.adapters.filters import confidence_weight, entropy_margin, redundancy, update_mean
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
-from ttalight.losses import entropy
 from ttalight.models.network import Network, Outputs
 
 __all__ = ["ETA"]
@@ -69,7 +68,7 @@ class ETA(SelfTrainingAdapter):
     def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
         """Return exp(E0 - H) of the samples that count, 0 for the others, and move the mean prediction."""
         logits = outputs.logits.detach()
-        entropies = per_image(entropy(logits))
+        entropies = per_image(outputs.entropies.detach())
         margin = entropy_margin(self.margin, logits.shape[1])
         # A sample that is not a number is not kept, but must not spoil the mean either.
         predictions = logits.softmax(1).flatten(2).mean(2) if logits.ndim > 2 else logits.softmax(1)
@@ -80,7 +79,7 @@ class ETA(SelfTrainingAdapter):
 
     def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
-        return per_image(entropy(outputs.logits))
+        return per_image(outputs.entropies)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

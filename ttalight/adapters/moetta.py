@@ -11,7 +11,6 @@ from torch import Tensor
 from ttalight.adapters.experts import RoutedNorm, can_be_routed
 from ttalight.adapters.filters import confidence_weight, entropy_margin
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
-from ttalight.losses import entropy
 from ttalight.models.network import Network, Outputs
 from ttalight.models.norm import NormLayer
 from ttalight.seeding import derive_seed
@@ -137,7 +136,7 @@ class MoETTA(SelfTrainingAdapter):
     def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
         """Return exp(E0 - H) for samples up to the threshold and 0 for others."""
         with torch.no_grad():
-            entropies = per_image(entropy(outputs.logits))
+            entropies = per_image(outputs.entropies)
             self._follow(entropies.mean())
             margin = entropy_margin(self.margin, outputs.logits.shape[1])
             kept = entropies <= (self._mean if self.dynamic_threshold else margin)
@@ -151,7 +150,7 @@ class MoETTA(SelfTrainingAdapter):
 
     def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
-        return per_image(entropy(outputs.logits))
+        return per_image(outputs.entropies)
 
     def penalty(self, net: Network) -> Tensor:
         """Return the weighted load balance, summed over layers, of the pass that the losses were made from."""

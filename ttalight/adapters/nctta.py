@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from ttalight.adapters.filters import confidence_weight, entropy_margin
 from ttalight.adapters.self_training import SelfTrainingAdapter
-from ttalight.losses import entropy
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
 from ttalight.losses.similarity import unit_vectors
 from ttalight.models.network import Network, Outputs
@@ -123,7 +122,7 @@ class NCTTA(SelfTrainingAdapter):
         """Return rho exp(E0 - H) + nu / (1 + eta d) for confident samples and 0 for others."""
         self._check(outputs)
         with torch.no_grad():
-            entropies = entropy(outputs.logits)
+            entropies = outputs.entropies
             margin = entropy_margin(self.margin, self.margin_classes or outputs.logits.shape[1])
             rows = self._rows[outputs.logits.argmax(1)]
             distances = torch.linalg.vector_norm(_unit_features(outputs) - rows, dim=1)
@@ -141,7 +140,7 @@ class NCTTA(SelfTrainingAdapter):
         aligned = class_alignment(
             features, self._rows, similarities, targets, self.alignment, self.temperature, self.alignment_margin
         )
-        return entropy(outputs.logits) + self.scale * aligned
+        return outputs.entropies + self.scale * aligned
 
     def _check(self, outputs: Outputs) -> None:
         shape = tuple(outputs.logits.shape)

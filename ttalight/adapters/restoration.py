@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["add_drift_gradient", "move_towards", "restore_at_random"]
+from ttalight.adapters.parameter_vector import flatten
+
+__all__ = ["drift", "move_towards", "restore_at_random"]
 
 
 @torch.no_grad()
@@ -41,10 +43,11 @@ def restore_at_random(
         weight.copy_(torch.where(chosen, original, weight))
 
 
-def add_drift_gradient(
+@torch.no_grad()
+def drift(
     weights: Sequence[Tensor], source: Sequence[Tensor], strength: float, importance: Sequence[Tensor] | None = None
-) -> Tensor:
-    """Add the gradient of a penalty on the distance to the source weights to the weights' own; return the penalty.
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of a penalty on the distance to the source weights, one vector for all, and the penalty.
 
     The penalty is ``strength`` times the sum of squared differences, each multiplied by its importance. With the
     diagonal of the Fisher information as importance it is that of J. Kirkpatrick et al., *Overcoming catastrophic
@@ -52,18 +55,11 @@ def add_drift_gradient(
     no pass backwards through dozens of small tensors is needed.
 
     Args:
-        weights: The weights, one of them at least with a gradient; those without one stay without, and do not count.
+        weights: The weights.
         source: As many tensors of the same shapes.
         strength: Of the penalty.
         importance: As many again, none below 0; 1 by default.
     """
-    kept = [place for place, weight in enumerate(weights) if weight.grad is not None]
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    moved = torch._foreach_sub([weights[place] for place in kept], [source[place] for place in kept])
-    pulled = moved if importance is None else torch._foreach_mul(moved, [importance[place] for place in kept])
-    torch._foreach_add_(gradients, pulled, alpha=2 * strength)
-    return strength * torch.dot(_flat(moved), _flat(pulled))
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+    moved = flatten(weights) - flatten(source)
+    pulled = moved if importance is None else moved * flatten(importance)
+    return 2 * strength * pulled, strength * torch.dot(moved, pulled)

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ttalight.adapters.engine import total_norm
 from ttalight.adapters.filters import entropy_margin, update_mean
+from ttalight.adapters.parameter_vector import flatten
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.adapters.term import add_terms
-from ttalight.losses import entropy
 from ttalight.models.network import Network, Outputs, Selection
 
 __all__ = ["SAR", "climb"]
@@ -87,12 +86,12 @@ class SAR(SelfTrainingAdapter):
 
     def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
         """Return 1 for the samples with an entropy below E0, 0 for the others."""
-        entropies = per_image(entropy(outputs.logits.detach()))
+        entropies = per_image(outputs.entropies.detach())
         return (entropies < entropy_margin(self.margin, outputs.logits.shape[1])).to(entropies.dtype)
 
     def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
-        return per_image(entropy(outputs.logits))
+        return per_image(outputs.entropies)
 
     def _step(self, net: Network, images: Tensor) -> Tensor:
         first, losses, weights = self._pass(net, images)
@@ -130,5 +129,5 @@ def climb(parameters: Sequence[torch.nn.Parameter], rho: float) -> list[Tensor]:
         rho: Length of the way.
     """
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    scale = rho / (total_norm(gradients) + 1e-12)
+    scale = rho / (torch.linalg.vector_norm(flatten(gradients)) + 1e-12)
     return list(torch._foreach_add([p.data for p in parameters], torch._foreach_mul(gradients, scale)))

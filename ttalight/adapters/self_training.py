@@ -74,8 +74,8 @@ class SelfTrainingAdapter(GradientAdapter):
         """Return a scalar on the weights that is added to the mean loss."""
         return None
 
-    def pull(self, net: Network) -> Tensor | None:
-        """Add to the gradients what needs no pass backwards; return the scalar of the loss that it belongs to."""
+    def pull(self, net: Network) -> tuple[Tensor, Tensor] | None:
+        """Return a gradient that needs no pass backwards, one vector for all parameters, and its part of the loss."""
         return None
 
     def after_step(self, net: Network) -> None:

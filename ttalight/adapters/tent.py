@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
-from ttalight.losses import entropy
 from ttalight.models.network import Network, Outputs
 
 __all__ = ["Tent"]
@@ -38,4 +37,4 @@ class Tent(SelfTrainingAdapter):
 
     def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
-        return per_image(entropy(outputs.logits))
+        return per_image(outputs.entropies)

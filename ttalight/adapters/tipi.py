@@ -12,7 +12,6 @@ from ttalight.adapters.readings import predict
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.adapters.term import add_terms
 from ttalight.adapters.views import PixelSpace, check_normalization, pixel_space
-from ttalight.losses import entropy
 from ttalight.models.network import Network, Outputs
 
 __all__ = ["TIPI", "divergence"]
@@ -120,7 +119,7 @@ class TIPI(SelfTrainingAdapter):
 
     def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
         """Return what a clean prediction loses besides its instability: its weighted entropy."""
-        return self.entropy_weight * per_image(entropy(outputs.logits))
+        return self.entropy_weight * per_image(outputs.entropies)
 
     def _worst(self, net: Network, images: Tensor, target: Tensor, step: int) -> Tensor:
         """Return the images perturbed along the gradient of the divergence at a random point nearby."""

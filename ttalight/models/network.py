@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ttalight.losses import entropy
 from ttalight.models.batch_shard import BatchShard
 from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, find_norms
@@ -22,7 +24,12 @@ __all__ = ["Head", "Network", "Outputs", "Selection"]
 Selection = Literal["norm", "norm_before_last_block", "features", "all"] | Callable[[str, nn.Parameter], bool]
 
 
-class Outputs(NamedTuple):
+class _Outputs(NamedTuple):
+    logits: Tensor
+    features: Tensor | None = None
+
+
+class Outputs(_Outputs):
     """What one pass of the network gives, in fp32 (fp64 stays).
 
     Args:
@@ -30,8 +37,11 @@ class Outputs(NamedTuple):
         features: What the classifier read, (B, D) or (B, D, H, W); None until ``net.head`` was asked for.
     """
 
-    logits: Tensor
-    features: Tensor | None = None
+    @cached_property
+    def entropies(self) -> Tensor:
+        """Entropies of the predictions, (B,) or (B, H, W), with gradients where the logits have them."""
+        with torch.set_grad_enabled(self.logits.requires_grad):
+            return entropy(self.logits)
 
 
 class Head(NamedTuple):

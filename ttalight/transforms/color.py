@@ -90,7 +90,8 @@ def color_jitter(images: Tensor, parameters: JitterParameters) -> Tensor:
 
     Equal, image by image, to the float operations of ``torchvision.transforms.v2.functional`` in the same order,
     clamping after each included. Only hue is not a blend of the image with something grey, so the batch takes three
-    steps of blends, the hue, and three more steps of blends; in each step an image does its own operation or rests.
+    steps of blends, the hue, and three more steps of blends; in each step an image does its own operation or rests. On
+    the CPU steps in which all images rest are left out, which matters for single images.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
@@ -112,15 +113,12 @@ def color_jitter(images: Tensor, parameters: JitterParameters) -> Tensor:
 
     pixels = at_least_float32(images)
     blends = _blend_coefficients(parameters, pixels)
-    steps = blends.unbind(1)
-    half = len(steps) // 2
-    made = pixels.clone()
-    for step in steps[:half]:
-        made = _blend_(made, step)
-    if parameters.hue is not None:
-        made = _turn_hue(made, parameters.hue.to(pixels.dtype))
-    for step in steps[half:]:
-        made = _blend_(made, step)
+    half = blends.shape[1] // 2
+    made = _blend_all_(pixels.clone(), blends[:, :half])
+    hue = parameters.hue
+    if hue is not None and not (_values_at_hand(hue) and not hue.any()):
+        made = _turn_hue(made, hue.to(pixels.dtype))
+    made = _blend_all_(made, blends[:, half:])
     if parameters.applied is not None:
         made = select(parameters.applied, made, pixels)
     return made.to(images.dtype)
@@ -147,6 +145,22 @@ def _blend_coefficients(parameters: JitterParameters, pixels: Tensor) -> Tensor:
         keep, order = torch.cat((before, after), dim=1), torch.cat((order[:, :3], order[:, 1:]), dim=1)
     rest = 1.0 - keep
     return torch.stack((keep, rest * (order == SATURATION), rest * (order == CONTRAST)), dim=2)
+
+
+def _blend_all_(pixels: Tensor, blends: Tensor) -> Tensor:
+    """Do the steps (B, steps, 3) one after the other, without those in which every image rests."""
+    steps = blends.unbind(1)
+    if _values_at_hand(pixels):
+        busy = (blends[..., 0] != 1.0).any(0).tolist()
+        steps = tuple(step for step, one in zip(steps, busy, strict=True) if one)
+    for step in steps:
+        pixels = _blend_(pixels, step)
+    return pixels
+
+
+def _values_at_hand(tensor: Tensor) -> bool:
+    """Return whether looking at values is free: other devices would have to wait, and a compiler would stop."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _blend_(pixels: Tensor, coefficients: Tensor) -> Tensor:
