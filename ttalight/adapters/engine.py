@@ -365,15 +365,16 @@ class Engine:
                     parameter.grad.copy_(part)
         self.optimizer.step()
 
-    def _make_optimizer(self, as_vector: bool) -> None:
+    def _make_optimizer(self, as_vector: bool) -> torch.optim.Optimizer:
         """Make the method's optimizer anew, of the parameters one by one or as a vector; what was set is kept."""
         parameters, before = self.net.parameters, self.optimizer
         self._vector = ParameterVector(parameters) if as_vector else None
-        self.optimizer = self.adapter.make_optimizer([self._vector.values] if self._vector else parameters)
-        for group, earlier in zip(self.optimizer.param_groups, before.param_groups if before else [], strict=False):
+        self.optimizer = made = self.adapter.make_optimizer([self._vector.values] if self._vector else parameters)
+        for group, earlier in zip(made.param_groups, before.param_groups if before else [], strict=False):
             group.update(_options(earlier))
-        if as_vector and self.optimizer.defaults.get("foreach"):
-            self.optimizer.param_groups[0]["foreach"] = False  # which takes longer for a single tensor
+        if as_vector and made.defaults.get("foreach"):
+            made.param_groups[0]["foreach"] = False  # which takes longer for a single tensor
+        return made
 
     # -- states
 
@@ -382,9 +383,7 @@ class Engine:
         adapter.configure(net)
         if net.parameters:
             self.optimizer = None
-            self._make_optimizer(as_vector=False)
-            assert self.optimizer is not None
-            self._groups = [_options(group) for group in self.optimizer.param_groups]
+            self._groups = [_options(group) for group in self._make_optimizer(as_vector=False).param_groups]
         names = {id(parameter): name for name, parameter in net.module.named_parameters()}
         names |= {id(parameter): f"own.{name}" for name, parameter in net.own.items()}
         self._live = {names[id(parameter)]: parameter for parameter in net.parameters}

@@ -27,7 +27,7 @@ class ParameterVector:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
+        self.parameters: list[Tensor] = list(parameters)
         #: What the optimizer is given.
         self.values = nn.Parameter(flatten(self.parameters))
         self._parts = divide(self.values.detach(), self.parameters)
@@ -85,5 +85,5 @@ def divide(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         vector: (N,).
         like: Tensors of the parts' shapes.
     """
-    parts = vector.split([tensor.numel() for tensor in like])
+    parts = vector.split_with_sizes([tensor.numel() for tensor in like])
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
