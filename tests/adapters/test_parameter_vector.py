@@ -15,10 +15,14 @@ from ttalight.adapters import ETA, Tent
 from ttalight.adapters.parameter_vector import ParameterVector, divide, flatten
 
 OPTIMIZERS = {
-    "sgd": partial(SGD, lr=0.1),
+    "sgd": partial(SGD, lr=0.1, weight_decay=0.1),
+    "momentum": partial(SGD, lr=0.1, momentum=0.9, dampening=0.3),
+    "uphill": partial(SGD, lr=0.1, maximize=True),
     "nesterov": partial(SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
     "adam": partial(Adam, lr=0.1, foreach=True),
     "amsgrad": partial(Adam, lr=0.1, amsgrad=True, weight_decay=0.1),
+    "fused": partial(Adam, lr=0.1, fused=True),
+    "decay": partial(Adam, lr=0.1, betas=(0.5, 0.9), weight_decay=0.1),
     "adamw": partial(AdamW, lr=0.1, betas=(0.5, 0.9)),
 }
 

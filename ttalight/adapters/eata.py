@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ttalight.adapters.eta import ETA
+from ttalight.adapters.parameter_vector import flatten
 from ttalight.adapters.restoration import drift
 from ttalight.models.network import Network
 from ttalight.seeding import derive_seed
@@ -78,8 +79,8 @@ class EATA(ETA):
         self.fisher_samples = fisher_samples
         self.fisher_weight = fisher_weight
         self._trainer: Trainer | None = None
-        #: One tensor for each free parameter; none for a run without the penalty, None before a run.
-        self._importance: list[Tensor] | None = None
+        #: Of all free parameters, (N,); of none for a run without the penalty, None before a run.
+        self._importance: Tensor | None = None
 
     def configure(self, net: Network) -> None:
         """Free the affines, and measure which of them matter."""
@@ -87,41 +88,45 @@ class EATA(ETA):
         # In host memory: reading these counts does not wait for the device.
         self._seen = {"batches": torch.zeros((), dtype=torch.int64), "samples": torch.zeros((), dtype=torch.int64)}
         if self._importance is not None:  # the network moved to another device
-            self._importance = [value.to(net.device) for value in self._importance]
+            self._importance = self._importance.to(net.device)
         elif self.fisher_weight == 0:
-            self._importance = []
+            self._importance = torch.empty(0)
         elif self.fisher == "stream":
-            self._importance = [torch.zeros_like(parameter) for parameter in net.parameters]
+            self._importance = torch.zeros_like(flatten(net.parameters))
         else:
             self._importance = self._of_source(net)
 
     def method_state(self) -> dict[str, Tensor]:
         """Return ETA's state and the Fisher information, with the counts that it is the mean of."""
-        importance = {f"fisher.{index}": value for index, value in enumerate(self._importance or [])}
+        measured = self._importance
+        importance = {"fisher": measured} if measured is not None and len(measured) else {}
         counts = {f"fisher.{name}": value for name, value in self._seen.items()}
         return super().method_state() | importance | (counts if self.fisher == "stream" else {})
 
     def adapt(self, net: Network, images: Tensor) -> Tensor:
         """Step on the batch, after measuring on it what matters where the stream is to say so."""
-        if self.fisher == "stream" and self._importance:
+        if self.fisher == "stream" and self._penalized():
             self._add_batch(net, images)
         return super().adapt(net, images)
 
     def pull(self, net: Network) -> tuple[Tensor, Tensor] | None:
         """Pull the weights towards the source, by importance."""
-        if not self._importance:
+        if not self._penalized():
             return None
         return drift(net.parameters, net.source, self.fisher_weight, self._importance)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable; ``fisher`` is None where it ran as ETA."""
         return super().protocol() | {
-            "fisher": None if self._importance == [] else self.fisher,
+            "fisher": None if self._importance is not None and not self._penalized() else self.fisher,
             "fisher_samples": self.fisher_samples,
             "fisher_weight": self.fisher_weight,
         }
 
     # -- the Fisher information
+
+    def _penalized(self) -> bool:
+        return self._importance is not None and len(self._importance) > 0
 
     def _add_batch(self, net: Network, images: Tensor) -> None:
         batches, samples = self._seen["batches"], self._seen["samples"]
@@ -133,9 +138,9 @@ class EATA(ETA):
         batches += 1
         samples += len(images)
         assert self._importance is not None
-        torch._foreach_lerp_(self._importance, squares, 1 / int(batches))
+        self._importance.lerp_(squares, 1 / int(batches))
 
-    def _of_source(self, net: Network) -> list[Tensor]:
+    def _of_source(self, net: Network) -> Tensor:
         batches = self._source_batches()
         if batches is None:
             warnings.warn(
@@ -143,12 +148,12 @@ class EATA(ETA):
                 "source= (an iterable of image batches), a data module with validation images, or fisher='stream'",
                 stacklevel=2,
             )
-            return []
-        importance = [torch.zeros_like(parameter) for parameter in net.parameters]
+            return torch.empty(0)
+        importance = torch.zeros_like(flatten(net.parameters))
         count = seen = 0
         for batch in batches:
             images = _images_in(batch)[: self.fisher_samples - seen].to(net.device)
-            torch._foreach_add_(importance, squared_gradient(net, images))
+            importance += squared_gradient(net, images)
             count += 1
             seen += len(images)
             if seen >= self.fisher_samples:
@@ -158,8 +163,7 @@ class EATA(ETA):
                 "source gave no batch of images: give an iterable that can be read again for every run, such as a "
                 "list or a DataLoader, or fisher='stream'"
             )
-        torch._foreach_div_(importance, count)
-        return importance
+        return importance / count
 
     def _source_batches(self) -> Iterable[Any] | None:
         if self.source is not None:
@@ -186,8 +190,8 @@ class EATA(ETA):
         return {**vars(self), "_trainer": None, **measured}
 
 
-def squared_gradient(net: Network, images: Tensor) -> list[Tensor]:
-    """Return the squared gradient of a batch's mean cross-entropy to its own labels, one tensor a free parameter.
+def squared_gradient(net: Network, images: Tensor) -> Tensor:
+    """Return the squared gradient of a batch's mean cross-entropy to its own labels, one vector for all parameters.
 
     Args:
         net: The network.
@@ -195,10 +199,10 @@ def squared_gradient(net: Network, images: Tensor) -> list[Tensor]:
     """
     logits = net(images).logits
     net.backward(F.cross_entropy(logits, logits.detach().argmax(1)))
-    squares = [torch.zeros_like(p) if p.grad is None else p.grad.square() for p in net.parameters]
+    gradient = flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters])
     for parameter in net.parameters:
         parameter.grad = None
-    return squares
+    return gradient.square()
 
 
 def validation_batches(trainer: Trainer, count: int, generator: torch.Generator) -> Iterator[Any] | None:

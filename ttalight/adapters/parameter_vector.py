@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ __all__ = ["ParameterVector", "divide", "flatten"]
 
 #: Numbers from which on the copies cost more than the operations that they save.
 _MOST = 1 << 18
+#: Options with which an optimizer makes its steps itself.
+_ELSEWHERE = ("amsgrad", "capturable", "differentiable", "fused", "maximize")
 
 
 class ParameterVector:
@@ -55,9 +58,14 @@ class ParameterVector:
             gradient: Of all parameters, as ``flatten`` returns it.
         """
         torch.cat([parameter.flatten() for parameter in self.parameters], out=self.values.data)
-        self.values.grad = gradient
-        optimizer.step()
-        self.values.grad = None
+        (group,) = optimizer.param_groups
+        if any(group.get(name) for name in _ELSEWHERE) or isinstance(group["lr"], Tensor):
+            self.values.grad = gradient
+            optimizer.step()
+            self.values.grad = None
+        else:
+            update = move_by_sgd if isinstance(optimizer, SGD) else move_by_adam
+            update(self.values.data, gradient, group, optimizer.state[self.values])
         torch._foreach_copy_(self.parameters, self._parts)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,6 +74,55 @@ class ParameterVector:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._parts = divide(self.values.detach(), self.parameters)  # views of the copy, not copies of the views
+
+
+def move_by_sgd(values: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    """Do what ``torch.optim.SGD`` does in a step, in the few operations that one vector takes.
+
+    Args:
+        values: (N,), moved in place.
+        gradient: (N,).
+        group: The optimizer's parameter group.
+        state: The optimizer's state of the vector; empty before the first step.
+    """
+    if group["weight_decay"]:
+        gradient = gradient.add(values, alpha=group["weight_decay"])
+    momentum = group["momentum"]
+    if momentum:
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = gradient.clone()
+        else:
+            state["momentum_buffer"].mul_(momentum).add_(gradient, alpha=1 - group["dampening"])
+        buffer = state["momentum_buffer"]
+        gradient = gradient.add(buffer, alpha=momentum) if group["nesterov"] else buffer
+    values.add_(gradient, alpha=-group["lr"])
+
+
+def move_by_adam(values: Tensor, gradient: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+    """Do what ``torch.optim.Adam`` and ``AdamW`` do in a step, in the few operations that one vector takes.
+
+    D. Kingma, J. Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015, arXiv 1412.6980.
+
+    Args:
+        values: (N,), moved in place.
+        gradient: (N,).
+        group: The optimizer's parameter group.
+        state: The optimizer's state of the vector; empty before the first step.
+    """
+    if not state:
+        state["step"] = torch.zeros(())
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(values), torch.zeros_like(values)
+    lr, decay, (first, second) = group["lr"], group["weight_decay"], group["betas"]
+    state["step"] += 1
+    steps = state["step"].item()
+    if decay and group["decoupled_weight_decay"]:
+        values.mul_(1 - lr * decay)
+    elif decay:
+        gradient = gradient.add(values, alpha=decay)
+    mean = state["exp_avg"].lerp_(gradient, 1 - first)
+    square = state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+    root = square.sqrt().div_(math.sqrt(1 - second**steps)).add_(group["eps"])
+    values.addcdiv_(mean, root, value=-lr / (1 - first**steps))
 
 
 @torch.no_grad()

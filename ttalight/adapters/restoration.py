@@ -45,7 +45,7 @@ def restore_at_random(
 
 @torch.no_grad()
 def drift(
-    weights: Sequence[Tensor], source: Sequence[Tensor], strength: float, importance: Sequence[Tensor] | None = None
+    weights: Sequence[Tensor], source: Sequence[Tensor], strength: float, importance: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of a penalty on the distance to the source weights, one vector for all, and the penalty.
 
@@ -58,8 +58,8 @@ def drift(
         weights: The weights.
         source: As many tensors of the same shapes.
         strength: Of the penalty.
-        importance: As many again, none below 0; 1 by default.
+        importance: Of all numbers, as ``flatten`` returns it, none below 0; 1 by default.
     """
     moved = flatten(weights) - flatten(source)
-    pulled = moved if importance is None else moved * flatten(importance)
+    pulled = moved if importance is None else moved * importance
     return 2 * strength * pulled, strength * torch.dot(moved, pulled)
