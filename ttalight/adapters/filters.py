@@ -50,10 +50,9 @@ def update_mean(mean: Tensor, probabilities: Tensor, kept: Tensor, momentum: flo
         kept: Mask, (B,).
         momentum: Share of the old mean.
     """
-    count = kept.sum()
-    new = torch.where(kept[:, None], probabilities, 0).sum(0) / count
-    moved = torch.where(mean.isnan(), new, mean.lerp(new.to(mean.dtype), 1 - momentum))
-    mean.copy_(torch.where(count > 0, moved, mean))
+    new = (torch.where(kept[:, None], probabilities, 0).sum(0) / kept.sum()).to(mean.dtype)  # NaN where nothing is kept
+    moved = torch.where(mean.isnan(), new, mean.lerp(new, 1 - momentum))
+    mean.copy_(torch.where(new.isnan(), mean, moved))
 
 
 def probability_drop(logits: Tensor, changed: Tensor) -> Tensor:
