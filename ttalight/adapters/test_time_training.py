@@ -45,6 +45,7 @@ class TestTimeTraining(GradientAdapter):
     """
 
     shards_batches = True
+    separable = True
 
     __test__ = False  # the name begins like that of a test
     prediction = "after"
