@@ -381,6 +381,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             adapted(small.clamp(0, 1))
 
+    def test_of_no_views_that_the_method_does_not_make(self, small):
+        torch.manual_seed(0)
+        task = RotationTTT(encoder="cifar_resnet8", branch="layer1").double()
+        assert_equal_episodes(Tent, task, small, 1e-9)
+
     def test_of_networks(self, net, small):
         for network, reason in ((TwoStep(net), "data-dependent control flow"), (DictNet(net), "returns a dict")):
             adapted = Tent(reset="batch", episode="image").wrap(network)

@@ -187,7 +187,7 @@ class Engine:
         passes = net.forwards, self.backwards
         logits: list[Tensor] = []
         readings: list[dict[int, Tensor]] = []
-        for image in images.split(1):
+        for image in images.tensor_split(len(images)):
             self.batch, self.batches = place
             logits.append(self._adapt(image))
             readings.append(net.readings)
