@@ -32,7 +32,7 @@ NETWORKS = {
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(8, 4),
-    ),  # fmt: skip
+    ),
     "layer_norm": lambda: timm.create_model("test_vit", num_classes=4, img_size=32),
 }
 
@@ -361,7 +361,7 @@ class TestRefusals:
 
     def test_of_an_optimizer_that_looks_at_more_than_one_number(self, net, small):
         adapted = Tent(reset="batch", episode="image", optimizer=functools.partial(torch.optim.LBFGS, lr=0.1)).wrap(net)
-        with pytest.raises(ValueError, match="as SGD, Adam, .* do; got LBFGS"):
+        with pytest.raises(ValueError, match=r"as SGD, Adam, .* do; got LBFGS"):
             adapted(small)
 
     @pytest.mark.parametrize(
