@@ -43,3 +43,16 @@ def test_says_what_cannot_be_measured(rows):
     notes = {row["method"]: row["forwards / backwards"] for row in rows if row["images/s"] == ""}
     assert "has no BatchNorm" in notes["PTBN"]
     assert "batches of one" in notes["MEMO"]
+
+
+def test_episodes_are_compared_with_the_loop():
+    command = [sys.executable, str(TOOLS / "bench_episodes.py"), "--seconds", "0", "--rounds", "2", "--episodes", "3"]
+    command += ["--networks", "vit", "--parameters", "norm"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr
+    head, _, cells = [
+        [cell.strip() for cell in line[1:-1].split("|")] for line in run.stdout.splitlines() if line.startswith("|")
+    ]
+    row = dict(zip(head, cells, strict=True))
+    assert float(row["speed (middle half)"].split()[0]) > 0
+    assert float(row["apart"]) < 1e-4

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ttalight.adapters.bad_batch import OnBadBatch
 from ttalight.adapters.engine import Engine
+from ttalight.adapters.episodes import Episode, check_episode
 from ttalight.adapters.sharding import Shard, StreamShare, check_sharding, check_strategy, prepare
 from ttalight.adapters.wrapper import AdaptedNetwork
 from ttalight.models.network import Network
@@ -352,12 +353,22 @@ class GradientAdapter(Adapter):
         steps: Gradient steps for each batch.
         clip_norm: Norm that the gradient of all free parameters together is cut down to in each step; no limit by
             default.
+        episode: With ``reset="batch"``, what is adapted to from the source: the ``batch`` together, or each ``image``
+            of it by itself. The latter gives what batches of one image give, up to rounding, in less time: images are
+            passed together, each with weights of its own (``torch.func``). For ``Tent``, ``RPL`` and
+            ``TestTimeTraining`` on tasks whose loss draws nothing and passes an image at most twice. The model's own
+            weights stay the source's.
+        episode_memory: MiB that the episodes computed at the same time may take, by an estimate.
         kwargs: See ``Adapter``.
 
     Raises:
-        ValueError: If both ``lr`` and ``optimizer`` are given, or one is out of range.
+        ValueError: If both ``lr`` and ``optimizer`` are given, or one is out of range; here, or at the first batch, if
+            episodes of one image cannot be computed side by side.
     """
 
+    #: Whether ``episode='image'`` is possible: the loss of an image depends on it alone and draws nothing, ``adapt``
+    #: reaches the model through ``net`` alone, and steps have no penalty and no pull.
+    separable: ClassVar[bool] = False
     #: Momentum of the published optimizer where that is SGD; None for Adam.
     sgd_momentum: ClassVar[float | None] = None
 
@@ -367,6 +378,8 @@ class GradientAdapter(Adapter):
         optimizer: OptimizerCallable | None = None,
         steps: int = 1,
         clip_norm: float | None = None,
+        episode: Literal["batch", "image"] = "batch",
+        episode_memory: int = 512,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -380,6 +393,9 @@ class GradientAdapter(Adapter):
             raise ValueError(f"clip_norm must be positive, or None for no limit, got {clip_norm}")
         self.steps = steps
         self.clip_norm = clip_norm
+        self.episode: Episode = episode
+        self.episode_memory = episode_memory
+        check_episode(self)
         self._default_lr = lr is None and optimizer is None
         self._lr = self.published["cifar"]["lr"] if lr is None else lr
         self._make = optimizer
@@ -397,7 +413,14 @@ class GradientAdapter(Adapter):
         optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
         lr = float(optimizer.param_groups[0]["lr"])
         clipped = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
-        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr} | clipped
+        apart = {"episode": "image"} if self.episode == "image" else {}
+        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr} | clipped | apart
+
+    def check_batch_shard(self, module: nn.Module) -> None:
+        """Make sure that shard='batch' gives what one process gives; see ``Adapter``."""
+        super().check_batch_shard(module)
+        if self.episode == "image":
+            raise ValueError("episode='image' needs no other images: use shard='domain', which divides batches")
 
     def check_defaults(self, classes: int) -> None:
         """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""

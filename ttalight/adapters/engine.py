@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.adapters.bad_batch import check_batch_type, refusal, repaired
+from ttalight.adapters.episodes import Episodes
 from ttalight.adapters.parameter_vector import ParameterVector, divide, flatten
 from ttalight.distributed import average
 from ttalight.models.fast_pass import FastPass
@@ -50,6 +51,7 @@ class Engine:
         self.net.draws, self.net.recover = self.draws, self.recover
         if adapter.fast:
             self.net.run = FastPass(self.net)
+        self.episodes = Episodes(self) if getattr(adapter, "episode", "batch") == "image" else None
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
         self._vector: ParameterVector | None = None
@@ -142,6 +144,10 @@ class Engine:
             if images.is_inference():
                 images = images.clone()
             fault = self._look(images)
+            if fault is not None and self.episodes is not None and len(images) > 1:
+                if self.adapter.on_bad_batch == "error":
+                    raise fault
+                return self._one_by_one(images)
             if fault is not None:
                 images = self._repair(images, fault)
             self.net.images = images
@@ -167,11 +173,29 @@ class Engine:
     def _follow(self, images: Tensor) -> Tensor:
         if not self.configured:
             self._configure()
-        self._touched = True
-        logits = self.adapter.adapt(self.net, images)
+        if self.episodes is not None and len(images) > 1:
+            logits = self.episodes(images)
+        else:
+            self._touched = True
+            logits = self.adapter.adapt(self.net, images)
         self._usual = self._usual or tuple(images.shape[1:])
         self._taken.add(tuple(images.shape[1:]))
         return logits
+
+    def _one_by_one(self, images: Tensor) -> Tensor:
+        """Return the logits of images that are batches of their own, some of which cannot be adapted to."""
+        net, place = self.net, (self.batch, self.batches)
+        passes = net.forwards, self.backwards
+        logits: list[Tensor] = []
+        readings: list[dict[int, Tensor]] = []
+        for image in images.tensor_split(len(images)):
+            self.batch, self.batches = place
+            logits.append(self._adapt(image))
+            readings.append(net.readings)
+        net.forwards = passes[0] + (net.forwards - passes[0]) / len(images)
+        self.backwards = passes[1] + (self.backwards - passes[1]) / len(images)
+        net.readings = {steps: torch.cat([reading[steps] for reading in readings]) for steps in readings[0]}
+        return torch.cat(logits)
 
     # -- batches that cannot be adapted to
 

@@ -30,6 +30,8 @@ class RPL(SelfTrainingAdapter):
         ValueError: If an argument is out of range.
     """
 
+    separable = True
+
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},
         "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 5e-4, "batch_size": 64},

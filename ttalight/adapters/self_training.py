@@ -59,6 +59,10 @@ class SelfTrainingAdapter(GradientAdapter):
         self.parameters: Selection = self.published_parameters if parameters is None else parameters
         self.terms = terms or []
         self.repeat_kept = repeat_kept
+        if self.episode == "image" and (self.terms or repeat_kept):
+            raise ValueError(
+                "episode='image' takes neither terms nor repeat_kept: leave these away, or episode='batch'"
+            )
 
     # -- what a method says
 

@@ -29,6 +29,7 @@ class Tent(SelfTrainingAdapter):
     """
 
     shards_batches = True
+    separable = True
 
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},

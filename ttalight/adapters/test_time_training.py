@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ttalight.adapters.adapter import GradientAdapter
 from ttalight.adapters.ema_bn import check_momentum, move_statistics
+from ttalight.adapters.episodes import check_views
 from ttalight.adapters.readings import check_readings, predict, steps_with_readings
 from ttalight.models.network import Network
 
@@ -40,11 +41,12 @@ class TestTimeTraining(GradientAdapter):
         kwargs: See ``GradientAdapter`` and ``Adapter``.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range; at the first batch, if ``episode="image"`` does not pay.
         TypeError: At the first batch, if the module has no auxiliary loss.
     """
 
     shards_batches = True
+    separable = True
 
     __test__ = False  # the name begins like that of a test
     prediction = "after"
@@ -88,6 +90,7 @@ class TestTimeTraining(GradientAdapter):
                 f"{type(task).__name__} has no {' and no '.join(missing)}: test-time training needs a task that was "
                 "trained with a self-supervised loss, such as CrossTaskTTT; for any other model use a TTA method"
             )
+        check_views(self, task)
         net.free(task.adaptable_parameters())
         move_statistics(net, self.norm, self.momentum)
         self._episode = task.episode_state() if hasattr(task, "episode_state") else {}
