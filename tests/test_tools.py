@@ -36,7 +36,7 @@ def test_the_bare_passes_are_those_of_the_method(rows):
             assert row["forwards / backwards"] == "2.00 / 2.00"
             assert float(row["ratio (middle half)"].split()[0]) > 0
             assert float(row["images/s"].replace(",", "")) > 0
-            assert (row["reset ms"] == "") == (row["through"] == "trainer")
+            assert (row["reset ms (of a batch)"] == "") == (row["through"] == "trainer")
 
 
 def test_says_what_cannot_be_measured(rows):
