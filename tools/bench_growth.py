@@ -198,7 +198,7 @@ def draw(seen: dict[Point, list[Cost]], path: str) -> None:
 
     axes = list(dict.fromkeys(point.axis for point in seen))
     figure = Figure(figsize=(2.6 * len(axes), 5.5), layout="constrained")
-    plots = figure.subplots(2, len(axes), squeeze=False)
+    plots = figure.subplots(2, len(axes), sharex="col", squeeze=False)
     for column, axis in enumerate(axes):
         chosen = [point for point in seen if point.axis == axis]
         for plot, what in zip(plots[:, column], ("milliseconds", "mebibytes"), strict=True):
@@ -208,7 +208,12 @@ def draw(seen: dict[Point, list[Cost]], path: str) -> None:
             plot.set_yscale("log", base=2)
             plot.set_ylim(min(map(min, values)) / 2, max(map(max, values)) * 2)
             plot.yaxis.set_major_formatter("{x:g}")
-            plot.set_xticks(range(len(values)), [point.label for point in chosen], rotation=40, ha="right")
+            plot.set_xticks(
+                range(len(values)),
+                [point.label.replace("_before_", " before\n").replace("_", " ") for point in chosen],
+                rotation=40,
+                ha="right",
+            )
             plot.grid(alpha=0.3)
         plots[1, column].set_xlabel(X_LABELS[axis])
     plots[0, 0].set_ylabel("ms an image")

@@ -18,6 +18,7 @@ from ttalight.adapters.bad_batch import check_batch_type, refusal, repaired
 from ttalight.distributed import average
 from ttalight.models.fast_pass import FastPass
 from ttalight.models.network import Network
+from ttalight.models.recompute import RecomputedBlocks
 from ttalight.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Engine:
         self.net.draws, self.net.recover = self.draws, self.recover
         if adapter.fast:
             self.net.run = FastPass(self.net)
+        self._recomputed = RecomputedBlocks(self.net) if adapter.recompute else None
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
         self.configured = False
@@ -81,6 +83,8 @@ class Engine:
         module.eval()
         for norm in self.net.norms:
             norm.attach()
+        if self._recomputed is not None:
+            self._recomputed.attach()
 
     # -- a batch
 
@@ -510,6 +514,8 @@ class Engine:
         self.reset()
         for norm in self.net.norms:
             norm.detach()
+        if self._recomputed is not None:
+            self._recomputed.detach()
         self.net.forget()
         for part, training in self._training:
             part.training = training
