@@ -1,8 +1,8 @@
 """Measure what adaptation costs beyond the passes that a method needs.
 
     python tools/bench_adapters.py [--methods Tent EATA] [--networks resnet20 vit lite0] [--batches 200 1]
-                                   [--through wrap trainer] [--fast no yes] [--threads 1] [--seconds 10] [--rounds 5]
-                                   [--device cpu]
+                                   [--through wrap trainer] [--fast no yes] [--recompute no yes] [--threads 1]
+                                   [--seconds 10] [--rounds 5] [--device cpu]
 
 Prints a Markdown table: passes and images per second of every method, the ratio of its time to that of its bare passes,
 peak memory beside that of the bare passes, and the time of a reset, with its share of the time of a batch.
@@ -14,8 +14,8 @@ for each update a step of the same optimizer. What a method computes besides cou
 views, averages, resets between images, layers that it brings along (the affines of all layers take the place of their
 parameters, statistics of the batch that of mixed ones). What the Trainer does around a batch counts too: the row of
 Source shows it. TestTimeTraining, 20 steps a batch, runs on a CrossTaskTTT with the network as its encoder; its bare
-passes are a plain loop over the task's auxiliary loss, views included. ``--fast yes`` is a method with ``fast=True``
-beside the same bare passes, which stay as they are.
+passes are a plain loop over the task's auxiliary loss, views included. ``--fast yes`` and ``--recompute yes`` are
+the adapters' options of these names, beside the same bare passes, which stay as they are.
 
 Method and bare passes take turns, batch by batch, in one process, so that a busy neighbour slows both alike. Ratios are
 medians over the rounds, with the range of the middle half. With one thread of the CPU, times are those that the process
@@ -78,6 +78,7 @@ class Setting(NamedTuple):
     batch: int
     through: str
     fast: str
+    recompute: str
     threads: int
     seconds: float
     rounds: int
@@ -337,7 +338,7 @@ def make_network(setting: Setting) -> nn.Module:
 
 def make_method(setting: Setting) -> Adapter:
     cls = METHODS[setting.method]
-    settings: dict[str, Any] = {"fast": setting.fast == "yes"}
+    settings: dict[str, Any] = {"fast": setting.fast == "yes", "recompute": setting.recompute == "yes"}
     if issubclass(cls, GradientAdapter):
         settings["lr"] = 1e-8
     if setting.method == "EATA":
@@ -453,7 +454,8 @@ def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def row(setting: Setting) -> str:
     """Measure a row of the table."""
-    head = f"| {setting.method} | {setting.network} | {setting.batch} | {setting.through} | {setting.fast} |"
+    what = (setting.method, setting.network, setting.batch, setting.through, setting.fast, setting.recompute)
+    head = f"| {' | '.join(map(str, what))} |"
     if setting.method == "MEMO" and setting.batch > 1:
         return f"{head} a batch is as many batches of one | | | | | | | |"
     try:
@@ -481,6 +483,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[200, 1], help="images a batch")
     parser.add_argument("--through", nargs="+", default=["wrap", "trainer"], choices=["wrap", "trainer"])
     parser.add_argument("--fast", nargs="+", default=["no"], choices=["no", "yes"], help="the adapters' option fast")
+    parser.add_argument("--recompute", nargs="+", default=["no"], choices=["no", "yes"], help="their option recompute")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
     parser.add_argument("--seconds", type=float, default=10, help="least time for the rounds of a row")
     parser.add_argument("--rounds", type=int, default=5, help="least number of rounds of a row")
@@ -489,16 +492,16 @@ def main() -> None:
 
     print(f"{processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}")
     print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} thread(s)\n")
-    columns = ("method", "network", "batch", "through", "fast", "forwards / backwards", "images/s", "bare images/s")
-    columns += ("ratio (middle half)", "n", "MiB", "bare MiB", "reset ms (of a batch)")
+    columns = ("method", "network", "batch", "through", "fast", "recompute", "forwards / backwards", "images/s")
+    columns += ("bare images/s", "ratio (middle half)", "n", "MiB", "bare MiB", "reset ms (of a batch)")
     print(f"| {' | '.join(columns)} |")
     print("|" + "---|" * len(columns), flush=True)
     for network in arguments.networks:
         for batch in arguments.batches:
             for through in arguments.through:
-                for method, fast in itertools.product(arguments.methods, arguments.fast):
-                    rest = (arguments.threads, arguments.seconds, arguments.rounds, arguments.device)
-                    print(row(Setting(method, network, batch, through, fast, *rest)), flush=True)
+                for method, *options in itertools.product(arguments.methods, arguments.fast, arguments.recompute):
+                    rest = (*options, arguments.threads, arguments.seconds, arguments.rounds, arguments.device)
+                    print(row(Setting(method, network, batch, through, *rest)), flush=True)
 
 
 if __name__ == "__main__":
