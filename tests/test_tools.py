@@ -11,11 +11,9 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 
-@pytest.fixture(scope="module")
-def rows() -> list[dict[str, str]]:
-    """The table of the adapters' bench, a dict for each row."""
-    command = [sys.executable, str(TOOLS / "bench_adapters.py"), "--seconds", "0", "--rounds", "2", "--batches", "2"]
-    command += ["--networks", "vit", "--methods", "SAR", "PTBN", "MEMO"]
+def table(tool: str, *arguments: str) -> list[dict[str, str]]:
+    """The table that a tool prints, a dict for each row."""
+    command = [sys.executable, str(TOOLS / tool), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stdout.splitlines() if line.startswith("|")]
@@ -24,9 +22,18 @@ def rows() -> list[dict[str, str]]:
     return [dict(zip(head, row, strict=True)) for row in cells]
 
 
+def adapters(*arguments: str) -> list[dict[str, str]]:
+    return table("bench_adapters.py", "--seconds", "0", "--rounds", "2", "--batches", "2", *arguments)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, str]]:
+    return adapters("--networks", "vit", "--methods", "SAR", "PTBN", "MEMO", "TestTimeTraining")
+
+
 def test_a_row_for_each_method_and_way(rows):
     assert [(row["method"], row["through"]) for row in rows] == [
-        (method, through) for through in ("wrap", "trainer") for method in ("SAR", "PTBN", "MEMO")
+        (method, through) for through in ("wrap", "trainer") for method in ("SAR", "PTBN", "MEMO", "TestTimeTraining")
     ]
 
 
@@ -36,23 +43,41 @@ def test_the_bare_passes_are_those_of_the_method(rows):
             assert row["forwards / backwards"] == "2.00 / 2.00"
             assert float(row["ratio (middle half)"].split()[0]) > 0
             assert float(row["images/s"].replace(",", "")) > 0
-            assert (row["reset ms"] == "") == (row["through"] == "trainer")
+            assert (row["reset ms (of a batch)"] == "") == (row["through"] == "trainer")
 
 
 def test_says_what_cannot_be_measured(rows):
     notes = {row["method"]: row["forwards / backwards"] for row in rows if row["images/s"] == ""}
     assert "has no BatchNorm" in notes["PTBN"]
     assert "batches of one" in notes["MEMO"]
+    assert "no task" in notes["TestTimeTraining"]
+
+
+@pytest.mark.slow
+def test_test_time_training_takes_two_views_twenty_times_and_predicts():
+    (row,) = adapters("--networks", "resnet20", "--methods", "TestTimeTraining", "--through", "wrap")
+    assert row["forwards / backwards"] == "41.00 / 40.00"
+    assert float(row["ratio (middle half)"].split()[0]) > 0
+
+
+def test_growth_has_a_row_for_each_point_and_draws_them(tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "growth.png"
+    seen = table(
+        "bench_growth.py", "--images", "256", "--rounds", "1", "--axes", "length", "domains", "--figure", str(picture)
+    )
+    assert [(row["axis"], row["value"]) for row in seen] == [("length", "256"), ("domains", "1"), ("domains", "4")]
+    for row in seen:
+        assert float(row["ms an image (lowest to highest)"].split()[0]) > 0
+        assert int(row["MiB"]) > 0
+        assert row["adapted parameters"] == "480"  # weight and bias of 16 + 2 (16 + 32 + 64) channels
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_episodes_are_compared_with_the_loop():
-    command = [sys.executable, str(TOOLS / "bench_episodes.py"), "--seconds", "0", "--rounds", "2", "--episodes", "3"]
-    command += ["--networks", "vit", "--parameters", "norm"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr
-    head, _, cells = [
-        [cell.strip() for cell in line[1:-1].split("|")] for line in run.stdout.splitlines() if line.startswith("|")
-    ]
-    row = dict(zip(head, cells, strict=True))
+    (row,) = table(
+        "bench_episodes.py", "--seconds", "0", "--rounds", "2", "--episodes", "3", "--networks", "vit", "--parameters",
+        "norm",
+    )  # fmt: skip
     assert float(row["speed (middle half)"].split()[0]) > 0
     assert float(row["apart"]) < 1e-4

@@ -1,11 +1,11 @@
 """Measure what adaptation costs beyond the passes that a method needs.
 
-    python tools/bench_adapters.py [--methods Tent EATA] [--networks resnet20 vit] [--batches 200 1]
-                                   [--through wrap trainer] [--fast no yes] [--threads 1] [--seconds 10] [--rounds 5]
-                                   [--device cpu]
+    python tools/bench_adapters.py [--methods Tent EATA] [--networks resnet20 vit lite0] [--batches 200 1]
+                                   [--through wrap trainer] [--fast no yes] [--recompute no yes] [--threads 1]
+                                   [--seconds 10] [--rounds 5] [--device cpu]
 
 Prints a Markdown table: passes and images per second of every method, the ratio of its time to that of its bare passes,
-peak memory beside that of the bare passes, and the time of a reset.
+peak memory beside that of the bare passes, and the time of a reset, with its share of the time of a batch.
 
 The bare passes are plain torch on a copy of the same network: the forwards that the method has just made of this batch
 (as many, each with as many images, with gradients or without, on statistics of the batch or running ones), for each
@@ -13,13 +13,16 @@ pass that it went backward through the mean entropy of the logits and a backward
 for each update a step of the same optimizer. What a method computes besides counts as its own: filters, other losses,
 views, averages, resets between images, layers that it brings along (the affines of all layers take the place of their
 parameters, statistics of the batch that of mixed ones). What the Trainer does around a batch counts too: the row of
-Source shows it. ``--fast yes`` is a method with ``fast=True`` beside the same bare passes, which stay as they are.
+Source shows it. TestTimeTraining, 20 steps a batch, runs on a CrossTaskTTT with the network as its encoder; its bare
+passes are a plain loop over the task's auxiliary loss, views included. ``--fast yes`` and ``--recompute yes`` are
+the adapters' options of these names, beside the same bare passes, which stay as they are.
 
 Method and bare passes take turns, batch by batch, in one process, so that a busy neighbour slows both alike. Ratios are
 medians over the rounds, with the range of the middle half. With one thread of the CPU, times are those that the process
 was running. Peak memory is that of fresh processes, above network and images. The network's weights are random, its
 classifier is scaled so that random images are classified with confidence; the learning rate is tiny, so that this stays
-so. TestTimeTraining is missing: its passes are its task's.
+so. The networks are a ResNet-20 for images of 32 pixels a side, a small vision transformer for 64 and
+EfficientNet-Lite0 for 224.
 """
 
 from __future__ import annotations
@@ -40,16 +43,17 @@ from typing import Any, NamedTuple
 import torch
 from bench_corruptions import processor
 from lightning import Callback, LightningModule, Trainer
-from timm.models import VisionTransformer
+from timm.models import VisionTransformer, create_model
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ttalight import adapters
-from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter, TestTimeTraining
+from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter
 from ttalight.adapters.engine import Engine
 from ttalight.models.cifar_resnet import cifar_resnet20
+from ttalight.tasks import CrossTaskTTT
 
-NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter, TestTimeTraining)
+NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter)
 METHODS: dict[str, type[Adapter]] = {
     name: value
     for name in adapters.__all__
@@ -58,7 +62,10 @@ METHODS: dict[str, type[Adapter]] = {
 NETWORKS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "resnet20": (32, cifar_resnet20),
     "vit": (64, lambda: VisionTransformer(64, 8, embed_dim=128, depth=6, num_heads=4, num_classes=10)),
+    "lite0": (224, lambda: create_model("tf_efficientnet_lite0", num_classes=10)),
 }
+#: The same as encoders of a task, by name.
+ENCODERS = {"resnet20": "cifar_resnet20", "lite0": "tf_efficientnet_lite0"}
 #: Rounds before the measured ones, and before peak memory is read.
 WARM_UP = 2
 
@@ -71,6 +78,7 @@ class Setting(NamedTuple):
     batch: int
     through: str
     fast: str
+    recompute: str
     threads: int
     seconds: float
     rounds: int
@@ -86,6 +94,10 @@ class Pass(NamedTuple):
     norm: str
 
 
+class Auxiliary(NamedTuple):
+    """A pass of the task's auxiliary loss."""
+
+
 class Backward(NamedTuple):
     """A backward through one of the passes of the batch, by its number."""
 
@@ -96,7 +108,7 @@ class Step(NamedTuple):
     """A step of the optimizer."""
 
 
-Event = Pass | Backward | Step
+Event = Pass | Auxiliary | Backward | Step
 
 
 class Recorder:
@@ -106,20 +118,29 @@ class Recorder:
         self.engine = engine
         self.events: list[Event] = []
         self.passes = 0
-        self.run, self.descend = engine.net.run, engine.descend
+        self.run, self.auxiliary, self.descend = engine.net.run, engine.net.auxiliary_loss, engine.descend
         self.norm = next((layer for layer in engine.net.norms if layer.is_batch_norm), None)
         engine.net.run = self.forward
+        engine.net.auxiliary_loss = self.loss
         engine.descend = engine.net.descend = self.step
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.run(images)
         norm = "source" if self.norm is None else self.norm.mode
-        self.events.append(Pass(len(images), logits.requires_grad, images.requires_grad, norm))
-        if logits.requires_grad:
-            number = self.passes
-            logits.register_hook(lambda _: self.events.append(Backward(number)))
-        self.passes += 1
+        self.note(Pass(len(images), logits.requires_grad, images.requires_grad, norm), logits)
         return logits
+
+    def loss(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        loss = self.auxiliary(images, generator)
+        self.note(Auxiliary(), loss)
+        return loss
+
+    def note(self, event: Event, output: torch.Tensor) -> None:
+        self.events.append(event)
+        if output.requires_grad:
+            number = self.passes
+            output.register_hook(lambda _: self.events.append(Backward(number)))
+        self.passes += 1
 
     def step(self, pulled: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
         before = self.engine.updates
@@ -138,6 +159,7 @@ class Bare:
 
     def __init__(self, network: nn.Module, names: list[str], method: Adapter, images: torch.Tensor) -> None:
         self.network = network.requires_grad_(False)
+        self.draws = torch.Generator(images.device).manual_seed(0)
         self.norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         self.images = {len(images): images}
         self.optimizer: torch.optim.Optimizer | None = None
@@ -167,9 +189,13 @@ class Bare:
                     images = images.detach().requires_grad_()
                 with torch.set_grad_enabled(event.gradients):
                     passes.append((images, self.network(images)))
+            elif isinstance(event, Auxiliary):
+                norm = self.use("ema")
+                images = next(iter(self.images.values()))
+                passes.append((images, self.network.auxiliary_loss(images, self.draws)))
             elif isinstance(event, Backward):
-                images, logits = passes[event.index]
-                loss = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+                images, output = passes[event.index]
+                loss = output if output.ndim == 0 else mean_entropy(output)
                 if images.requires_grad:
                     torch.autograd.grad(loss, images)
                 else:
@@ -184,6 +210,10 @@ class Bare:
             module.training = norm != "source"
             module.track_running_stats = norm in ("source", "ema")
         return norm
+
+
+def mean_entropy(logits: torch.Tensor) -> torch.Tensor:
+    return -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
 
 
 class Rounds:
@@ -243,6 +273,15 @@ class Classifier(LightningModule):
         self(images)
 
 
+class Task(CrossTaskTTT):
+    """The task of test-time training, without the labels that its own step asks for."""
+
+    def test_step(self, images: torch.Tensor, batch_idx: int) -> None:
+        self(images)
+
+    on_test_batch_start = LightningModule.on_test_batch_start
+
+
 class Listen(Callback):
     """Puts the recorder behind an adapter that the Trainer runs."""
 
@@ -272,8 +311,12 @@ def make_network(setting: Setting) -> nn.Module:
     """A network of random weights whose predictions of random images are confident, each class as often as another."""
     torch.manual_seed(0)
     size, make = NETWORKS[setting.network]
+    if setting.method == "TestTimeTraining":
+        if setting.network not in ENCODERS:
+            raise ValueError("no task has this encoder")
+        return Task(encoder=ENCODERS[setting.network], stem="imagenet").to(setting.device)
     network = make()
-    few = torch.rand(16, 8, 3, size, size)  # little memory: the peak is that of the method
+    few = torch.rand(4 if size > 100 else 16, 8, 3, size, size)  # little memory: the peak is that of the method
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -295,7 +338,7 @@ def make_network(setting: Setting) -> nn.Module:
 
 def make_method(setting: Setting) -> Adapter:
     cls = METHODS[setting.method]
-    settings: dict[str, Any] = {"fast": setting.fast == "yes"}
+    settings: dict[str, Any] = {"fast": setting.fast == "yes", "recompute": setting.recompute == "yes"}
     if issubclass(cls, GradientAdapter):
         settings["lr"] = 1e-8
     if setting.method == "EATA":
@@ -329,8 +372,12 @@ def run(setting: Setting, rounds: Rounds) -> adapters.AdaptedNetwork | None:
             adapted(images)
         return adapted
     trainer = make_trainer(setting, rounds.method, Listen(rounds))
-    trainer.test(Classifier(rounds.network), dataloaders=rounds, verbose=False)
+    trainer.test(as_module(rounds.network), dataloaders=rounds, verbose=False)
     return None
+
+
+def as_module(network: nn.Module) -> LightningModule:
+    return network if isinstance(network, LightningModule) else Classifier(network)
 
 
 def quiet(setting: Setting) -> None:
@@ -367,15 +414,15 @@ def memory_of_method(setting: Setting) -> float:
     network, method = make_network(setting), make_method(setting)
     images = batches(setting)[:WARM_UP]
     if setting.through == "wrap":
-        before = peak(setting)
+        before = peak(setting.device)
         adapted = method.wrap(network)
         for batch in images:
             adapted(batch)
-        return peak(setting) - before
+        return peak(setting.device) - before
     trainer = make_trainer(setting, method)
-    before = peak(setting)
-    trainer.test(Classifier(network), dataloaders=DataLoader(images, batch_size=None), verbose=False)
-    return peak(setting) - before
+    before = peak(setting.device)
+    trainer.test(as_module(network), dataloaders=DataLoader(images, batch_size=None), verbose=False)
+    return peak(setting.device) - before
 
 
 def memory_of_bare(setting: Setting, events: list[Event], names: list[str]) -> float:
@@ -383,14 +430,15 @@ def memory_of_bare(setting: Setting, events: list[Event], names: list[str]) -> f
     quiet(setting)
     bare = Bare(make_network(setting), names, make_method(setting), batches(setting)[0])
     bare.prepare(events)
-    before = peak(setting)
+    before = peak(setting.device)
     for _ in range(WARM_UP):
         bare(events)
-    return peak(setting) - before
+    return peak(setting.device) - before
 
 
-def peak(setting: Setting) -> float:
-    if setting.device != "cpu":
+def peak(device: str) -> float:
+    """Return the most memory that this process has held so far, in MiB."""
+    if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 2**20 if platform.system() == "Darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
@@ -399,14 +447,15 @@ def peak(setting: Setting) -> float:
 def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, forked from one that has done nothing but import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ttalight.adapters", "timm", "lightning"])
+    context.set_forkserver_preload(["ttalight.adapters", "ttalight.trainer", "timm"])
     with context.Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def row(setting: Setting) -> str:
     """Measure a row of the table."""
-    head = f"| {setting.method} | {setting.network} | {setting.batch} | {setting.through} | {setting.fast} |"
+    what = (setting.method, setting.network, setting.batch, setting.through, setting.fast, setting.recompute)
+    head = f"| {' | '.join(map(str, what))} |"
     if setting.method == "MEMO" and setting.batch > 1:
         return f"{head} a batch is as many batches of one | | | | | | | |"
     try:
@@ -418,7 +467,9 @@ def row(setting: Setting) -> str:
     ratios = sorted(method / bare for method, bare in seen["times"])
     low, middle, high = statistics.quantiles(ratios, n=4)
     rates = [setting.batch / statistics.median(times) for times in zip(*seen["times"], strict=True)]
-    reset = "" if seen["reset"] is None else f"{1e3 * seen['reset']:.2f}"
+    reset = ""
+    if seen["reset"] is not None:
+        reset = f"{1e3 * seen['reset']:.2f} ({100 * seen['reset'] * rates[0] / setting.batch:.2f}%)"
     return (
         f"{head} {seen['forwards']:.2f} / {seen['backwards']:.2f} | {rates[0]:,.0f} | {rates[1]:,.0f} | "
         f"{middle:.3f} ({low:.3f} to {high:.3f}) | {len(ratios)} | {ours:.0f} | {theirs:.0f} | {reset} |"
@@ -432,6 +483,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[200, 1], help="images a batch")
     parser.add_argument("--through", nargs="+", default=["wrap", "trainer"], choices=["wrap", "trainer"])
     parser.add_argument("--fast", nargs="+", default=["no"], choices=["no", "yes"], help="the adapters' option fast")
+    parser.add_argument("--recompute", nargs="+", default=["no"], choices=["no", "yes"], help="their option recompute")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
     parser.add_argument("--seconds", type=float, default=10, help="least time for the rounds of a row")
     parser.add_argument("--rounds", type=int, default=5, help="least number of rounds of a row")
@@ -440,16 +492,16 @@ def main() -> None:
 
     print(f"{processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}")
     print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} thread(s)\n")
-    columns = ("method", "network", "batch", "through", "fast", "forwards / backwards", "images/s", "bare images/s")
-    columns += ("ratio (middle half)", "n", "MiB", "bare MiB", "reset ms")
+    columns = ("method", "network", "batch", "through", "fast", "recompute", "forwards / backwards", "images/s")
+    columns += ("bare images/s", "ratio (middle half)", "n", "MiB", "bare MiB", "reset ms (of a batch)")
     print(f"| {' | '.join(columns)} |")
     print("|" + "---|" * len(columns), flush=True)
     for network in arguments.networks:
         for batch in arguments.batches:
             for through in arguments.through:
-                for method, fast in itertools.product(arguments.methods, arguments.fast):
-                    rest = (arguments.threads, arguments.seconds, arguments.rounds, arguments.device)
-                    print(row(Setting(method, network, batch, through, fast, *rest)), flush=True)
+                for method, *options in itertools.product(arguments.methods, arguments.fast, arguments.recompute):
+                    rest = (*options, arguments.threads, arguments.seconds, arguments.rounds, arguments.device)
+                    print(row(Setting(method, network, batch, through, *rest)), flush=True)
 
 
 if __name__ == "__main__":

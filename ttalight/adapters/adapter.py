@@ -46,6 +46,9 @@ class Adapter(Callback, ABC):
             with images in ``channels_last``, or compiled (``torch.compile``, which takes seconds to minutes). Logits
             are the same up to 1e-4 of the largest one in float32, gradients up to 5e-3 of their norm; which way is
             taken depends on the machine. Passes that ``shard='batch'`` divides stay as they are. See ``FastPass``.
+        recompute: Save memory: keep only the inputs of the network's blocks in a pass with gradients, and pass each
+            block once more on the way back. Numbers stay the same. Not together with ``fast``. See
+            ``RecomputedBlocks``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -69,16 +72,23 @@ class Adapter(Callback, ABC):
         seed: int | None = None,
         on_bad_batch: OnBadBatch = "error",
         fast: bool = False,
+        recompute: bool = False,
     ) -> None:
         if on_bad_batch not in ("error", "skip", "source"):
             raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
         if reset not in ("domain", "batch", "never") and not (isinstance(reset, int) and reset >= 1):
             raise ValueError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
+        if fast and recompute:
+            raise ValueError(
+                "fast=True and recompute=True exclude each other: a compiled pass decides itself what it keeps. Leave "
+                "one of them out"
+            )
         self.reset = reset
         self.classifier = classifier
         self.seed = seed
         self.on_bad_batch = on_bad_batch
         self.fast = fast
+        self.recompute = recompute
         #: How several processes divide the coming run; ``Trainer.adapt`` sets it.
         self.shard: Shard | None = None
         self._share: StreamShare | None = None

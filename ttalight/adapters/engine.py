@@ -19,6 +19,7 @@ from ttalight.adapters.parameter_vector import ParameterVector, divide, flatten
 from ttalight.distributed import average
 from ttalight.models.fast_pass import FastPass
 from ttalight.models.network import Network
+from ttalight.models.recompute import RecomputedBlocks
 from ttalight.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Engine:
         if adapter.fast:
             self.net.run = FastPass(self.net)
         self.episodes = Episodes(self) if getattr(adapter, "episode", "batch") == "image" else None
+        self._recomputed = RecomputedBlocks(self.net) if adapter.recompute else None
         self.seed = seed
         self.optimizer: torch.optim.Optimizer | None = None
         self._vector: ParameterVector | None = None
@@ -84,6 +86,8 @@ class Engine:
         module.eval()
         for norm in self.net.norms:
             norm.attach()
+        if self._recomputed is not None:
+            self._recomputed.attach()
 
     # -- a batch
 
@@ -568,6 +572,8 @@ class Engine:
         self.reset()
         for norm in self.net.norms:
             norm.detach()
+        if self._recomputed is not None:
+            self._recomputed.detach()
         self.net.forget()
         for part, training in self._training:
             part.training = training

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ttalight.models.network import Network, logits_of
+from ttalight.models.norm import unmoved
 
 __all__ = ["FastPass"]
 
@@ -79,7 +79,7 @@ class FastPass:
 
     def _fastest(self, images: Tensor) -> str:
         ways = self._ways
-        with self._unmoved():
+        with unmoved(self.net.norms):
             own = self._try(ways["own"], images)
             faults: list[str] = []
             for name in list(ways)[1:]:
@@ -121,19 +121,6 @@ class FastPass:
         self._try(way, images)
         _wait(images.device)
         return time.perf_counter() - start
-
-    @contextmanager
-    def _unmoved(self) -> Iterator[None]:
-        """Give what passes move its present value back: running statistics, and the count of fallbacks."""
-        before = [([value.clone() for value in norm.statistics], norm.fallbacks) for norm in self.net.norms]
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for norm, (statistics, fallbacks) in zip(self.net.norms, before, strict=True):
-                    norm.fallbacks = fallbacks
-                    for value, earlier in zip(norm.statistics, statistics, strict=True):
-                        value.copy_(earlier)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None}  # copies compile for themselves

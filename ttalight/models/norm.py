@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ttalight.distributed import global_moments
 from ttalight.models.batch_shard import BatchShard
 
-__all__ = ["NormLayer", "NormMode", "find_norms"]
+__all__ = ["NormLayer", "NormMode", "find_norms", "unmoved"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
 #: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
@@ -232,6 +232,24 @@ def find_norms(network: nn.Module) -> list[NormLayer]:
         network: Any module.
     """
     return list(_walk(network))
+
+
+@contextmanager
+def unmoved(norms: Sequence[NormLayer]) -> Iterator[None]:
+    """Give what passes move its present value back: running statistics, and the count of fallbacks.
+
+    Args:
+        norms: The layers.
+    """
+    before = [([value.clone() for value in norm.statistics], norm.fallbacks) for norm in norms]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for norm, (statistics, fallbacks) in zip(norms, before, strict=True):
+                norm.fallbacks = fallbacks
+                for value, earlier in zip(norm.statistics, statistics, strict=True):
+                    value.copy_(earlier)
 
 
 def _walk(network: nn.Module) -> Iterator[NormLayer]:

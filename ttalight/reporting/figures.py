@@ -39,7 +39,8 @@ def domain_figure(results: Results) -> Figure:
     from matplotlib.figure import Figure
 
     rows = by_domain(results["domains"])
-    figure = Figure(figsize=(2 + 0.6 * len(rows), 4), layout="constrained")
+    # 2 ** 16 pixels are matplotlib's limit, and nobody reads so many names.
+    figure = Figure(figsize=(min(2 + 0.6 * len(rows), 40), 4), layout="constrained")
     axes = figure.subplots()
     accuracy = [100 * (row["accuracy"] or 0.0) for row in rows]
     axes.bar(range(len(rows)), accuracy, color="tab:blue")

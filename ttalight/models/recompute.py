@@ -1,0 +1,106 @@
+"""Passes that keep less: activations inside a block are computed again when the gradient needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ttalight.models.network import Network
+from ttalight.models.norm import NormLayer, unmoved
+
+__all__ = ["RecomputedBlocks"]
+
+
+class RecomputedBlocks:
+    """Keeps only the inputs of a network's blocks, and passes a block again on the way back.
+
+    Blocks are those entries of the network's ``nn.Sequential`` and ``nn.ModuleList`` that have normalisation layers
+    inside and are no such list, nor hold one of blocks: residual blocks, transformer blocks. The second pass of a block
+    has the normalisation modes, the precision and the random state of the first, and moves no statistics, so that
+    gradients are the same bit for bit where the device computes the same twice. It takes the weights as they are then.
+    Passes without gradients, and those that several processes share, stay as they are.
+
+    Source: T. Chen, B. Xu, C. Zhang, C. Guestrin, *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174.
+
+    Args:
+        net: The network; its blocks' forwards are replaced from ``attach`` to ``detach``.
+
+    Raises:
+        ValueError: If the network has fewer than two blocks.
+    """
+
+    def __init__(self, net: Network) -> None:
+        layers = {norm.module: norm for norm in net.norms}
+        self.blocks = [_Block(module, layers) for module in _blocks(net.module, layers)]
+        if len(self.blocks) < 2:
+            raise ValueError(
+                f"recompute=True passes a network's blocks again, and {type(net.module).__name__} has "
+                f"{len(self.blocks)}: entries of an nn.Sequential or nn.ModuleList with normalisation layers inside. "
+                "Leave recompute=False and take smaller batches, or another network"
+            )
+
+    def attach(self) -> None:
+        """Stand in for the blocks' forwards."""
+        for block in self.blocks:
+            if "forward" not in vars(block.module):
+                block.module.forward = block.forward
+
+    def detach(self) -> None:
+        """Give the blocks their own forwards back."""
+        for block in self.blocks:
+            if vars(block.module).get("forward") == block.forward:
+                del block.module.forward
+
+
+class _Block:
+    """One block and the stand-in for its forward."""
+
+    def __init__(self, module: nn.Module, layers: dict[nn.Module, NormLayer]) -> None:
+        self.module = module
+        self.norms = [layers[part] for part in module.modules() if part in layers]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own = type(self.module).forward
+        if not torch.is_grad_enabled() or self.norms[0].shard is not None:
+            return own(self.module, *args, **kwargs)
+        return checkpoint(own, self.module, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
+
+    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), _Again(self.norms)
+
+
+class _Again:
+    """Gives normalisation layers the modes of now, and takes back what they move; entered once for each backward."""
+
+    def __init__(self, norms: list[NormLayer]) -> None:
+        self.norms = norms
+        self.modes = [norm.mode for norm in norms]
+
+    def __enter__(self) -> None:
+        self._stack = ExitStack()
+        self._stack.enter_context(unmoved(self.norms))
+        self._later = [norm.mode for norm in self.norms]
+        self._set(self.modes)
+
+    def __exit__(self, *error: object) -> None:
+        self._set(self._later)
+        self._stack.close()
+
+    def _set(self, modes: list[Any]) -> None:
+        for norm, mode in zip(self.norms, modes, strict=True):
+            norm.mode = mode
+
+
+def _blocks(module: nn.Module, layers: dict[nn.Module, NormLayer]) -> Iterator[nn.Module]:
+    for child in module.children():
+        if child in layers or not any(part in layers for part in child.modules()):
+            continue
+        inner = list(_blocks(child, layers))
+        if not inner and isinstance(module, (nn.Sequential, nn.ModuleList)):
+            inner = [child]
+        yield from inner
