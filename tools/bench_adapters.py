@@ -35,6 +35,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -400,8 +401,8 @@ def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, forked from one that has done nothing but import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ttalight.adapters", "timm", "lightning"])
-    with context.Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, context) as pool:  # unlike those of a Pool its processes may have workers
+        return pool.submit(function, *arguments).result()
 
 
 def row(setting: Setting) -> str:
