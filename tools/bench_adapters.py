@@ -38,6 +38,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -448,8 +449,8 @@ def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, forked from one that has done nothing but import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ttalight.adapters", "ttalight.trainer", "timm"])
-    with context.Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, context) as pool:  # unlike those of a Pool its processes may have workers
+        return pool.submit(function, *arguments).result()
 
 
 def row(setting: Setting) -> str:

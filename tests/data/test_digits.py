@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -105,7 +107,54 @@ class TestTraining:
         assert len(index.unique()) == 15 * 64
 
 
+class TestTrainingOnAGPU:
+    BYTES = 1000 * 3 * 32 * 32
+
+    def trained(self, monkeypatch, device, free, workers=0):
+        """Where the images go, from the start of a training to its end."""
+        places = []
+        monkeypatch.setattr(ImageArrays, "to", lambda images, place: places.append(str(place)))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+        data = DigitsDataModule()
+        data.num_workers = workers
+        data.trainer = SimpleNamespace(
+            world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device(device))
+        )
+        data.setup("fit")
+        data.train_dataloader()
+        data.teardown("fit")
+        return places
+
+    def test_images_are_held_there_while_it_trains(self, monkeypatch):
+        assert self.trained(monkeypatch, "cuda:1", 4 * self.BYTES) == ["cuda:1", "cpu"]
+
+    @pytest.mark.parametrize(
+        ("device", "free", "workers"), [("cuda", 4 * BYTES - 1, 0), ("cuda", 8 * BYTES, 1), ("cpu", 8 * BYTES, 0)]
+    )
+    def test_images_stay_where_they_are_without_room_or_use(self, monkeypatch, device, free, workers):
+        assert self.trained(monkeypatch, device, free, workers) == ["cpu"]
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_batches_are_the_same(self, splits):
+        data = splits["train"]
+        here = data.__getitems__([5, 3])
+        data.to("cuda")
+        there = data.__getitems__([5, 3])
+        data.to("cpu")
+        for own, other in zip(here, there, strict=True):
+            assert other.is_cuda
+            assert torch.equal(own, other.cpu())
+
+
 class TestImageArrays:
+    def test_batches_come_from_the_device_that_holds_the_images(self):
+        data = ImageArrays(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.arange(4), with_index=True)
+        data.to("meta")
+        images, labels, index = data.__getitems__([1, 3])
+        assert (images.device.type, labels.device.type, tuple(images.shape)) == ("meta", "meta", (2, 3, 2, 2))
+        assert index.tolist() == [1, 3]
+
     def test_a_batch_is_one_read(self):
         images = torch.arange(5 * 3 * 4).reshape(5, 3, 2, 2).to(torch.uint8)
         data = ImageArrays(images, torch.arange(5), with_index=True)

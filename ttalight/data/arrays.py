@@ -45,6 +45,10 @@ class ImageArrays(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return len(self.images)
 
+    def to(self, device: torch.device | str) -> None:
+        """Hold images and labels on another device; batches come from there."""
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
+
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         return tuple(field[0] for field in self.__getitems__([index]))
 

@@ -24,11 +24,15 @@ __all__ = ["ImageDataModule", "Split"]
 
 Split = Literal["train", "validation", "test"]
 
+#: What training images may take of a GPU's free memory; the rest is the network's.
+_SHARE_OF_FREE_MEMORY = 0.25
+
 
 class ImageDataModule(LightningDataModule, ABC):
     """Data module over labelled image sets; subclasses say where the images come from.
 
-    Loaders yield ``(image, label)``: uint8 RGB until the batch is on the device, float in [0, 1] from then on.
+    Loaders yield ``(image, label)``: uint8 RGB until the batch is on the device, float in [0, 1] from then on. While a
+    GPU trains, images that are in memory and take at most a quarter of its free memory are held there.
     ``test_dataloader`` and ``predict_dataloader`` deliver one stream over the domains named by ``domains``.
 
     Args:
@@ -177,6 +181,7 @@ class ImageDataModule(LightningDataModule, ABC):
         assert self.train_set is not None, "setup('fit') comes first"
         self.train_set.with_index = self.with_index
         trainer = self.trainer
+        self._hold_on_device(self.train_set)
         sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
             self.train_set,
             num_replicas=trainer.world_size if trainer is not None else 1,
@@ -186,6 +191,18 @@ class ImageDataModule(LightningDataModule, ABC):
             drop_last=True,
         )
         return self._loader(self.train_set, sampler=sampler, drop_last=True)
+
+    def _hold_on_device(self, images: ImageArrays | ImageFiles) -> None:
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        if device.type != "cuda" or self.num_workers > 0 or not isinstance(images, ImageArrays):
+            return  # forked workers have no use of a GPU
+        if images.images.nbytes <= _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
+            images.to(device)
+
+    def teardown(self, stage: str) -> None:
+        """Take the training images back from the GPU."""
+        if stage == "fit" and isinstance(self.train_set, ImageArrays):
+            self.train_set.to("cpu")
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]] | list[Any]:
         """Return the clean validation images in order; an empty list where there are none to validate on."""
