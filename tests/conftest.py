@@ -17,8 +17,10 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
-def _no_seed_of_another_test(monkeypatch):
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+def _no_seed_of_another_test():
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
 
 
 @pytest.fixture(scope="session")

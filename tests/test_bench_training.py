@@ -20,6 +20,7 @@ def bench():
         patch.syspath_prepend(str(TOOLS))
         import bench_training
 
+        patch.setattr(bench_training, "quiet", lambda setting: None)  # logs and warnings are other tests' too
         yield bench_training
     for name in ("bench_training", *HELPERS):
         sys.modules.pop(name)

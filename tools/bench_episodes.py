@@ -99,7 +99,7 @@ def main() -> None:
         arguments.networks, arguments.episodes, arguments.parameters, arguments.steps
     ):
         rest = (arguments.threads, arguments.seconds, arguments.rounds, arguments.device)
-        setting = Setting("Tent", network, episodes, "wrap", "no", *rest)
+        setting = Setting("Tent", network, episodes, "wrap", "no", "no", *rest)
         print(row(setting, parameters, steps, arguments.memory), flush=True)
 
 

@@ -125,6 +125,7 @@ def test_waits_for_the_device_once_a_step(name, method, make_net, batches, monke
 
         return read
 
+    monkeypatch.setattr("ttalight.transforms.color._values_at_hand", lambda tensor: False)  # as on a device
     for name_of_read in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name_of_read, counting(name_of_read))
     monkeypatch.setattr(copy, "deepcopy", lambda *args: pytest.fail("a deep copy in a step"))

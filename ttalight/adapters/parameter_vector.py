@@ -110,11 +110,10 @@ def move_by_adam(values: Tensor, gradient: Tensor, group: dict[str, Any], state:
         state: The optimizer's state of the vector; empty before the first step.
     """
     if not state:
-        state["step"] = torch.zeros(())
+        state["step"] = 0.0
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(values), torch.zeros_like(values)
     lr, decay, (first, second) = group["lr"], group["weight_decay"], group["betas"]
-    state["step"] += 1
-    steps = state["step"].item()
+    state["step"] = steps = float(state["step"]) + 1.0  # a number: reading a tensor could wait for the device
     if decay and group["decoupled_weight_decay"]:
         values.mul_(1 - lr * decay)
     elif decay:
