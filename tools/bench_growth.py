@@ -33,10 +33,9 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
-from bench_adapters import METHODS, fresh, peak
+from bench_adapters import METHODS, Classifier, fresh, peak
 from bench_corruptions import processor
-from lightning import Callback, LightningModule
-from torch import nn
+from lightning import Callback
 
 import ttalight
 from ttalight.adapters import Adapter
@@ -98,15 +97,8 @@ class RandomDomains(ImageDataModule):
         return [(Domain(f"domain_{index}"), ImageArrays(*part)) for index, part in enumerate(parts)]
 
 
-class Classifier(LightningModule):
-    """The least that can be adapted and recorded."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(images)
+class LabelledClassifier(Classifier):
+    """A classifier that is tested on images with labels, which can be recorded."""
 
     def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         self(batch[0])
@@ -144,7 +136,7 @@ def measure(point: Point) -> Cost:
     data = RandomDomains(point.images, point.domains, point.batch)
     data.setup("test")
     assert data.stream is not None
-    classifier, clock = Classifier(cifar_resnet8(width=point.width)), Clock(method)
+    classifier, clock = LabelledClassifier(cifar_resnet8(width=point.width)), Clock(method)
     with tempfile.TemporaryDirectory() as folder:
         trainer = ttalight.Trainer(
             default_root_dir=folder,

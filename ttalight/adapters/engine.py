@@ -246,7 +246,7 @@ class Engine:
     def _size_of_state(self) -> Tensor:
         """Return a number that is finite if all weights and statistics are."""
         vectors, others = self._guarded
-        norms = [torch.linalg.vector_norm(flatten(vectors)).float()] if vectors else []
+        norms = [torch.linalg.vector_norm(torch.cat(vectors)).float()] if vectors else []
         if others:
             norms += [norm.float() for norm in torch._foreach_norm(others)]
         return norms[0] if len(norms) == 1 else torch.stack(norms).sum()
