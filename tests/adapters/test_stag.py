@@ -238,7 +238,6 @@ class TestCommandLine:
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # put back as it was after the commands have set it
         monkeypatch.setattr(sys, "argv", ["ttalight"])
 
     def words(self, adapter):

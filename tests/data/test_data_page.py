@@ -19,7 +19,6 @@ REST = {
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.findall(r"class_path: (\w+)", block)[0])
 def test_block(block, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     monkeypatch.setattr("sys.argv", ["ttalight"])
     rest = "".join(text for section, text in REST.items() if not block.startswith(section))
     (tmp_path / "config.yaml").write_text(block + rest)

@@ -71,7 +71,6 @@ def test_labels_and_preprocessing_are_right(place, task):
 @pytest.mark.data
 def test_the_command_of_the_page(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     _, *words = shlex.split(EXAMPLES["bash"].replace("\\\n", " "))
     main([*words, "--data.limit", "12", "--data.batch_size", "12", "--data.num_workers", "0",
           "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"])  # fmt: skip
@@ -99,7 +98,6 @@ def test_the_code_of_the_page(place, monkeypatch):
 def test_alignment_of_a_copy_and_its_test_time(place, monkeypatch):
     """The commands of docs/cta.md: two steps of alignment on eight photographs, then CTA on noisy ones."""
     monkeypatch.chdir(place)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     for folder in sorted((place / "imagenet" / "val").iterdir())[:8]:
         target = place / "imagenet" / "train" / folder.name
         target.mkdir(parents=True)

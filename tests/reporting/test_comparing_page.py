@@ -37,7 +37,6 @@ def run(words: list[str]) -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_loops(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     run(["fit", "--config", "configs/digits/source.yaml"])
     seeds, own = map(expanded, LOOPS)

@@ -46,7 +46,6 @@ def stream(task, adapter, batches=(12, 12)):
 @pytest.mark.parametrize("name", list(KINDS))
 def test_fit_and_adapt_by_the_command_line(name, stages, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # put back as it was after the command has set it
     kind = KINDS[name].__name__
     common = [
         "--model", kind, "--model.encoder", "cifar_resnet8", "--data", "DigitsDataModule", "--data.batch_size", "50",

@@ -221,7 +221,6 @@ class TestAdaptation:
 
     def test_runs_by_the_real_command_with_its_own_adapter(self, kind, files, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("PL_GLOBAL_SEED", "0")
         main([
             "adapt", *words(kind), "--model.weights", files[kind], *DIGITS, "--data.limit", "20",
             "--data.domains", "[contrast]", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
