@@ -282,13 +282,13 @@ class TestROIDMathematics:
         generator = torch.Generator().manual_seed(0)
         for _ in range(50):
             logits = torch.randn(7, 3, generator=generator) * 4
-            weights = certainty_diversity_weights(logits, torch.full((3,), 1 / 3), 1 / 3)
+            weights = certainty_diversity_weights(logits.softmax(1), torch.full((3,), 1 / 3), 1 / 3)
             assert 0 < (weights > 0).sum() <= 7
             assert ((weights == 0) | ((weights >= 1) & (weights <= 20.1))).all()  # exp(3) at most
 
     def test_equals_weigh_alike(self):
         equal = torch.randn(1, 5).expand(6, -1)
-        assert torch.equal(certainty_diversity_weights(equal, torch.full((5,), 0.2), 1 / 3), torch.ones(6))
+        assert torch.equal(certainty_diversity_weights(equal.softmax(1), torch.full((5,), 0.2), 1 / 3), torch.ones(6))
 
     def test_the_log_prior_is_bayes_rule_and_the_published_product_is_not(self):
         """Two classes with logits (-1, -1.2) under a prior of (0.52, 0.48): the likelier class must gain."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ttalight.adapters.parameter_vector import divide, flatten
 from ttalight.adapters.restoration import move_towards
 from ttalight.adapters.roid import ROID
 from ttalight.models.network import Network
@@ -58,7 +59,8 @@ class CMF(ROID):
         self.process_variance = process_variance
         self.hidden_share = hidden_share
         self._scaled_variance = process_variance
-        self._hidden: list[Tensor] = []
+        #: The hidden model, one vector for all free parameters.
+        self._hidden = torch.empty(0)
         self._variance = torch.zeros(())
 
     def configure(self, net: Network) -> None:
@@ -71,25 +73,21 @@ class CMF(ROID):
                 f"the process variance must stay below 1, but {self.process_variance} for {_REFERENCE_SIZE} parameters "
                 f"is {self._scaled_variance:.3g} for the {count} free ones: choose a smaller process_variance"
             )
-        self._hidden = [parameter.detach().clone() for parameter in net.parameters]
+        self._hidden = flatten(net.parameters)
         self._variance = torch.zeros_like(self._mean_prediction[0])
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the running mean of predictions, the hidden model and its variance."""
-        hidden = {f"hidden.{index}": weight for index, weight in enumerate(self._hidden)}
-        return super().method_state() | hidden | {"variance": self._variance}
+        return super().method_state() | {"hidden": self._hidden, "variance": self._variance}
 
     @torch.no_grad()
     def after_step(self, net: Network) -> None:
         """Filter the hidden model and move the weights towards it."""
-        move_towards(self._hidden, net.source, self.source_share)
         beta, variance = filter_gain(self._variance, self._scaled_variance, 1 - self.source_share)
         self._variance.copy_(variance)
-        weights: list[Tensor] = [*net.parameters]
-        seen = torch._foreach_sub(weights, self._hidden)
-        torch._foreach_mul_(seen, 1 - beta)
-        torch._foreach_add_(self._hidden, seen)
-        move_towards(net.parameters, self._hidden, self.hidden_share)
+        seen = flatten(net.parameters)
+        self._hidden.lerp_(flatten(net.source), self.source_share).lerp_(seen, (1 - beta).to(seen.dtype))
+        move_towards(net.parameters, divide(self._hidden, net.parameters), self.hidden_share)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

@@ -351,7 +351,7 @@ class Engine:
         ``skipped``. One host synchronisation.
         """
         parameters = self.net.parameters
-        gradient = flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+        gradient = flatten([torch.zeros_like(p) if (grad := p.grad) is None else grad for p in parameters])
         loss, kept = self._reduced
         if pulled is not None:
             gradient += pulled[0]

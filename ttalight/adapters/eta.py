@@ -70,10 +70,9 @@ class ETA(SelfTrainingAdapter):
         logits = outputs.logits.detach()
         entropies = per_image(outputs.entropies.detach())
         margin = entropy_margin(self.margin, logits.shape[1])
-        # A sample that is not a number is not kept, but must not spoil the mean either.
         predictions = logits.softmax(1).flatten(2).mean(2) if logits.ndim > 2 else logits.softmax(1)
-        predictions = predictions.nan_to_num()
-        kept = (entropies < margin) & (redundancy(predictions, self._mean).abs() < self.redundancy)
+        # Of a sample that is not a number the entropy is none either; before the first mean the cosine is none.
+        kept = (entropies < margin) & (redundancy(predictions, self._mean).abs() >= self.redundancy).logical_not_()
         update_mean(self._mean, predictions, kept)
         return confidence_weight(entropies, margin).where(kept, 0)
 

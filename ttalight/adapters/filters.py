@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["confidence_weight", "entropy_margin", "probability_drop", "redundancy", "update_mean"]
@@ -31,13 +30,16 @@ def confidence_weight(entropies: Tensor, margin: float) -> Tensor:
 def redundancy(probabilities: Tensor, mean: Tensor) -> Tensor:
     """Return the cosine of each prediction to the running mean of predictions, (B,).
 
-    Same source as ``confidence_weight``. Zero while the mean is unset, so that nothing counts as redundant.
+    Same source as ``confidence_weight``. NaN while the mean is unset.
 
     Args:
         probabilities: (B, C).
         mean: (C,), NaN while unset.
     """
-    return F.cosine_similarity(probabilities, mean[None].nan_to_num(), dim=1)
+    # Distributions are never zero, so there is nothing to guard the division against.
+    lengths = torch.linalg.vector_norm(probabilities, dim=1) * torch.linalg.vector_norm(mean)
+    cosines: Tensor = (probabilities * mean).sum(1) / lengths
+    return cosines
 
 
 @torch.no_grad()
@@ -51,8 +53,8 @@ def update_mean(mean: Tensor, probabilities: Tensor, kept: Tensor, momentum: flo
         momentum: Share of the old mean.
     """
     new = (torch.where(kept[:, None], probabilities, 0).sum(0) / kept.sum()).to(mean.dtype)  # NaN where nothing is kept
-    moved = torch.where(mean.isnan(), new, mean.lerp(new, 1 - momentum))
-    mean.copy_(torch.where(new.isnan(), mean, moved))
+    moved = mean.lerp(new, 1 - momentum)  # NaN unless both are numbers; fmax then takes the one that is
+    mean.copy_(torch.where(moved.isnan(), mean.fmax(new), moved))
 
 
 def probability_drop(logits: Tensor, changed: Tensor) -> Tensor:

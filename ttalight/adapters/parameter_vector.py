@@ -57,7 +57,7 @@ class ParameterVector:
             optimizer: Of ``values``.
             gradient: Of all parameters, as ``flatten`` returns it.
         """
-        torch.cat([parameter.flatten() for parameter in self.parameters], out=self.values.data)
+        torch.cat(_as_vectors(self.parameters), out=self.values.data)
         (group,) = optimizer.param_groups
         if any(group.get(name) for name in _ELSEWHERE) or isinstance(group["lr"], Tensor):
             self.values.grad = gradient
@@ -131,7 +131,11 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
     Args:
         tensors: At least one, of any shapes.
     """
-    return torch.cat([tensor.flatten() for tensor in tensors])
+    return torch.cat(_as_vectors(tensors))
+
+
+def _as_vectors(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor if tensor.ndim == 1 else tensor.flatten() for tensor in tensors]
 
 
 def divide(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ttalight.adapters.filters import redundancy
 from ttalight.adapters.restoration import move_towards
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.adapters.term import add_terms
 from ttalight.adapters.views import PixelSpace, check_normalization, pixel_space
-from ttalight.losses import entropy, soft_likelihood_ratio, symmetric_cross_entropy
+from ttalight.losses import soft_likelihood_ratio, symmetric_cross_entropy
 from ttalight.models.network import Network, Outputs
 from ttalight.transforms import RandomJitterAffineFlip
 
@@ -139,8 +139,9 @@ class ROID(SelfTrainingAdapter):
         if not self.weighting:
             return None
         logits = outputs.logits.detach()
-        weights = certainty_diversity_weights(logits, self._mean_prediction, self.temperature)
-        seen = logits.softmax(1).mean(0)
+        predictions = logits.softmax(1)
+        weights = certainty_diversity_weights(predictions, self._mean_prediction, self.temperature)
+        seen = predictions.mean(0)
         # A batch with a value that is not finite must not stay in the mean.
         self._mean_prediction.lerp_(torch.where(seen.isfinite().all(), seen, self._mean_prediction), 0.1)
         return weights * (weights != 0).to(weights.dtype).mean()
@@ -177,16 +178,16 @@ class ROID(SelfTrainingAdapter):
         return super().protocol() | settings | self._space.protocol()
 
 
-def certainty_diversity_weights(logits: Tensor, mean: Tensor, temperature: float) -> Tensor:
+def certainty_diversity_weights(probabilities: Tensor, mean: Tensor, temperature: float) -> Tensor:
     """Return the weight of each sample, (B,), 0 for those of less than mean diversity.
 
     Args:
-        logits: (B, C).
+        probabilities: (B, C).
         mean: Running mean of predictions, (C,).
         temperature: Of the weights.
     """
-    diversity = _rescaled(1 - F.cosine_similarity(mean[None], logits.softmax(1), dim=1))
-    certainty = _rescaled(-entropy(logits))
+    diversity = _rescaled(1 - redundancy(probabilities, mean))
+    certainty = _rescaled(-torch.special.entr(probabilities).sum(1))
     weights = (diversity * certainty / temperature).exp()
     return torch.where(diversity < diversity.mean(), 0.0, weights)
 

@@ -51,16 +51,14 @@ class NormLayer:
         #: Where passes are dealt out over processes: statistics are then those of the whole batch.
         self.shard: BatchShard | None = None
         self._replacement: Callable[[Tensor], Tensor] | None = None
-        self._before: Callable[..., Tensor] | None = None
+        #: Whether the layer has statistics to choose.
+        self.is_batch_norm = isinstance(module, _BatchNorm)
+        #: What a fused layer brings along.
+        self._tail = [part for part in ("drop", "act") if part in module._modules]
         if self.is_batch_norm:
             _check_forward(name, module, _BatchNorm.forward, nn.SyncBatchNorm.forward)
             own = getattr(module, "momentum", None)
             self.momentum = 0.1 if own is None else float(own)
-
-    @property
-    def is_batch_norm(self) -> bool:
-        """Whether the layer has statistics to choose."""
-        return isinstance(self.module, _BatchNorm)
 
     @property
     def affine(self) -> list[nn.Parameter]:
@@ -142,13 +140,15 @@ class NormLayer:
         return self._normalize(x, None, None)
 
     def _finish(self, x: Tensor) -> Tensor:
-        for name in ("drop", "act"):
-            if name in self.module._modules:
-                x = self.module._modules[name](x)  # type: ignore[misc]
+        for name in self._tail:
+            x = self.module._modules[name](x)  # type: ignore[misc]
         return x
 
     def _normalize(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         layer: Any = self.module
+        if self.mode == "batch" and self.shard is None and x.numel() != x.shape[1]:
+            # By far the most frequent, so without the functional's look at the shape that this has just been.
+            return torch.batch_norm(x, weight, bias, None, None, True, 0.0, layer.eps, torch.backends.cudnn.enabled)
         mean, var = layer.running_mean, layer.running_var
         batch = mean is None or self.mode != "source"
         shared = self.shard is not None and self.shard.images > 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from ttalight.transforms.checks import check_images, check_rows, numbers, probability
 from ttalight.transforms.draws import at_least_float32, draw_mask, draw_uniform, per_image, select
 
-CONTRAST, SATURATION, HUE = 1, 2, 3
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 class JitterParameters(NamedTuple):
@@ -90,8 +90,8 @@ def color_jitter(images: Tensor, parameters: JitterParameters) -> Tensor:
 
     Equal, image by image, to the float operations of ``torchvision.transforms.v2.functional`` in the same order,
     clamping after each included. Only hue is not a blend of the image with something grey, so the batch takes three
-    steps of blends, the hue, and three more steps of blends; in each step an image does its own operation or rests. On
-    the CPU steps in which all images rest are left out, which matters for single images.
+    steps of blends, the hue, and three more steps of blends; in each step an image does its own operation or rests. A
+    single image on the CPU does its own operations only, to the same bits.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
@@ -112,16 +112,48 @@ def color_jitter(images: Tensor, parameters: JitterParameters) -> Tensor:
             check_rows(name, values, len(images))
 
     pixels = at_least_float32(images)
-    blends = _blend_coefficients(parameters, pixels)
-    half = blends.shape[1] // 2
-    made = _blend_all_(pixels.clone(), blends[:, :half])
-    hue = parameters.hue
-    if hue is not None and not (_values_at_hand(hue) and not hue.any()):
-        made = _turn_hue(made, hue.to(pixels.dtype))
-    made = _blend_all_(made, blends[:, half:])
+    # Looking at values is free on the CPU: other devices would have to wait, and a compiler would stop.
+    if len(pixels) == 1 and pixels.device.type == "cpu" and not torch.compiler.is_compiling():
+        made = _jitter_one(pixels, parameters)
+    else:
+        made = _jitter_all(pixels, parameters)
     if parameters.applied is not None:
         made = select(parameters.applied, made, pixels)
     return made.to(images.dtype)
+
+
+def _jitter_one(pixels: Tensor, parameters: JitterParameters) -> Tensor:
+    """Do a single image's operations in their order, but those that change nothing."""
+    values = [None if value is None else value.item() for value in parameters[:4]]
+    made = pixels.clone()
+    for operation in parameters.order[0].tolist():
+        value = values[operation]
+        if value is None or value == (0.0 if operation == HUE else 1.0):
+            continue
+        if operation == HUE:
+            assert parameters.hue is not None
+            made = _turn_hue(made, parameters.hue.to(pixels.dtype))
+        elif operation == BRIGHTNESS:
+            made = made.mul_(value).clamp_(0.0, 1.0)
+        else:
+            grey = luminance(made)
+            if operation == CONTRAST:
+                grey = grey.mean(dim=(1, 2, 3), keepdim=True)
+            made = made.mul_(value).add_(grey.mul_(1.0 - value)).clamp_(0.0, 1.0)
+    return made
+
+
+def _jitter_all(pixels: Tensor, parameters: JitterParameters) -> Tensor:
+    """Do the operations of every image, in steps that all images take together."""
+    steps = _blend_coefficients(parameters, pixels).unbind(1)
+    made = pixels.clone()
+    for step in steps[: len(steps) // 2]:
+        made = _blend_(made, step)
+    if parameters.hue is not None:
+        made = _turn_hue(made, parameters.hue.to(pixels.dtype))
+    for step in steps[len(steps) // 2 :]:
+        made = _blend_(made, step)
+    return made
 
 
 def _blend_coefficients(parameters: JitterParameters, pixels: Tensor) -> Tensor:
@@ -145,22 +177,6 @@ def _blend_coefficients(parameters: JitterParameters, pixels: Tensor) -> Tensor:
         keep, order = torch.cat((before, after), dim=1), torch.cat((order[:, :3], order[:, 1:]), dim=1)
     rest = 1.0 - keep
     return torch.stack((keep, rest * (order == SATURATION), rest * (order == CONTRAST)), dim=2)
-
-
-def _blend_all_(pixels: Tensor, blends: Tensor) -> Tensor:
-    """Do the steps (B, steps, 3) one after the other, without those in which every image rests."""
-    steps = blends.unbind(1)
-    if _values_at_hand(pixels):
-        busy = (blends[..., 0] != 1.0).any(0).tolist()
-        steps = tuple(step for step, one in zip(steps, busy, strict=True) if one)
-    for step in steps:
-        pixels = _blend_(pixels, step)
-    return pixels
-
-
-def _values_at_hand(tensor: Tensor) -> bool:
-    """Return whether looking at values is free: other devices would have to wait, and a compiler would stop."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _blend_(pixels: Tensor, coefficients: Tensor) -> Tensor:
