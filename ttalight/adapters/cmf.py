@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.parameter_vector import divide, flatten
-from ttalight.adapters.restoration import move_towards
 from ttalight.adapters.roid import ROID
 from ttalight.models.network import Network
 
@@ -85,9 +84,10 @@ class CMF(ROID):
         """Filter the hidden model and move the weights towards it."""
         beta, variance = filter_gain(self._variance, self._scaled_variance, 1 - self.source_share)
         self._variance.copy_(variance)
-        seen = flatten(net.parameters)
-        self._hidden.lerp_(flatten(net.source), self.source_share).lerp_(seen, (1 - beta).to(seen.dtype))
-        move_towards(net.parameters, divide(self._hidden, net.parameters), self.hidden_share)
+        weights = flatten(net.parameters)
+        self._hidden.lerp_(flatten(net.source), self.source_share).lerp_(weights, (1 - beta).to(weights.dtype))
+        moved = weights.lerp_(self._hidden, self.hidden_share)
+        torch._foreach_copy_(list[Tensor](net.parameters), divide(moved, net.parameters))
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
