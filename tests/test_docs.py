@@ -96,7 +96,6 @@ def has_something_to_run(page: Path) -> bool:
 def test_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # put back as it was after the commands have set it
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setattr(sys, "argv", ["ttalight"])
     torch.manual_seed(0)

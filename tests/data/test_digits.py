@@ -110,16 +110,20 @@ class TestTraining:
 class TestTrainingOnAGPU:
     BYTES = 1000 * 3 * 32 * 32
 
+    def data(self, device):
+        data = DigitsDataModule()
+        data.trainer = SimpleNamespace(
+            world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device(device))
+        )
+        return data
+
     def trained(self, monkeypatch, device, free, workers=0):
         """Where the images go, from the start of a training to its end."""
         places = []
         monkeypatch.setattr(ImageArrays, "to", lambda images, place: places.append(str(place)))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
-        data = DigitsDataModule()
+        data = self.data(device)
         data.num_workers = workers
-        data.trainer = SimpleNamespace(
-            world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device(device))
-        )
         data.setup("fit")
         data.train_dataloader()
         data.teardown("fit")
@@ -133,6 +137,25 @@ class TestTrainingOnAGPU:
     )
     def test_images_stay_where_they_are_without_room_or_use(self, monkeypatch, device, free, workers):
         assert self.trained(monkeypatch, device, free, workers) == ["cpu"]
+
+    @pytest.mark.parametrize("device", ["cuda", "cpu"])
+    def test_batches_wait_in_pinned_memory(self, device):
+        data = self.data(device)
+        data.setup("test")
+        data.setup("validate")
+        assert [loader.pin_memory for loader in (data.test_dataloader(), data.val_dataloader())] == [
+            device == "cuda"
+        ] * 2
+
+    def test_images_that_are_there_are_not_pinned(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * self.BYTES, 10**12))
+        monkeypatch.setattr(
+            ImageArrays, "to", lambda images, place: setattr(images, "images", images.images.to("meta"))
+        )
+        data = self.data("cuda")
+        data.setup("fit")
+        assert not data.train_dataloader().pin_memory
+        assert data.val_dataloader().pin_memory
 
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

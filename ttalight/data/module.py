@@ -193,11 +193,16 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader(self.train_set, sampler=sampler, drop_last=True)
 
     def _hold_on_device(self, images: ImageArrays | ImageFiles) -> None:
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        device = self._device
         if device.type != "cuda" or self.num_workers > 0 or not isinstance(images, ImageArrays):
             return  # forked workers have no use of a GPU
         if images.images.nbytes <= _SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
             images.to(device)
+
+    @property
+    def _device(self) -> torch.device:
+        """Where batches go; a GPU takes them from pinned memory while the host goes on."""
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
     def teardown(self, stage: str) -> None:
         """Take the training images back from the GPU."""
@@ -212,12 +217,14 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader(self.validation_set)
 
     def _loader(self, images: ImageArrays | ImageFiles, **kwargs: Any) -> DataLoader[tuple[Tensor, ...]]:
+        held = isinstance(images, ImageArrays) and images.images.device.type != "cpu"
         return DataLoader(
             images,
             self.batch_size,
             collate_fn=as_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=self._device.type == "cuda" and not held,
             **kwargs,
         )
 
@@ -229,7 +236,10 @@ class ImageDataModule(LightningDataModule, ABC):
     def _stream_loader(self, num_workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
         assert self._stream_set is not None, "setup('test') comes first"
         sampler = StreamSampler(self._stream_set.stream, self.start_batch, self.share)
-        return DataLoader(self._stream_set, batch_size=None, sampler=sampler, num_workers=num_workers)
+        pinned = self._device.type == "cuda"
+        return DataLoader(
+            self._stream_set, batch_size=None, sampler=sampler, num_workers=num_workers, pin_memory=pinned
+        )
 
     def first_batch(self) -> tuple[Tensor, Tensor]:
         """Return the first batch of the stream, as its loader delivers it."""
