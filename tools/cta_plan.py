@@ -304,6 +304,7 @@ class Planner:
                 arguments = config["adapter"]["init_args"]
             if aligned or method in ("CTA-C", "Y"):
                 arguments["read_at"] = [step for step in (0, 1, 3, 5, 10, 15) if step < arguments["steps"]]
+            if aligned or method == "Y":
                 self._collect(config, aligned)
             arguments |= self.recipe.adapter
             place = "aligned" if aligned else "weights"
@@ -339,7 +340,13 @@ class Planner:
         }  # fmt: skip
         if aligned:
             arguments["supervised"] = self._weights("source")
+        self._split(config["data"])  # distances are to what was trained on
         config["trainer"]["callbacks"] = [{"class_path": _COLLECTOR, "init_args": arguments}]
+
+    def _split(self, data: Config) -> None:
+        """Train on as many images as the recipe has."""
+        if self.recipe.training_images is not None:
+            data["init_args"]["validation"] = self.training_images - self.recipe.training_images
 
     def _adapt(self, name: str, config: Config, seed: int, reads: tuple[str, ...]) -> str:
         if self.recipe.limit is not None:
@@ -386,8 +393,8 @@ class Planner:
         data = _read(CONFIGS / self.data / file)["data"]
         if self.data != "digits":
             data["init_args"]["batch_size"] = config["data"]["init_args"]["batch_size"]
-        if fit and self.recipe.training_images is not None:
-            data["init_args"]["validation"] = self.training_images - self.recipe.training_images
+        if fit:
+            self._split(data)
         config["data"] = data
         data["init_args"] |= {} if fit else self.recipe.adapt_data
         config["trainer"] = {**config["trainer"], **self.recipe.trainer}
