@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ttalight.adapters import EATA, EMABN, SAR, DeYO, Tent
+from ttalight.adapters import EATA, EMABN, SAR, T3A, DeYO, Tent
 from ttalight.models.fast_pass import FastPass
 
 METHODS = {
@@ -39,6 +39,13 @@ def fail(*args, **kwargs):
 
 
 class TestCompiled:
+    def test_networks_of_one_class_keep_their_own_features(self, compiled, make_net, images):
+        Tent(fast=True).wrap(make_net())(images)  # needs none
+        own, fast = T3A().wrap(make_net()), T3A(fast=True).wrap(make_net())
+        for batch in (images, images * 0.5):
+            torch.testing.assert_close(fast(batch), own(batch), rtol=1e-8, atol=1e-8)
+        assert fast.engine.net.run.chosen == ["torch.compile"]
+
     def test_gives_the_numbers_of_eager_passes(self, compiled, method, make_net, images):
         own, fast = method(images).wrap(make_net()), method(images, fast=True).wrap(make_net())
         for batch in (images, images.flip(0) * 0.5, images[:3], images + 0.1):

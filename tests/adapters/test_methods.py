@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ttalight.adapters import EMABN, PTBN, Source, Tent, Term
+from ttalight.adapters import EMABN, PTBN, SHOT, Source, Tent, Term
 
 
 def train_mode_logits(net, images):
@@ -122,6 +122,12 @@ class TestTent:
     def test_warns_on_many_classes_with_cifar_settings(self, make_net, images):
         with pytest.warns(UserWarning, match=r"Tent runs with its settings for CIFAR on 200 classes.*2\.5e-4|0\.00025"):
             Tent().wrap(make_net(classes=200))(images)
+
+    def test_warns_where_none_are_published_for_so_many(self, make_net, images):
+        with pytest.warns(
+            UserWarning, match="SHOT runs with its settings for CIFAR on 200 classes; for ImageNet none are"
+        ):
+            SHOT().wrap(make_net(classes=200))(images)
 
     @pytest.mark.filterwarnings("error")
     def test_does_not_warn_when_told_a_rate(self, make_net, images):

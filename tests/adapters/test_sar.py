@@ -42,6 +42,12 @@ def mean_of(adapted):
     return adapted.engine.state_dict()["tensors"]["method.mean_entropy"].item()
 
 
+def test_a_network_that_is_its_last_block_is_named(images):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"all normalisation layers of Sequential .* last block.*parameters='norm'"):
+        SAR().wrap(net.double())(images)
+
+
 class TestClimb:
     def test_goes_so_far_along_the_gradient(self):
         parameters = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in (3, (2, 2), 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import threading
 
@@ -10,10 +11,32 @@ import pytest
 import torch
 from torch import nn
 
-from ttalight.adapters import EMABN, PTBN, Source, Tent
+from ttalight.adapters import EMABN, MEMO, PTBN, ROID, SAR, T3A, TIPI, Source, Tent
 from ttalight.adapters.adapter import Adapter
+from ttalight.adapters.roid import smoothed_prior
 
 METHODS = [Source, PTBN, EMABN, Tent]
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: torch.Tensor
+    note: str
+
+
+class Answering(nn.Module):
+    """Answers with a structure made of a network's logits."""
+
+    def __init__(self, net, make) -> None:
+        super().__init__()
+        self.net, self.make = net, make
+
+    def forward(self, images):
+        return self.make(self.net(images))
+
+
+def doubled(logits):
+    return {"logits": logits, "doubled": 2 * logits}
 
 
 @pytest.fixture(params=METHODS)
@@ -57,6 +80,13 @@ class TestReset:
 
 
 class TestRelease:
+    def test_takes_the_hook_on_the_classifier_away(self, net, images):
+        for _ in range(2):
+            adapted = T3A().wrap(net)
+            adapted(images)
+            adapted.release()
+        assert not any(module._forward_pre_hooks for module in net.modules())
+
     def test_gives_everything_back(self, network, images, state_of, same_state):
         network.train()
         first = next(network.parameters())
@@ -142,6 +172,35 @@ class TestBatches:
             assert torch.equal(after["doubled"], before["doubled"])
             assert not after["doubled"].requires_grad
 
+    @pytest.mark.parametrize(
+        "adapter",
+        [
+            SAR(lr=0.1, margin=1.0),
+            ROID(lr=0.1, weighting=False),
+            TIPI(lr=0.1, prediction="before"),
+            Tent(lr=0.1, prediction="after"),
+        ],
+        ids=lambda adapter: type(adapter).__name__,
+    )
+    def test_all_parts_are_of_the_pass_that_predicts(self, adapter, net, images):
+        given = adapter.wrap(Answering(net, doubled))(images)
+        logits = given["doubled"] / 2
+        prior = smoothed_prior(logits).log() if isinstance(adapter, ROID) else 0  # put on top of the pass
+        torch.testing.assert_close(given["logits"], logits + prior)
+
+    def test_parts_that_no_pass_of_the_batch_gave_are_none(self, net, images):
+        given = MEMO(lr=0.1, views=2).wrap(Answering(net, doubled))((images - 0.5) / 2)
+        assert given["logits"].shape == (6, 4)
+        assert given["doubled"] is None
+
+    def test_nothing_that_is_given_back_carries_a_graph(self, net, images):
+        def deep(logits):
+            return {"logits": logits, "hidden": (logits * 2, [logits * 3]), "answer": Answer(logits, "seen")}
+
+        given = Tent(lr=0.1).wrap(Answering(net, deep))(images)
+        tensors = [given["logits"], given["hidden"][0], given["hidden"][1][0], given["answer"].logits]
+        assert not any(tensor.requires_grad for tensor in tensors)
+
 
 class TestGuard:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -191,6 +250,26 @@ class TestState:
         for scale in (0.7, 1.3, 0.2):
             assert torch.equal(resumed(images * scale), adapted(images * scale))
         assert resumed.engine.batches == 5
+
+    @pytest.mark.parametrize("reset", ["batch", 1, 3])
+    def test_a_reset_that_is_due_takes_place_after_loading(self, reset, make_net, images):
+        adapted, resumed = (Tent(lr=0.1, reset=reset).wrap(make_net()) for _ in range(2))
+        for scale in (1.0, 0.5):
+            adapted(images * scale)
+        resumed.load_state_dict(adapted.state_dict())
+        for scale in (0.7, 1.3, 0.2):
+            assert torch.equal(resumed(images * scale), adapted(images * scale))
+
+    def test_is_there_before_the_first_batch(self, make_net, images):
+        adapted, resumed, third = (Tent(lr=0.1).wrap(make_net()) for _ in range(3))
+        source = adapted(images)
+        resumed.load_state_dict(adapted.state_dict())
+        third.load_state_dict(resumed.state_dict())
+        after = adapted(images)
+        assert torch.equal(third(images), after)
+        resumed.reset()
+        assert torch.equal(resumed(images), source)
+        assert not torch.equal(source, after)
 
     def test_of_another_network_is_refused(self, net, images, make_net):
         adapted = Tent().wrap(net)

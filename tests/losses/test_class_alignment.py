@@ -58,6 +58,14 @@ def test_targets_are_written_out(features, rows, logits, metric, top_k, share):
     torch.testing.assert_close(targets.sum(1), torch.ones(B, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_likeliest_classes_are_targets_however_small(share):
+    logits = torch.tensor([[200.0, 0.0, -1.0, -2.0, -300.0]])  # float32 probabilities of all but the first are 0
+    targets = hybrid_targets(torch.linspace(-1, 1, 5)[None], logits, top_k=3, share=share)
+    assert (targets > 0).tolist() == [[True, True, True, False, False]]
+    assert targets.sum().item() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("kind", ["infonce", "l2", "triplet", "hinge"])
 def test_losses_are_written_out(features, rows, logits, kind):
     similarities = features @ rows.T

@@ -435,10 +435,10 @@ class GradientAdapter(Adapter):
     def check_defaults(self, classes: int) -> None:
         """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
         cifar, imagenet = self.published["cifar"], self.published.get("imagenet")
-        if classes >= 200 and self._default_lr and imagenet not in (None, cifar):
+        if classes >= 200 and self._default_lr and imagenet != cifar:
             name = type(self).__name__
+            others = "for ImageNet none are" if imagenet is None else f"those published for ImageNet are {imagenet}"
             warnings.warn(
-                f"{name} runs with its settings for CIFAR on {classes} classes; those published for ImageNet are "
-                f"{imagenet} ({name}.published)",
+                f"{name} runs with its settings for CIFAR on {classes} classes; {others} ({name}.published)",
                 stacklevel=2,
             )

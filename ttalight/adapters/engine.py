@@ -138,7 +138,7 @@ class Engine:
             logits = self._adapt(images)
             if self.batches == 1:
                 self.adapter.check_defaults(logits.shape[1])
-            return self.net.put_back(logits)
+            return self.net.put_back(logits, after=getattr(self.adapter, "prediction", "before") == "after")
         finally:
             self.net.forget()
 
@@ -161,6 +161,8 @@ class Engine:
                 if not self.configured:
                     self._configure()
                 self._aside = self.state_dict()
+            if self._pending is not None:  # its counters say whether a reset is due
+                self._configure()
             if self.visit < 0:
                 self.announce()
             if self._reset_is_due():
@@ -442,6 +444,8 @@ class Engine:
     @torch.no_grad()
     def reset(self) -> None:
         """Restore weights, statistics, optimizer and method state to the source, bit for bit, and nothing else."""
+        if self._pending is not None:
+            self._pending = {**self._pending, "reset": True}
         self._updates_at_reset = self.updates
         if not self._touched:
             return
@@ -470,6 +474,8 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything the method has changed: tensors and plain numbers only, and finite."""
+        if self._pending is not None:
+            return copy.deepcopy(self._pending)
         if self._touched and any(self._guarded) and not _finite(float(self._size_of_state())):
             self._return_to_source()
         return {
@@ -509,6 +515,8 @@ class Engine:
         self._set_counters(state["counters"])
         self.net.kept = state["kept"]
         self._pending, self._touched = None, True
+        if state.get("reset"):  # asked for before the method was configured
+            self.reset()
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what another engine needs to ``go_on`` after the last batch: tensors and plain values only.
@@ -574,7 +582,7 @@ class Engine:
             norm.detach()
         if self._recomputed is not None:
             self._recomputed.detach()
-        self.net.forget()
+        self.net.release()
         for part, training in self._training:
             part.training = training
         for parameter, requires_grad, gradient in self._flags:

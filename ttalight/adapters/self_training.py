@@ -23,8 +23,8 @@ class SelfTrainingAdapter(GradientAdapter):
 
     Args:
         lr: See ``GradientAdapter``.
-        prediction: Whether logits come from ``before`` the update, the forward that the loss was made from, or from
-            one more forward ``after`` it.
+        prediction: Whether logits come from ``before`` the update, the forward that the loss was made from (with
+            several ``steps`` that of the last one), or from one more forward ``after`` it.
         parameters: What may adapt: ``norm`` for the weights and biases of all normalisation layers,
             ``norm_before_last_block`` for those in front of the last block, ``features`` for everything but the
             classifier, ``all``, or a function of name and parameter; the method's published choice by default.

@@ -22,7 +22,7 @@ from ttalight.callbacks.measurement import Batch, Measurement
 from ttalight.callbacks.rank_files import RankFiles
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream, StreamOrder
-from ttalight.models.network import logits_of
+from ttalight.models.outputs import logits_of
 from ttalight.reporting import PredictionWriter, Reading, Results, Source, digest, summarize, write_results
 from ttalight.reporting.predictions import PREDICTIONS, merge_predictions
 from ttalight.seeding import global_seed

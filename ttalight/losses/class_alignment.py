@@ -36,6 +36,7 @@ def hybrid_targets(
     deviations = distances - distances.mean(1, keepdim=True)
     spread = _root(deviations.square().mean(1, keepdim=True)) + 1e-8
     mixed = (1 - share) * (-deviations / spread).softmax(1) + share * likely.softmax(1)
+    mixed = mixed.clamp_min(torch.finfo(mixed.dtype).tiny)  # zero says that a class is none of the likeliest
     return mixed.new_zeros(logits.shape).scatter(1, classes, mixed)
 
 

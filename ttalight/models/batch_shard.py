@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.distributed import gather_with_gradients, rank_and_world_size
+from ttalight.models.outputs import map_tensors
 
 __all__ = ["BatchShard"]
 
@@ -53,7 +53,7 @@ class BatchShard:
         self.images = len(images)
         try:
             index = torch.arange(self.rank * self.rows, (self.rank + 1) * self.rows, device=images.device)
-            return self._gathered(forward(images[index.clamp(max=self.images - 1)]))
+            return map_tensors(forward(images[index.clamp(max=self.images - 1)]), self._gathered)
         finally:
             self.images = 0
 
@@ -61,17 +61,8 @@ class BatchShard:
         """Return the rows of all ranks, (images, ...), of those of this one; every rank has to call this."""
         return gather_with_gradients(part)[:images]
 
-    def _gathered(self, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return self.whole(output, self.images) if output.ndim and len(output) == self.rows else output
-        if isinstance(output, Mapping):
-            return type(output)({name: self._gathered(value) for name, value in output.items()})  # type: ignore[call-arg]
-        if dataclasses.is_dataclass(output) and not isinstance(output, type):
-            values = {field.name: getattr(output, field.name) for field in dataclasses.fields(output) if field.init}
-            return dataclasses.replace(output, **{name: self._gathered(value) for name, value in values.items()})
-        if type(output) in (tuple, list):
-            return type(output)(self._gathered(value) for value in output)
-        return output
+    def _gathered(self, part: Tensor) -> Tensor:
+        return self.whole(part, self.images) if part.ndim and len(part) == self.rows else part
 
     @contextmanager
     def inside(self, modules: Sequence[nn.Module]) -> Iterator[None]:

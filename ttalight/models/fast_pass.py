@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttalight.models.network import Network, logits_of
+from ttalight.models.network import Network
 from ttalight.models.norm import unmoved
+from ttalight.models.outputs import logits_of
 
 __all__ = ["FastPass"]
 
@@ -79,7 +80,8 @@ class FastPass:
 
     def _fastest(self, images: Tensor) -> str:
         ways = self._ways
-        with unmoved(self.net.norms):
+        # Networks of one class share what is compiled, and only one of them may have its features kept by a hook.
+        with unmoved(self.net.norms), torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
             own = self._try(ways["own"], images)
             faults: list[str] = []
             for name in list(ways)[1:]:

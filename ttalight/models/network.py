@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -10,11 +9,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ttalight.losses import entropy
 from ttalight.models.batch_shard import BatchShard
 from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, find_norms
+from ttalight.models.outputs import logits_of, map_tensors, with_logits
 
 __all__ = ["Head", "Network", "Outputs", "Selection"]
 
@@ -103,8 +104,10 @@ class Network:
         self.descend: Callable[..., None] = _no_engine
         self.recover: Callable[..., None] = _no_engine
         self.draws: Callable[[int], torch.Generator] = _no_engine
-        self._raw: Any = None
+        #: Passes of the present batch that returned more than a tensor: logits, and all of it without a graph.
+        self._returned: list[tuple[Tensor, Any]] = []
         self._head: nn.Module | None = None
+        self._hook: RemovableHandle | None = None
         self._classes: int | None = None
         self._features: Tensor | None = None
 
@@ -126,12 +129,15 @@ class Network:
         self._features = None
         if keep is None:
             with self.norm_mode(norm):
-                self._raw = raw = self._pass(images)
+                raw = self._pass(images)
         else:
             kept = images[keep]
             with self.norm_mode(norm):
                 raw = self._pass(kept, len(kept) / len(images))
-        return Outputs(_full(logits_of(raw)), self._read_features(len(images if keep is None else kept)))
+        logits = _full(logits_of(raw))
+        if keep is None and not isinstance(raw, Tensor):
+            self._returned.append((logits.detach(), map_tensors(raw, Tensor.detach)))
+        return Outputs(logits, self._read_features(len(images if keep is None else kept)))
 
     def _read_features(self, images: int) -> Tensor | None:
         """Return what the classifier read in the last pass, of so many images."""
@@ -203,7 +209,14 @@ class Network:
         if selection == "norm":
             return self.norm_affines()
         if selection == "norm_before_last_block":
-            return self.norm_affines(norms_before_last_block(self.module, self.norms))
+            self.norm_affines()
+            before = norms_before_last_block(self.module, self.norms)
+            if not any(norm.affine for norm in before):
+                raise ValueError(
+                    f"all normalisation layers of {type(self.module).__name__} belong to its last block, which this "
+                    "method leaves alone: choose parameters='norm'"
+                )
+            return self.norm_affines(before)
         if selection == "all":
             return list(self.module.parameters())
         if selection == "features":
@@ -303,7 +316,7 @@ class Network:
         """
         if self._head is None:
             self._head = self._find_head()
-            self._head.register_forward_pre_hook(self._keep_features)
+            self._hook = self._head.register_forward_pre_hook(self._keep_features)
         weight: Tensor = self._head.weight  # type: ignore[assignment]
         bias: Tensor | None = self._head.bias  # type: ignore[assignment]
         return Head(weight.detach().flatten(1), None if bias is None else bias.detach())
@@ -342,45 +355,34 @@ class Network:
 
     # -- the structure of what the model returns
 
-    def put_back(self, logits: Tensor) -> Any:
-        """Return ``logits`` in the structure that the model's last pass returned: tensor, dict or dataclass."""
-        raw = self._raw
-        if raw is None or isinstance(raw, Tensor):
+    def put_back(self, logits: Tensor, after: bool = False) -> Any:
+        """Return ``logits`` in the structure that the model returned: tensor, dict or dataclass, free of any graph.
+
+        The other parts are those of the pass that the logits come from. Where a method has changed the logits it is the
+        first pass of the whole batch, or the last one; of parts that no such pass gave, there is None.
+
+        Args:
+            logits: Of the batch.
+            after: Whether the prediction comes from the last pass of the batch.
+        """
+        if not self._returned:
             return logits
-        if isinstance(raw, Mapping):
-            return type(raw)({**{key: _detached(value) for key, value in raw.items()}, _logits_key(raw): logits})  # type: ignore[call-arg]
-        return dataclasses.replace(raw, logits=logits)
+        whole = [output for seen, output in self._returned if len(seen) == len(logits)]
+        same = [output for seen, output in self._returned if seen.data_ptr() == logits.data_ptr()]
+        if same or whole:
+            return with_logits(same[-1] if same else whole[-1 if after else 0], logits)
+        return with_logits(map_tensors(self._returned[-1][1], lambda part: None), logits)
 
     def forget(self) -> None:
         """Drop references to the last pass."""
-        self._raw = self._features = self.images = None
+        self._returned.clear()
+        self._features = self.images = None
 
-
-def logits_of(output: Any) -> Tensor:
-    """Return the logits in what a model returned: a tensor, a dict with ``logits`` (or ``out``), or a dataclass.
-
-    Raises:
-        TypeError: If there are none; the message says what was returned.
-    """
-    if isinstance(output, Mapping):
-        output = output.get(_logits_key(output))
-    elif dataclasses.is_dataclass(output):
-        output = getattr(output, "logits", None)
-    if isinstance(output, Tensor) and output.ndim in (2, 4):
-        return output
-    seen = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"{type(output).__name__}"
-    raise TypeError(
-        f"the model returned {seen}; adaptation reads logits of shape (B, C) or (B, C, H, W) from a tensor, from the "
-        "key 'logits' (or 'out') of a dict, or from the field 'logits' of a dataclass"
-    )
-
-
-def _logits_key(output: Mapping[str, Any]) -> str:
-    return "logits" if "logits" in output else "out"
-
-
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+    def release(self) -> None:
+        """Take away what was hung on the model."""
+        self.forget()
+        if self._hook is not None:
+            self._hook.remove()
 
 
 def _can_classify(module: nn.Module) -> bool:
