@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from ttalight.adapters import EMABN, PTBN, Source, Tent, Term
+from ttalight.adapters import EMABN, PTBN, SAR, DeYO, MoETTA, Source, Tent, Term
+from ttalight.losses import entropy
 
 
 def train_mode_logits(net, images):
@@ -18,6 +20,34 @@ def train_mode_logits(net, images):
         if isinstance(module, nn.Dropout):
             module.eval()
     return net(images)
+
+
+@pytest.mark.parametrize("method", [PTBN, lambda: Tent(lr=0.0), lambda: SAR(lr=0.0, margin=1.0)])
+def test_batch_statistics_after_a_call_of_eval(net, images, method):
+    expected = train_mode_logits(net, images)
+    adapted = method().wrap(net.train())
+    for called in (adapted.module.eval, adapted.module.train, adapted.module.eval):
+        called()
+        torch.testing.assert_close(adapted(images), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("classes", [4, 10, 200])
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda margin: SAR(margin=margin, rho=0.0, lr=0.0),
+        lambda margin: DeYO(margin=margin, threshold=-1.0, lr=0.0),
+        lambda margin: MoETTA(margin=margin, dynamic_threshold=False, lr=0.0),
+    ],
+    ids=["SAR", "DeYO", "MoETTA"],
+)
+def test_the_margin_follows_the_number_of_classes(make_net, images, method, classes):
+    images = images * torch.linspace(0.1, 3, 6, dtype=images.dtype).view(-1, 1, 1, 1)
+    net = make_net(classes=classes)
+    values = (entropy(train_mode_logits(net, images)) / math.log(classes)).sort().values
+    adapted = method(values[2:4].mean().item()).wrap(net)
+    adapted(images)
+    assert adapted.engine.last["selected"] == pytest.approx(3 / 6)
 
 
 class TestSource:
