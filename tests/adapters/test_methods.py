@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from ttalight.adapters import EMABN, PTBN, SAR, DeYO, MoETTA, Source, Tent, Term
+from ttalight.adapters import EMABN, ETA, NCTTA, PTBN, RPL, SAR, SHOT, DeYO, MoETTA, Source, Tent, Term
 from ttalight.losses import entropy
 
 
@@ -48,6 +49,31 @@ def test_the_margin_follows_the_number_of_classes(make_net, images, method, clas
     adapted = method(values[2:4].mean().item()).wrap(net)
     adapted(images)
     assert adapted.engine.last["selected"] == pytest.approx(3 / 6)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        RPL,
+        partial(ETA, margin=1.0, redundancy=1.0),
+        partial(SAR, margin=1.0),
+        partial(NCTTA, margin=1.0),
+        MoETTA,
+        SHOT,
+    ],
+)
+def test_steps_on_a_batch_are_steps_on_repetitions_of_it(make_net, images, method):
+    single, before, after = (
+        method(lr=0.02, reset="never", **arguments).wrap(make_net())
+        for arguments in ({}, {"steps": 3}, {"steps": 3, "prediction": "after"})
+    )
+    expected = [single(images) for _ in range(3)]
+    assert torch.equal(before(images), expected[-1])  # the forward that the last step was made from
+    tensors = [adapted.state_dict()["tensors"] for adapted in (single, before)]
+    assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
+    assert torch.equal(after(images), single(images))
+    assert not torch.equal(expected[0], expected[-1])
+    assert (before.engine.updates, after.engine.net.forwards - before.engine.net.forwards) == (3, 1)
 
 
 class TestSource:
