@@ -36,8 +36,9 @@ METHODS = {cls.__name__: partial(cls, **OPEN.get(cls.__name__, {})) for cls in C
     "Tent with STAG": partial(Tent, terms=[adapters.STAG()])
 }
 BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND")
-#: What picks samples by a mask, which is as many as the data say: a GPU waits for it at each, on the way back too.
-MASKS = {"DeYO": 2, "ROID": 3, "CMF": 3}
+#: How often a step picks samples by a mask, which are as many as the data say: the images of the second pass and the
+#: logits of the first that it is compared with; where these have gradients, both again on the way back.
+MASKS = {"DeYO": 2, "ROID": 4, "CMF": 4}
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl", "_index_put_impl_")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
@@ -152,7 +153,9 @@ class Waits(TorchDispatchMode):
         name = operation.overloadpacket.__name__
         if name in ("_local_scalar_dense", "equal") and not in_an_optimizer():
             self.read.append(name)
-        if name in ("nonzero", "masked_select") or (name in INDEXING and any(map(is_mask, args[1]))):
+        if name in ("nonzero", "masked_select", "masked_scatter_backward") or (
+            name in INDEXING and any(map(is_mask, args[1]))
+        ):
             self.masked.append(name)
         return operation(*args, **(kwargs or {}))
 
