@@ -118,6 +118,7 @@ def test_a_probe_changes_nothing_that_follows(make_net, images, batches, method,
             probed.engine.probe(False)
         assert torch.equal(probed(batch), expected)
     assert probed.engine.state_dict()["counters"] == plain.engine.state_dict()["counters"]
+    torch.testing.assert_close(tensors(probed), tensors(plain), rtol=0, atol=0, equal_nan=True)
     assert plain.engine.updates == len(batches)
 
 
@@ -129,6 +130,15 @@ class TestRDumb:
             assert torch.equal(logits, seen[index % 3])
             assert index % 3 == 0 or not torch.equal(logits, seen[0])
         assert adapted.engine.updates == 8
+
+    def test_counts_from_a_reset_of_somebody_else(self, make_net, images):
+        adapted = RDumb(reset=3, **OPEN).wrap(make_net())
+        expected = [adapted(images) for _ in range(3)]
+        assert torch.equal(adapted(images), expected[0])
+        adapted(images)
+        adapted.reset()  # after two of three
+        for index in range(7):
+            assert torch.equal(adapted(images), expected[index % 3])
 
     def test_batches_without_an_update_do_not_count(self, make_net, images):
         adapted = RDumb(reset=2, margin=1e-3).wrap(make_net())
@@ -277,6 +287,15 @@ class TestEATA:
         assert all(not value.any() for name, value in tensors(adapted).items() if "fisher" in name)
         adapted(batches[2])
         assert tensors(adapted)["method.fisher.samples"] == 3
+
+    def test_memory_does_not_grow_with_the_stream(self, make_net, images):
+        adapted = EATA(**OPEN, fisher="stream", reset="never").wrap(make_net())
+        adapted(images)
+        size = len(pickle.dumps(adapted))
+        for _ in range(12):
+            adapted(images)
+        assert adapted.engine.updates == 13
+        assert len(pickle.dumps(adapted)) == pytest.approx(size, abs=40)  # counters have more digits
 
     def test_takes_the_validation_images_of_a_data_module(self, in_lightning, make_net, pixels):
         data = Labelled(pixels, pixels.flip(0))

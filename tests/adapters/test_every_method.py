@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttalight import adapters
 from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter, Tent, TestTimeTraining
@@ -19,11 +21,25 @@ CLASSES = [
     for name in adapters.__all__
     if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
 ]
-#: Methods that move nothing, methods of BatchNorm networks only, and those that need a data-dependent subset.
-METHODS = {cls.__name__: cls for cls in CLASSES} | {
-    "Tent with STAG": lambda **kwargs: Tent(terms=[adapters.STAG()], **kwargs),
+#: Settings under which methods that leave samples out take some: a random network is sure of none, and what it
+#: predicts for one image is much like what it predicts for another.
+NOT_REDUNDANT = {"margin": 1.0, "redundancy": 0.99995}
+OPEN = {
+    "ETA": NOT_REDUNDANT,
+    "EATA": {**NOT_REDUNDANT, "fisher": "stream", "fisher_samples": 8},
+    "RDumb": NOT_REDUNDANT,
+    "SAR": {"margin": 1.0},
+    "DeYO": {"margin": 1.0, "threshold": -1.0},
+    "NCTTA": {"margin": 1.0},
+}
+METHODS = {cls.__name__: partial(cls, **OPEN.get(cls.__name__, {})) for cls in CLASSES} | {
+    "Tent with STAG": partial(Tent, terms=[adapters.STAG()])
 }
 BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND")
+#: How often a step picks samples by a mask, which are as many as the data say: the images of the second pass and the
+#: logits of the first that it is compared with; where these have gradients, both again on the way back.
+MASKS = {"DeYO": 2, "ROID": 4, "CMF": 4}
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl", "_index_put_impl_")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
 
@@ -44,9 +60,18 @@ def batches(images):
     return [images, images.flip(0) * 0.5, images[:3], images[:1]]
 
 
+def moves(adapted):
+    """Whether a method that takes steps has moved its weights; others have none to move."""
+    net = adapted.engine.net
+    if not net.parameters:
+        return True
+    return any(not torch.equal(weight, source) for weight, source in zip(net.parameters, net.source, strict=True))
+
+
 def test_a_state_continues_bit_for_bit(method, make_net, batches):
     whole = method(reset="never").wrap(make_net())
     expected = [whole(batch) for batch in batches]
+    assert moves(whole)
     first, second = method(reset="never").wrap(make_net()), method(reset="never").wrap(make_net())
     for batch, logits in zip(batches[:2], expected, strict=False):
         assert torch.equal(first(batch), logits)
@@ -55,11 +80,14 @@ def test_a_state_continues_bit_for_bit(method, make_net, batches):
     second.engine.load_state_dict(state)
     for batch, logits in zip(batches[2:], expected[2:], strict=True):
         assert torch.equal(second(batch), logits)
+    states = (adapted.state_dict()["tensors"] for adapted in (second, whole))
+    torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_reset_starts_again_bit_for_bit(method, make_net, batches):
     adapted = method(reset="never").wrap(make_net())
     first = [adapted(batch) for batch in batches[:2]]
+    assert moves(adapted)
     adapted.reset()
     adapted.engine.visit, adapted.engine.batch = 0, 0  # the draws of the first time
     assert all(torch.equal(adapted(batch), logits) for batch, logits in zip(batches[:2], first, strict=True))
@@ -71,6 +99,7 @@ def test_a_release_gives_the_network_back(method, make_net, batches, state_of, s
     adapted = method(reset="never").wrap(net)
     for batch in batches[:2]:
         adapted(batch)
+    assert moves(adapted)
     adapted.release()
     same_state(net, before)
 
@@ -84,6 +113,7 @@ def test_any_batch_and_any_number_of_classes(method, make_net, batches, classes)
         assert torch.isfinite(logits).all()
         assert not logits.requires_grad
     assert all(torch.isfinite(value).all() for value in adapted.engine.net.parameters)
+    assert moves(adapted)
 
 
 @pytest.mark.parametrize("network", ["test_vit", "test_convnext"])
@@ -95,6 +125,7 @@ def test_networks_without_batch_norm(name, method, network, batches):
             adapted(batches[0])
     else:
         assert torch.isfinite(adapted(batches[0])).all()
+        assert moves(adapted)
 
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
@@ -103,43 +134,68 @@ def test_mixed_precision_changes_little(method, make_net, batches, precision):
     batch = batches[0].float()
     expected = method().wrap(copy.deepcopy(net))(batch)
     with torch.autocast("cpu", dtype=precision):
-        logits = method().wrap(net)(batch)
+        adapted = method().wrap(net)
+        logits = adapted(batch)
     assert torch.isfinite(logits).all()
+    assert moves(adapted)
     assert (logits - expected).abs().max() < 0.1 * expected.abs().max()
     assert {value.dtype for value in net.state_dict().values()} <= {torch.float32, torch.int64}
 
 
+class Waits(TorchDispatchMode):
+    """Counts what would make a GPU wait: values that the host reads, and shapes that depend on data."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.masked = [], []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "equal") and not in_an_optimizer():
+            self.read.append(name)
+        if name in ("nonzero", "masked_select", "masked_scatter_backward") or (
+            name in INDEXING and any(map(is_mask, args[1]))
+        ):
+            self.masked.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+def is_mask(index):
+    return index is not None and index.dtype == torch.bool
+
+
+def in_an_optimizer():
+    """Whether one of PyTorch's optimizers is at work: these count steps on the host."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if Path(frame.f_code.co_filename).parts[-3:-1] == ("torch", "optim"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def test_waits_for_the_device_once_a_step(name, method, make_net, batches, monkeypatch):
-    """Counts what would make a GPU wait: values read by the host, and shapes that depend on data."""
-    adapted = method().wrap(make_net())
+    # EATA would count the images of the stream, on the host.
+    settings = {"fisher": "source", "source": batches[2:3]} if name == "EATA" else {}
+    adapted = method(**settings).wrap(make_net())
     adapted(batches[0])  # configured
-    waits = []
+    engine, waits = adapted.engine, Waits()
+    for reading in ("tolist", "cpu", "numpy"):  # no operations of a tensor that is on the CPU
+        real = getattr(torch.Tensor, reading)
 
-    def counting(name):
-        real = getattr(torch.Tensor, name)
+        def read(tensor, *args, real=real, reading=reading, **kwargs):
+            if tensor.ndim:  # single numbers are read by an operation
+                waits.read.append(reading)
+            return real(tensor, *args, **kwargs)
 
-        def read(*args, **kwargs):
-            if "optim" not in Path(sys._getframe(1).f_code.co_filename).parts:  # optimizers count steps on the host
-                waits.append(name)
-            return real(*args, **kwargs)
-
-        return read
-
-    monkeypatch.setattr("ttalight.transforms.color._values_at_hand", lambda tensor: False)  # as on a device
-    for name_of_read in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu", "nonzero"):
-        monkeypatch.setattr(torch.Tensor, name_of_read, counting(name_of_read))
+        monkeypatch.setattr(torch.Tensor, reading, read)
     monkeypatch.setattr(copy, "deepcopy", lambda *args: pytest.fail("a deep copy in a step"))
-    masks = []
-    index = torch.Tensor.__getitem__
-
-    def getitem(tensor, key):
-        if isinstance(key, torch.Tensor) and key.dtype == torch.bool:
-            masks.append(key)
-        return index(tensor, key)
-
-    monkeypatch.setattr(torch.Tensor, "__getitem__", getitem)
-    steps = adapted.engine.updates + adapted.engine.skipped
-    adapted(batches[1])
-    steps = adapted.engine.updates + adapted.engine.skipped - steps
-    assert len(waits) <= 1 + steps, waits  # one look at the batch, and one for each step
-    assert len(masks) <= 2 * (name in ("DeYO", "ROID", "CMF", "SAR"))  # second passes of the kept samples only
+    steps, passes = engine.updates, engine.net.forwards
+    with waits:
+        adapted(batches[1])
+    steps = engine.updates - steps
+    assert (steps > 0) == bool(engine.net.parameters)
+    assert len(waits.read) == 1 + steps, waits.read  # a look at pixels and weights, and one read for each step
+    assert len(waits.masked) == MASKS.get(name, 0), waits.masked
+    if name in MASKS:
+        assert engine.net.forwards - passes > 1  # the pass of the samples that a mask picks was made

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from ttalight.adapters import EMABN, PTBN, SHOT, Source, Tent, Term
+from ttalight.adapters import EMABN, ETA, NCTTA, PTBN, RPL, SAR, SHOT, DeYO, MoETTA, Source, Tent, Term
+from ttalight.losses import entropy
 
 
 def train_mode_logits(net, images):
@@ -18,6 +21,59 @@ def train_mode_logits(net, images):
         if isinstance(module, nn.Dropout):
             module.eval()
     return net(images)
+
+
+@pytest.mark.parametrize("method", [PTBN, lambda: Tent(lr=0.0), lambda: SAR(lr=0.0, margin=1.0)])
+def test_batch_statistics_after_a_call_of_eval(net, images, method):
+    expected = train_mode_logits(net, images)
+    adapted = method().wrap(net.train())
+    for called in (adapted.module.eval, adapted.module.train, adapted.module.eval):
+        called()
+        torch.testing.assert_close(adapted(images), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("classes", [4, 10, 200])
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda margin: SAR(margin=margin, rho=0.0, lr=0.0),
+        lambda margin: DeYO(margin=margin, threshold=-1.0, lr=0.0),
+        lambda margin: MoETTA(margin=margin, dynamic_threshold=False, lr=0.0),
+    ],
+    ids=["SAR", "DeYO", "MoETTA"],
+)
+def test_the_margin_follows_the_number_of_classes(make_net, images, method, classes):
+    images = images * torch.linspace(0.1, 3, 6, dtype=images.dtype).view(-1, 1, 1, 1)
+    net = make_net(classes=classes)
+    values = (entropy(train_mode_logits(net, images)) / math.log(classes)).sort().values
+    adapted = method(values[2:4].mean().item()).wrap(net)
+    adapted(images)
+    assert adapted.engine.last["selected"] == pytest.approx(3 / 6)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        RPL,
+        partial(ETA, margin=1.0, redundancy=1.0),
+        partial(SAR, margin=1.0),
+        partial(NCTTA, margin=1.0),
+        MoETTA,
+        SHOT,
+    ],
+)
+def test_steps_on_a_batch_are_steps_on_repetitions_of_it(make_net, images, method):
+    single, before, after = (
+        method(lr=0.02, reset="never", **arguments).wrap(make_net())
+        for arguments in ({}, {"steps": 3}, {"steps": 3, "prediction": "after"})
+    )
+    expected = [single(images) for _ in range(3)]
+    assert torch.equal(before(images), expected[-1])  # the forward that the last step was made from
+    tensors = [adapted.state_dict()["tensors"] for adapted in (single, before)]
+    assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
+    assert torch.equal(after(images), single(images))
+    assert not torch.equal(expected[0], expected[-1])
+    assert (before.engine.updates, after.engine.net.forwards - before.engine.net.forwards) == (3, 1)
 
 
 class TestSource:

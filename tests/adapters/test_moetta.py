@@ -148,21 +148,20 @@ class PlainMoETTA:
 def test_against_a_plain_loop(three_norms, batches, arguments, routed):
     original = copy.deepcopy(three_norms)
     adapted = MoETTA(lr=0.3, **arguments).wrap(three_norms)
-    seen = [(adapted(batch), dict(adapted.engine.last), adapted.engine.updates) for batch in batches]
+    seen = [(adapted(batch), dict(adapted.engine.last), adapted.state_dict()["tensors"]) for batch in batches]
     source = dict(zip(adapted.engine.net.own, adapted.engine.net.source, strict=True))
     assert {name.split(".")[0] for name in source} == set(routed)
     reference = PlainMoETTA(original, routed, source, arguments.get("top", 1), lr=0.3)
-    for batch, (logits, last, _) in zip(batches, seen, strict=True):
+    for batch, (logits, last, state) in zip(batches, seen, strict=True):
         torch.testing.assert_close(logits, reference(batch), rtol=1e-8, atol=1e-9)
         assert last["selected"] == pytest.approx(reference.fraction)
         if reference.fraction:
             assert last["loss"] == pytest.approx(reference.loss, rel=1e-9)
+        for name, value in reference.own.items():
+            torch.testing.assert_close(state[f"own.{name}"], value.data, rtol=1e-8, atol=1e-10)
+        assert state["method.batches"] == len(reference.means)
+        assert state["method.mean_entropy"].item() == pytest.approx(sum(reference.means) / len(reference.means))
     assert any(0 < last["selected"] < 1 for _, last, _ in seen)
-    for name, value in adapted.engine.net.own.items():
-        torch.testing.assert_close(value.data, reference.own[name].data, rtol=1e-8, atol=1e-10)
-    state = adapted.state_dict()["tensors"]
-    assert state["method.batches"] == len(batches)
-    assert state["method.mean_entropy"].item() == pytest.approx(sum(reference.means) / len(reference.means))
 
 
 def test_begins_as_the_source_on_batch_statistics(network, logits_in):

@@ -97,9 +97,9 @@ def test_against_a_plain_loop(sure_net, batches, arguments, settings):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    for own, expected in zip((sure_net[1], sure_net[4]), (reference[1], reference[4]), strict=True):
-        torch.testing.assert_close(own.weight.data, expected.weight.data, rtol=1e-8, atol=1e-10)
-        torch.testing.assert_close(own.bias.data, expected.bias.data, rtol=1e-8, atol=1e-10)
+        for own, expected in zip((sure_net[1], sure_net[4]), (reference[1], reference[4]), strict=True):
+            torch.testing.assert_close(own.weight.data, expected.weight.data, rtol=1e-8, atol=1e-10)
+            torch.testing.assert_close(own.bias.data, expected.bias.data, rtol=1e-8, atol=1e-10)
     if "margin_classes" in arguments:
         assert fractions == [1, 1, 1, 1]  # the margin of 1000 classes never filters 5
     else:

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from ttalight.adapters import PTBN, SAR, Term
+from ttalight.adapters import PTBN, SAR, DeYO, Term
 from ttalight.adapters.sar import climb
 from ttalight.losses import entropy
 
@@ -206,12 +206,16 @@ class TestDefaults:
     @pytest.mark.parametrize(
         ("name", "last"), [("resnet10t", ("layer4.",)), ("test_vit", ("blocks.5.", ".norm.weight", ".norm.bias"))]
     )
-    def test_last_block_stays(self, name, last):
+    @pytest.mark.parametrize(
+        "make", [lambda: SAR(margin=1.0, lr=0.1), lambda: DeYO(margin=1.0, threshold=-1.0, lr=0.1)], ids=["SAR", "DeYO"]
+    )
+    def test_last_block_stays(self, make, name, last):
         size = {"img_size": 32} if "vit" in name else {}
         net = timm.create_model(name, num_classes=4, **size)
         names = [f".{name}" for name, _ in net.named_parameters()]
-        adapted = SAR(margin=1.0, lr=0.1).wrap(net)
+        adapted = make().wrap(net)
         adapted(torch.rand(2, 3, 32, 32))
+        assert adapted.engine.updates == 1
         free = [f".{name}" for name, parameter in net.named_parameters() if parameter.requires_grad]
         assert free
         for part in last:

@@ -72,6 +72,48 @@ def test_modes_equal_the_layers_own(make, x):
     assert "forward" not in vars(module)
 
 
+@pytest.mark.parametrize("shape", [(6, 4, 5, 5), (1, 4, 5, 5), (6, 4)])
+@pytest.mark.parametrize(
+    ("mode", "setting"), [("alpha", 0.0), ("alpha", 0.3), ("alpha", 1.0), ("prior", 0.0), ("prior", 5.0)]
+)
+def test_mixed_statistics(mode, setting, shape):
+    draw = torch.Generator().manual_seed(0)
+    module, norm = layer(nn.BatchNorm2d(4) if len(shape) == 4 else nn.BatchNorm1d(4))
+    for value in (module.weight.data, module.bias.data, module.running_mean):
+        value.copy_(torch.randn(4, generator=draw))
+    module.running_var.copy_(torch.rand(4, generator=draw) + 0.5)
+    before = [value.clone() for value in norm.statistics]
+    x = torch.randn(shape, generator=draw, dtype=torch.float64).requires_grad_()
+    share = setting if mode == "alpha" else len(x) / (len(x) + setting)
+    norm.mode = mode
+    setattr(norm, mode, setting)
+    expected = torch.empty_like(x)
+    slopes = torch.empty(4, dtype=torch.float64)
+    for channel in range(4):
+        values = x.detach()[:, channel].flatten().tolist()
+        mean = sum(values) / len(values)
+        var = sum((value - mean) ** 2 for value in values) / len(values)
+        mean = (1 - share) * module.running_mean[channel] + share * mean
+        var = (1 - share) * module.running_var[channel] + share * var
+        slopes[channel] = module.weight[channel] / (var + module.eps).sqrt()
+        expected[:, channel] = (x[:, channel] - mean) * slopes[channel] + module.bias[channel]
+    out = module(x)
+    torch.testing.assert_close(out, expected)
+    assert all(map(torch.equal, before, norm.statistics))
+    (gradient,) = torch.autograd.grad(out.sum(), x)  # the statistics are constants
+    torch.testing.assert_close(gradient, slopes.view(-1, *[1] * (len(shape) - 2)).expand(shape))
+
+
+@pytest.mark.parametrize("mode", ["alpha", "prior"])
+def test_single_values_are_not_mixed_in(mode):
+    module, norm = layer(nn.BatchNorm2d(4))
+    x = torch.randn(1, 4, 1, 1, dtype=torch.float64)
+    source = module(x)
+    norm.mode, norm.alpha, norm.prior = mode, 1.0, 0.0
+    assert torch.equal(module(x), source)
+    assert norm.fallbacks == 1
+
+
 def test_a_fused_activation_is_kept(x):
     module, norm = layer(BatchNormAct2d(4))
     for mode in ("source", "batch", "ema"):

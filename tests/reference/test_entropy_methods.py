@@ -1,16 +1,17 @@
-"""ETA, EATA, SAR and DeYO against slow references written from their formulas, sample by sample."""
+"""Tent, RPL, STAG, ETA, EATA, SAR and DeYO against slow references written from their formulas, sample by sample."""
 
 from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
-from ttalight.adapters import EATA, ETA, SAR, DeYO
+from ttalight.adapters import EATA, ETA, RPL, SAR, STAG, DeYO, Tent
 from ttalight.seeding import derive_seed
 
 
@@ -89,6 +90,72 @@ def agrees(adapted, images: torch.Tensor, step: Step) -> None:
         assert last["loss"] == pytest.approx(step.loss, rel=1e-8)
 
 
+def sgd(lr: float):
+    return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+def same_affines(net: nn.Sequential, reference: nn.Sequential) -> None:
+    for found, expected in zip(affines(net), affines(reference), strict=True):
+        torch.testing.assert_close(found.data, expected.data, rtol=1e-8, atol=1e-10)
+
+
+# -- Tent, RPL and STAG: every sample counts alike
+
+
+def tent_loss(net: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
+    return entropy_of(net[8](features))
+
+
+def rpl_loss(net: nn.Sequential, features: torch.Tensor, q: float = 0.8) -> torch.Tensor:
+    row = net[8](features)
+    likely = max(range(4), key=row.tolist().__getitem__)
+    return (1 - (row[likely].exp() / sum(value.exp() for value in row)) ** q) / q
+
+
+def entropy_slope(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The gradient of the entropy by the feature: minus the sum of p_j (l_j - mean l) w_j."""
+    total = sum(value.exp() for value in logits)
+    p = [value.exp() / total for value in logits]
+    mean = sum(share * value for share, value in zip(p, logits, strict=True))
+    return -sum(share * (value - mean) * row for share, value, row in zip(p, logits, rows, strict=True))
+
+
+def stag_loss(net: nn.Sequential, features: torch.Tensor, weight: float = 0.7) -> torch.Tensor:
+    rows, logits = net[8].weight.detach(), net[8](features)
+    likely = max(range(4), key=logits.tolist().__getitem__)
+    gradient = entropy_slope(logits, rows)
+    anchor = entropy_slope(torch.stack([rows[likely] @ row for row in rows]), rows)
+    lengths = math.sqrt(sum(value**2 for value in anchor.tolist())) * sum(value**2 for value in gradient).sqrt()
+    return entropy_of(logits) + weight * (1 - sum(g * a for g, a in zip(gradient, anchor, strict=True)) / lengths)
+
+
+@pytest.mark.parametrize(("steps", "prediction"), [(1, "before"), (1, "after"), (3, "before"), (3, "after")])
+@pytest.mark.parametrize(
+    ("method", "loss_of"), [(Tent, tent_loss), (RPL, rpl_loss), (partial(Tent, terms=[STAG(0.7)]), stag_loss)]
+)
+def test_methods_that_keep_every_sample(net, batches, method, loss_of, steps, prediction):
+    net[8].weight.data *= 0.25  # gradients that STAG would leave out as too short have no place in its reference
+    adapted = method(lr=0.02, steps=steps, prediction=prediction).wrap(copy.deepcopy(net))
+    reference = on_batch_statistics(net)
+    optimizer = torch.optim.Adam(affines(reference), lr=0.02)
+    for images in batches:
+        for _ in range(steps):
+            features = reference[:8](images)
+            loss = sum(loss_of(reference, vector) for vector in features) / len(images)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        scored = reference(images) if prediction == "after" else reference[8](features)
+        torch.testing.assert_close(adapted(images), scored.detach(), rtol=1e-7, atol=1e-8)
+        assert adapted.engine.last["loss"] == pytest.approx(loss.item(), rel=1e-7)
+        same_affines(adapted.module, reference)
+    assert adapted.engine.updates == adapted.engine.backwards == steps * len(batches)
+    moved = [
+        name for name, value in adapted.module.state_dict().items() if not torch.equal(value, net.state_dict()[name])
+    ]
+    assert moved == ["1.weight", "1.bias", "4.weight", "4.bias"]
+
+
 # -- ETA and EATA
 
 
@@ -132,15 +199,6 @@ def eta_reference(net, batches, lr, margin, redundancy, weight=0.0, fisher=None)
             new = [sum(p[c] for p in kept) / len(kept) for c in range(4)]
             mean = new if mean is None else [0.9 * old + 0.1 * value for old, value in zip(mean, new, strict=True)]
         yield net, Step(logits.detach(), None if loss is None else loss.item(), len(kept), mean)
-
-
-def sgd(lr: float):
-    return lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=0.9)
-
-
-def same_affines(net: nn.Sequential, reference: nn.Sequential) -> None:
-    for found, expected in zip(affines(net), affines(reference), strict=True):
-        torch.testing.assert_close(found.data, expected.data, rtol=1e-8, atol=1e-10)
 
 
 def test_eta(net, batches):

@@ -1,4 +1,4 @@
-"""AlphaBN, T3A, LAME and FIND against slow references written from their formulas."""
+"""PTBN, EMABN, AlphaBN, T3A, LAME and FIND against slow references written from their formulas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from ttalight.adapters import FIND, LAME, PTBN, T3A, AlphaBN
+from ttalight.adapters import EMABN, FIND, LAME, PTBN, T3A, AlphaBN
 from ttalight.adapters.find import same_group
 from ttalight.adapters.lame import laplacian_adjusted
 
@@ -49,6 +49,51 @@ def normalized(net, images, statistics):
         else:
             x = module(x)
     return x
+
+
+def moments(x):
+    """Mean and biased variance of each channel, by loops, and the number of values."""
+    means, variances = [], []
+    for channel in x.transpose(0, 1):
+        values = channel.flatten().tolist()
+        means.append(math.fsum(values) / len(values))
+        variances.append(math.fsum((value - means[-1]) ** 2 for value in values) / len(values))
+    return torch.tensor(means, dtype=torch.float64), torch.tensor(variances, dtype=torch.float64), len(values)
+
+
+class TestPTBN:
+    def test_against_loops(self):
+        net = small_net()
+        adapted = PTBN().wrap(copy.deepcopy(net))
+        for images in batches():
+            expected = normalized(net, images, lambda layer, x: moments(x)[:2])
+            torch.testing.assert_close(adapted(images), expected.detach())
+        state = adapted.module.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+        assert adapted.engine.net.forwards == len(batches())
+
+
+class TestEMABN:
+    @pytest.mark.parametrize(("steps", "momentum"), [(1, 0.1), (3, 0.4), (2, 1.0)])
+    def test_against_loops(self, steps, momentum):
+        reference = small_net()
+        adapted = EMABN(steps=steps, momentum=momentum, reset="never").wrap(small_net())
+
+        def move(layer, x):
+            mean, var, count = moments(x)
+            layer.running_mean.mul_(1 - momentum).add_(momentum * mean)
+            layer.running_var.mul_(1 - momentum).add_(momentum * var * count / (count - 1))
+            return mean, var
+
+        for images in batches():
+            with torch.no_grad():
+                for _ in range(steps):
+                    normalized(reference, images, move)
+                expected = normalized(reference, images, lambda layer, x: (layer.running_mean, layer.running_var))
+            torch.testing.assert_close(adapted(images), expected)
+            for name, value in adapted.module.state_dict().items():
+                if "num_batches" not in name:
+                    torch.testing.assert_close(value, reference.state_dict()[name], msg=name)
 
 
 class TestAlphaBN:
