@@ -114,12 +114,12 @@ class DeYO(SelfTrainingAdapter):
     def _drops(self, net: Network, images: Tensor, logits: Tensor, confident: Tensor) -> Tensor:
         """Return what the confident samples lose when objects are destroyed, minus infinity for the others: (B,)."""
         drops = torch.full_like(logits[:, 0], -torch.inf)
-        kept = logits[confident]
-        if len(kept) == 0:
+        keep = confident.nonzero()[:, 0]
+        if len(keep) == 0:
             return drops
         with torch.no_grad():
-            changed = net(self._destroyed(images, net.generator), keep=confident).logits
-        return drops.masked_scatter(confident, probability_drop(kept, changed))
+            changed = net(self._destroyed(images, net.generator), keep=keep).logits
+        return drops.index_copy_(0, keep, probability_drop(logits.index_select(0, keep), changed))
 
     def _destroyed(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.destroy == "patch":

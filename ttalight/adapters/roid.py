@@ -159,8 +159,9 @@ class ROID(SelfTrainingAdapter):
         views = self._space.from_pixels(views)
         if selected is None:
             return symmetric_cross_entropy(net(views).logits, logits)
-        losses = symmetric_cross_entropy(net(views, keep=selected).logits, logits[selected])
-        return losses.new_zeros(len(images)).masked_scatter(selected, losses)
+        keep = selected.nonzero()[:, 0]
+        losses = symmetric_cross_entropy(net(views, keep=keep).logits, logits.index_select(0, keep))
+        return losses.new_zeros(len(images)).index_copy(0, keep, losses)
 
     def after_step(self, net: Network) -> None:
         """Move the weights back towards the source."""

@@ -125,12 +125,13 @@ class SelfTrainingAdapter(GradientAdapter):
 
     def _losses_of_kept(self, net: Network, images: Tensor, weights: Tensor) -> Tensor:
         """Return the losses of all samples, (B,), from a pass of the kept ones."""
-        keep = weights != 0
-        if not keep.any():
+        keep = weights.nonzero()[:, 0]
+        if len(keep) == 0:
             return (0 * net.parameters[0].sum()).expand(len(images))  # the engine skips the step
-        outputs = net(images, keep=keep)
-        losses = add_terms(self.losses(net, images[keep], outputs), self.terms, net, outputs, weights=weights[keep])
-        return losses.new_zeros(len(images)).index_put((keep.nonzero()[:, 0],), losses)
+        outputs, weights = net(images, keep=keep), weights.index_select(0, keep)
+        losses = self.losses(net, images.index_select(0, keep), outputs)
+        losses = add_terms(losses, self.terms, net, outputs, weights=weights)
+        return losses.new_zeros(len(images)).index_copy(0, keep, losses)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

@@ -124,14 +124,14 @@ class Network:
         Args:
             images: (B, 3, H, W).
             norm: Mode of the BatchNorm layers for this pass only; their present one by default.
-            keep: Mask of the images to pass, (B,): the outputs are of these alone, as are batch statistics.
+            keep: Places of the images to pass, int64 (K,): the outputs are of these alone, as are batch statistics.
         """
         self._features = None
         if keep is None:
             with self.norm_mode(norm):
                 raw = self._pass(images)
         else:
-            kept = images[keep]
+            kept = images.index_select(0, keep)
             with self.norm_mode(norm):
                 raw = self._pass(kept, len(kept) / len(images))
         logits = _full(logits_of(raw))
