@@ -27,7 +27,8 @@ class TwoViewTask(BaseTask):
         encoder: Name of a timm backbone.
         stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file.
-        temperature: Temperature of the contrastive loss.
+        temperature: Temperature of the contrastive loss, of this stage alone: it does not travel with files, as the
+            objective does.
         objective: The self-supervised loss of two views: ``contrastive`` (SimCLR's) or ``barlow_twins`` (without
             negatives and temperature). By default that of the stage that weights come from, else ``contrastive``.
         crop_scale: Range of a crop's share of the image.
