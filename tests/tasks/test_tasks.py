@@ -248,6 +248,15 @@ class TestObjective:
         loaded = AlignmentTask.load_from_checkpoint(twins["align"], supervised=None, self_supervised=None)
         assert probe.objective == loaded.objective == "barlow_twins"
 
+    def test_the_temperature_is_each_stage_s_own(self, stages, batch, tmp_path):
+        content = torch.load(stages["align"], weights_only=True)
+        content["hyper_parameters"]["temperature"] = 0.1
+        torch.save(content, tmp_path / "warm.ckpt")
+        for given, expected in (({}, 0.01), ({"temperature": 0.05}, 0.05)):
+            task = CrossTaskTTT(aligned=str(tmp_path / "warm.ckpt"), encoder="cifar_resnet8", **given).eval()
+            loss, projections = self.loss(task, batch[0])
+            torch.testing.assert_close(loss, contrastive_loss(*projections, expected))
+
     def test_files_from_before_are_contrastive(self, stages, tmp_path):
         content = torch.load(stages["align"], weights_only=True)
         del content["ttalight"]["objective"], content["hyper_parameters"]["objective"]

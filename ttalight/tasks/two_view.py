@@ -106,7 +106,10 @@ class TwoViewTask(BaseTask):
 
         The batch is that of all processes while training on several, unless ``negatives`` says otherwise.
         """
-        first, second = self.project(views).chunk(2)
+        return self.compare(*self.project(views).chunk(2))
+
+    def compare(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the self-supervised loss of the projections of two views, (B, D) each: a scalar; see ``contrast``."""
         if self.objective == "barlow_twins":
             return barlow_twins_loss(first, second, gather=self.gathers)
         return contrastive_loss(first, second, self.temperature, symmetric=self.symmetric, gather=self.gathers)
