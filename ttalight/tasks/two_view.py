@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ttalight.losses import barlow_twins_loss, contrastive_loss
-from ttalight.models import create_encoder
 from ttalight.tasks.base import BaseTask
 from ttalight.transforms import SimCLRViews
 
@@ -75,9 +74,7 @@ class TwoViewTask(BaseTask):
         self.temperature = temperature
         self.objective: Objective = objective or "contrastive"
         self._objective_given = objective is not None
-        self.encoder = create_encoder(encoder, pretrained=pretrained, stem=stem)
-        if pretrained:
-            self.take_preprocessing(self.encoder)
+        self.encoder = self.start_encoder(encoder, stem, pretrained)
         width: int = self.encoder.num_features  # type: ignore[assignment]
         self.projector = nn.Linear(width, width)
         self.views = SimCLRViews(
