@@ -132,7 +132,7 @@ def test_a_failed_download_says_how_to_go_on(monkeypatch):
         raise socket.gaierror("no route to the hub\nwith details")
 
     monkeypatch.setattr(timm, "create_model", create)
-    with pytest.raises(RuntimeError, match=r"no route to the hub.*path of the file.*set pretrained to false") as caught:
+    with pytest.raises(RuntimeError, match=r"no route to the hub.*file instead of true.*pretrained to false") as caught:
         create_encoder("resnet18", pretrained=True)
     assert "with details" not in str(caught.value)
 

@@ -110,6 +110,23 @@ class TestTask:
         assert normalisation(task) == approximately(((0.1, 0.2, 0.3), (0.7, 0.7, 0.7)))
         assert torch.equal(task.classifier.weight, full["fc.weight"])
 
+    @pytest.mark.parametrize(
+        ("crop", "said"),
+        [
+            ("resized", "; augmentation RandomResizedCropFlip(size=None, scale=(0.3, 1.0), "),
+            ("padded", "; augmentation RandomCropFlip(padding=4, flip=0.25)"),
+            ("none", "; augmentation none"),
+        ],
+    )
+    def test_training_says_its_augmentation(self, crop, said, caplog):
+        task = SupervisedTask(encoder="cifar_resnet8", crop=crop, crop_scale=[0.3, 1.0], flip=0.25)
+        task._trainer = FakeTrainer()
+        with caplog.at_level(logging.INFO):
+            task.setup("test")
+            assert "augmentation" not in caplog.text
+            task.setup("fit")
+        assert said in caplog.text
+
     def test_the_line_tells_of_a_data_module_that_scales_otherwise(self, weights, caplog):
         class Scaled(Data):
             resize, interpolation = 70, "bilinear"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
 
 from ttalight.adapters import TestTimeTraining
+from ttalight.data import ImageArrays, ImageDataModule
 from ttalight.tasks import AlignmentTask, ContrastiveTask, CrossTaskTTT, SupervisedTask
 
 NETWORK = {"encoder": "test_efficientnet", "stem": "imagenet"}
@@ -117,7 +120,91 @@ def test_a_trained_teacher_leaves_its_copy(weights, make_trainer, make_data, tmp
     assert not torch.equal(teacher, student)
 
 
+def test_a_classifier_that_is_a_convolution(images, tmp_path):
+    network = timm.create_model("dla46_c", num_classes=10).eval()
+    assert network.state_dict()["fc.weight"].shape[2:] == (1, 1)
+    torch.save(network.state_dict(), tmp_path / "network.pth")
+    task = AlignmentTask(supervised=str(tmp_path / "network.pth"), encoder="dla46_c", stem="imagenet").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(task(images), network(task.normalize(images)))
+
+
+class TestDownload:
+    """``true`` takes the weights that timm downloads, the classifier's with them."""
+
+    @pytest.fixture
+    def downloaded(self, monkeypatch):
+        torch.manual_seed(5)
+        make, network = timm.create_model, timm.create_model("test_efficientnet").eval()
+        monkeypatch.setattr(
+            timm,
+            "create_model",
+            lambda name, pretrained=False, **kwargs: copy.deepcopy(network) if pretrained else make(name, **kwargs),
+        )
+        return network
+
+    @pytest.mark.parametrize(("kind", "argument"), [(AlignmentTask, "supervised"), (SupervisedTask, "weights")])
+    def test_is_the_pretrained_model(self, downloaded, kind, argument, images):
+        task = kind(**{argument: True}, num_classes=1000, **NETWORK).eval()
+        mean, std = (torch.tensor(downloaded.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
+        with torch.no_grad():
+            torch.testing.assert_close(task(images), downloaded((images - mean) / std))
+        assert task.source == {"file": "timm/test_efficientnet.r160_in1k", "sha256": None}
+
+    def test_of_other_classes(self, downloaded):
+        with pytest.raises(ValueError, match=r"supervised: what timm downloads does not fit.*classifier.weight \(1000"):
+            AlignmentTask(supervised=True, **NETWORK)
+
+    def test_that_fails(self):
+        with pytest.raises(RuntimeError, match=r"timm could not get pretrained weights .*path of the file instead"):
+            AlignmentTask(supervised=True, encoder="cifar_resnet8")
+
+
+def test_at_224_pixels(make_trainer, tmp_path):
+    class Photographs(ImageDataModule):
+        num_classes, mean, std = 10, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)
+
+        def load(self, split):
+            draws = torch.Generator().manual_seed(len(split))
+            images = torch.randint(256, (8, 3, 256, 256), dtype=torch.uint8, generator=draws)
+            return ImageArrays(images, torch.arange(8))
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "network.pth")
+    network = {"encoder": "test_resnet", "stem": "imagenet"}
+    shapes = set()
+
+    def watched(task):
+        task.encoder.register_forward_pre_hook(lambda module, inputs: shapes.add(tuple(inputs[0].shape[1:])))
+        return task
+
+    task = watched(AlignmentTask(supervised=str(tmp_path / "network.pth"), image_size=224, lr=1e-3, **network))
+    before = task.encoder.conv1[0].weight.clone()
+    trainer = make_trainer(tmp_path, limit_val_batches=0)
+    trainer.fit(task, datamodule=Photographs(batch_size=4))
+    assert trainer.global_step == 2
+    assert not torch.equal(task.encoder.conv1[0].weight, before)
+    task = watched(CrossTaskTTT(aligned=str(tmp_path / "checkpoints" / "last.ckpt"), **network))
+    adapter = TestTimeTraining(steps=1, lr=1e-3, reset="never")
+    results = make_trainer(tmp_path).adapt(task, Photographs(batch_size=4, limit=4), adapter)
+    assert (results["complete"], results["domains"][0]["samples"]) == (True, 4)
+    assert not torch.equal(adapter.state_dict()["tensors"]["projector.weight"], task.projector.weight)
+    assert shapes == {(3, 224, 224)}
+
+
 class TestErrors:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("efficientformerv2_s0", r"2 missing: classifier.bias, .*4 unexpected: .*encoder.head_dist.weight"),
+            ("efficientvit_m0", r"5 unexpected: encoder.head.bn.bias, "),
+        ],
+    )
+    def test_heads_of_another_kind(self, name, message, tmp_path):
+        torch.save(timm.create_model(name, num_classes=10).state_dict(), tmp_path / "network.pth")
+        with pytest.raises(ValueError, match=message):
+            AlignmentTask(supervised=str(tmp_path / "network.pth"), encoder=name, stem="imagenet")
+
     def test_pretrained_beside_a_copy(self, weights):
         with pytest.raises(ValueError, match="starts as a copy of the supervised one: leave pretrained out"):
             AlignmentTask(supervised=weights, pretrained=weights, **NETWORK)

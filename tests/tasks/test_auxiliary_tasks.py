@@ -91,22 +91,6 @@ def test_a_run_leaves_no_trace_and_repeats(task):
     assert torch.equal(first, stream(task, TestTimeTraining(steps=2, lr=1e-3, reset="never")))
 
 
-def test_every_episode_starts_from_the_source(task):
-    """A batch that another came before gives what it gives alone, with the draws of its place."""
-    adapter = TestTimeTraining(steps=2, lr=1e-2)
-    images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    adapted = adapter.wrap(task)
-    adapted(images[:12])
-    after = adapted(images[12:])
-    adapted.release()
-    alone = TestTimeTraining(steps=2, lr=1e-2).wrap(task)
-    with torch.no_grad():
-        alone(images[12:])
-    alone.engine.batch = 1  # the same place in the stream
-    assert torch.equal(alone(images[12:]), after)
-    alone.release()
-
-
 def test_the_classifier_stays_and_what_is_named_moves(task):
     adapter = TestTimeTraining(steps=2, lr=1e-3, reset="never")
     before = {name: value.clone() for name, value in task.named_parameters()}

@@ -159,31 +159,6 @@ class TestAdaptation:
         assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
         assert [(module.training, len(module._buffers)) for module in task.modules()] == flags
 
-    def test_a_batch_does_not_know_what_came_before(self, task, images):
-        """Weights, statistics and optimizer are the source's for every batch, whatever its place."""
-        batches = images.chunk(3)
-        adapted = TestTimeTraining(steps=2, lr=1e-2).wrap(task)
-        forwards = [adapted(batch) for batch in batches]
-        backwards = [adapted(batch) for batch in reversed(batches)]
-        assert all(map(torch.equal, forwards, reversed(backwards)))
-        adapted.release()
-        fresh = TestTimeTraining(steps=2, lr=1e-2).wrap(task)
-        assert torch.equal(fresh(batches[2]), forwards[2])
-
-    def test_labels_change_nothing(self, task, adapt, make_data, make_trainer, tmp_path):
-        class Shuffled(type(make_data())):
-            def on_after_batch_transfer(self, batch, dataloader_idx):
-                images, labels = super().on_after_batch_transfer(batch, dataloader_idx)[:2]
-                return images, labels.flip(0)
-
-        seen = []
-        handle = task.register_forward_hook(lambda module, args, output: seen.append(output))
-        data = Shuffled(batch_size=10, limit=16, domains=["contrast"])
-        make_trainer(tmp_path).adapt(task, data, TestTimeTraining(steps=2, lr=1e-3))
-        handle.remove()
-        _, logits = adapt(task, TestTimeTraining(steps=2, lr=1e-3))
-        assert torch.equal(torch.cat(seen), logits)
-
     def test_single_images(self, task, adapt):
         _, logits = adapt(task, TestTimeTraining(steps=2, lr=1e-3), batch_size=15)  # batches of 15 and 1
         assert logits.shape == (16, 10)

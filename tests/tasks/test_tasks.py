@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 
 import pytest
@@ -11,7 +12,16 @@ from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import EMABN, Source, Tent, TestTimeTraining
 from ttalight.losses import alignment_loss, barlow_twins_loss, contrastive_loss
-from ttalight.tasks import AlignmentTask, ContrastiveTask, CrossTaskTTT, ProbeTask, SupervisedTask
+from ttalight.tasks import (
+    AlignmentTask,
+    ClusT3,
+    ContrastiveTask,
+    CrossTaskTTT,
+    JointTask,
+    ProbeTask,
+    RotationTTT,
+    SupervisedTask,
+)
 
 SMALL = {"encoder": "cifar_resnet8", "lr": 1e-3}
 
@@ -247,6 +257,15 @@ class TestObjective:
         probe = ProbeTask(self_supervised=twins["self_supervised"], encoder="cifar_resnet8")
         loaded = AlignmentTask.load_from_checkpoint(twins["align"], supervised=None, self_supervised=None)
         assert probe.objective == loaded.objective == "barlow_twins"
+
+    def test_the_temperature_is_each_stage_s_own(self, stages, batch, tmp_path):
+        content = torch.load(stages["align"], weights_only=True)
+        content["hyper_parameters"]["temperature"] = 0.1
+        torch.save(content, tmp_path / "warm.ckpt")
+        for given, expected in (({}, 0.01), ({"temperature": 0.05}, 0.05)):
+            task = CrossTaskTTT(aligned=str(tmp_path / "warm.ckpt"), encoder="cifar_resnet8", **given).eval()
+            loss, projections = self.loss(task, batch[0])
+            torch.testing.assert_close(loss, contrastive_loss(*projections, expected))
 
     def test_files_from_before_are_contrastive(self, stages, tmp_path):
         content = torch.load(stages["align"], weights_only=True)
@@ -521,6 +540,27 @@ class TestFiles:
             ValueError, match=r"does not fit this ModuleDict: 2 missing: classifier.bias, classifier.weight"
         ):
             SupervisedTask(weights=str(tmp_path / "headless.pth"), encoder="resnet10t", stem="imagenet")
+
+    @pytest.mark.parametrize("kind", [SupervisedTask, ContrastiveTask, RotationTTT, ClusT3, JointTask])
+    def test_initial_weights_are_named(self, kind, tmp_path):
+        import timm
+
+        path = tmp_path / "net.pth"
+        torch.save(timm.create_model("cifar_resnet8").state_dict(), path)
+        task = kind(pretrained=str(path), **SMALL)
+        assert task.source == {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        assert kind(**SMALL).source == {"file": None, "sha256": None}
+
+    def test_initial_weights_are_in_results_and_checkpoints(self, make_trainer, make_data, tmp_path):
+        import timm
+
+        torch.save(timm.create_model("cifar_resnet8").state_dict(), tmp_path / "net.pth")
+        task = SupervisedTask(pretrained=str(tmp_path / "net.pth"), **SMALL)
+        trainer = make_trainer(tmp_path)
+        trainer.fit(task, datamodule=make_data())
+        saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert saved["ttalight"]["source"] == task.source
+        assert trainer.adapt(task, make_data(), Source())["source"] == task.source
 
     @pytest.mark.data
     def test_public_resnet20(self, shared_data):

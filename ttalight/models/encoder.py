@@ -19,7 +19,7 @@ from ttalight.models.cifar_network import CifarNetwork
 from ttalight.models.weight_files import PublicWeights, classifier_names, numbers_allowed, public_weights
 from ttalight.untrusted import load_tensors
 
-__all__ = ["create_encoder", "with_normalisation"]
+__all__ = ["create_encoder", "download_weights", "with_normalisation"]
 
 
 def create_encoder(
@@ -68,7 +68,7 @@ def create_encoder(
             f"pretrained: there is no file {pretrained}. Give the path of a local weight file, true to let timm "
             "download weights, or false for random ones"
         )
-    encoder = _from_timm(name, download=pretrained is True, in_chans=in_chans)
+    encoder = _from_timm(name, download=pretrained is True, in_chans=in_chans, num_classes=0)
     if stem == "cifar" and not isinstance(encoder, CifarNetwork):
         _replace_stem(encoder, name, keep_weights=pretrained is True)
     if file is not None:
@@ -76,7 +76,20 @@ def create_encoder(
     return _with_measured_features(encoder, name, in_chans)
 
 
-def _from_timm(name: str, *, download: bool, in_chans: int) -> nn.Module:
+def download_weights(name: str) -> dict[str, Tensor]:
+    """Return the pretrained weights that timm downloads for a network, those of its classifier included.
+
+    Args:
+        name: Name of a timm network, such as "resnet50.tv_in1k".
+
+    Raises:
+        ValueError: If there is no such network.
+        RuntimeError: If timm cannot get the weights.
+    """
+    return _from_timm(name, download=True).state_dict()
+
+
+def _from_timm(name: str, *, download: bool, **kwargs: Any) -> nn.Module:
     architecture, _, tag = name.partition(".")
     tags = timm.list_models(f"{architecture}.*", pretrained=True) if timm.is_model(architecture) else []
     if not timm.is_model(architecture) or (tag and name not in tags):
@@ -85,14 +98,14 @@ def _from_timm(name: str, *, download: bool, in_chans: int) -> nn.Module:
         hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() has all names"
         raise ValueError(f"timm {timm.__version__} has no network named {name!r}; {hint}")
     try:
-        encoder: nn.Module = timm.create_model(name, pretrained=download, num_classes=0, in_chans=in_chans)
+        encoder: nn.Module = timm.create_model(name, pretrained=download, **kwargs)
     except Exception as error:  # the hub's, the network's and timm's own errors share no base class
         if not download:
             raise
         reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(
             f"timm could not get pretrained weights for {name!r} ({type(error).__name__}: {reason}). Download them "
-            "elsewhere and give the path of the file as pretrained, or set pretrained to false"
+            "elsewhere and give the path of the file instead of true, or set pretrained to false for random ones"
         ) from error
     return encoder
 

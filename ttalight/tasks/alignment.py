@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from ttalight.distributed import average, gather_with_gradients, rank_and_world_size
 from ttalight.losses import alignment_loss
 from ttalight.models import Normalize, create_encoder
-from ttalight.tasks.checkpoint import read_checkpoint
 from ttalight.tasks.steps import ClassifierSteps
 from ttalight.tasks.two_view import TwoViewTask
 from ttalight.transforms import RandomCropFlip
@@ -38,7 +37,8 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
 
     Args:
         supervised: Checkpoint of a ``SupervisedTask``, or a state dict of encoder and classifier under the backbone's
-            own names or those of its public files, such as that of a pretrained network of timm's.
+            own names or those of its public files, such as that of a pretrained network of timm's; ``true`` for the
+            weights that timm downloads.
         self_supervised: Checkpoint of a ``ContrastiveTask``; by default the student is a copy.
         num_classes: Number of classes C.
         temperature: Temperature of the alignment loss.
@@ -56,7 +56,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
 
     def __init__(
         self,
-        supervised: str | None = None,
+        supervised: bool | str | None = None,
         self_supervised: str | None = None,
         encoder: str = "resnet50",
         num_classes: int = 10,
@@ -84,27 +84,27 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
         self.feature_norms: Tensor
         self._cache: Tensor | None = None
         shared = {"encoder": encoder, "stem": stem}
-        if supervised is not None:
+        if supervised:
             self._load_teacher(supervised, shared | {"num_classes": num_classes})
         if self_supervised is not None:
             parts = {name: name for name in ("normalize.", "encoder.", "projector.")}
             self.load_stage(self_supervised, "self_supervised", "ContrastiveTask", parts, shared)
-        elif supervised is not None:
+        elif supervised:
             if kwargs.get("pretrained"):
                 raise ValueError(
                     "without self_supervised the encoder starts as a copy of the supervised one: leave pretrained out, "
                     "or train a ContrastiveTask from these weights and give its checkpoint as self_supervised"
                 )
             self._copy_teacher()
-        self._complete = supervised is not None
+        self._complete = bool(supervised)
 
-    def _load_teacher(self, path: str, architecture: dict[str, Any]) -> None:
-        checkpoint = read_checkpoint(path, "supervised")
+    def _load_teacher(self, given: bool | str, architecture: dict[str, Any]) -> None:
+        checkpoint = self.read_weights(given, "supervised")
         if "ttalight" in checkpoint:
             parts = {"normalize.": "teacher.normalize.", "encoder.": "teacher.encoder.", "classifier.": "classifier."}
-            self.load_stage(path, "supervised", "SupervisedTask", parts, architecture)
+            self.load_stage(str(given), "supervised", "SupervisedTask", parts, architecture)
         else:
-            self.load_public(checkpoint, path, "supervised", self.teacher["encoder"], self.classifier)
+            self.load_public(checkpoint, given, "supervised", self.teacher["encoder"], self.classifier)
             self.teacher["normalize"].load_state_dict(self.normalize.state_dict())
 
     def _copy_teacher(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 
 import ttalight
 from ttalight.adapters import Adapter
-from ttalight.models import CenterCrop, Normalize, Preprocessing, preprocessing_of
-from ttalight.models.encoder import with_normalisation
+from ttalight.models import CenterCrop, Normalize, Preprocessing, create_encoder, preprocessing_of
+from ttalight.models.encoder import download_weights, with_normalisation
 from ttalight.models.label_space import select_classes
 from ttalight.models.weight_files import public_weights
 from ttalight.seeding import derive_seed, global_seed
@@ -95,7 +95,7 @@ class BaseTask(LightningModule, ABC):
         self.channels_last = channels_last
         self.crop = CenterCrop(image_size)
         self.normalize = Normalize(mean, std)
-        #: The file that the source weights came from, and its SHA-256.
+        #: The file that the task's weights start from, and its SHA-256; of weights that timm downloads their name.
         self.source: dict[str, str | None] = {"file": None, "sha256": None}
         self._compile = compile
         #: How pretrained weights want their images; data modules that scale images read it.
@@ -105,6 +105,29 @@ class BaseTask(LightningModule, ABC):
         self._sized_by = _BY_DATA if image_size is None else _GIVEN
         self._whole_classifier: tuple[nn.Linear, ...] = ()
         self._draws: torch.Generator | None = None
+
+    # -- the network
+
+    def start_encoder(self, name: str, stem: Literal["cifar", "imagenet"], pretrained: bool | str) -> nn.Module:
+        """Return a new encoder; images are prepared, and ``source`` is set, as its pretrained weights have it.
+
+        Args:
+            name: Name of a timm backbone.
+            stem: See ``create_encoder``.
+            pretrained: See ``create_encoder``.
+        """
+        encoder = create_encoder(name, pretrained=pretrained, stem=stem)
+        if pretrained:
+            self.take_preprocessing(encoder)
+            self._note_source(pretrained, encoder)
+        return encoder
+
+    def _note_source(self, given: bool | str, encoder: nn.Module) -> None:
+        if isinstance(given, str):
+            self.source = {"file": given, "sha256": file_sha256(given)}
+        else:
+            config: Any = encoder.pretrained_cfg
+            self.source = {"file": f"timm/{config['architecture']}.{config['tag']}", "sha256": None}
 
     # -- input
 
@@ -148,7 +171,10 @@ class BaseTask(LightningModule, ABC):
             )
         if self._normalized_by == _BY_DATA and hasattr(data, "mean"):
             self.normalize.set(data.mean, data.std)
-        rank_zero_info(self._describe_input(data))
+        line = self._describe_input(data)
+        if stage == "fit" and hasattr(self, "augment"):
+            line += f"; augmentation {self.augment or 'none'}"
+        rank_zero_info(line)
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
         if self._compile:
@@ -257,6 +283,7 @@ class BaseTask(LightningModule, ABC):
             "task": type(self).__name__,
             "version": ttalight.__version__,
             "image_size": self.crop.size,
+            "source": self.source,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -308,18 +335,32 @@ class BaseTask(LightningModule, ABC):
         if self._sized_by == _BY_DATA and checkpoint["ttalight"].get("image_size") is not None:
             self.set_image_size(checkpoint["ttalight"]["image_size"])
             self._sized_by = _BY_FILE
-        self.source = {"file": path, "sha256": file_sha256(path)}
+        self._note_source(path, self.encoder)
         return checkpoint
 
-    def load_public(
-        self, checkpoint: Mapping[str, Any], path: str, argument: str, encoder: nn.Module, classifier: nn.Linear
-    ) -> None:
-        """Load a classifier from a file that is not of this package, and prepare images as its weights expect.
+    def read_weights(self, given: bool | str, argument: str) -> dict[str, Any]:
+        """Return what a file of a classifier's weights holds, or for ``true`` those that timm downloads.
 
         Args:
-            checkpoint: What the file holds: a state dict of encoder and classifier under the backbone's own names or
-                those of its public files (see ``create_encoder``).
-            path: The file.
+            given: The file, or true.
+            argument: The task argument that named it.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged, or holds anything but tensors and plain values.
+            RuntimeError: If timm cannot get the weights.
+        """
+        return read_checkpoint(given, argument) if isinstance(given, str) else download_weights(self.hparams["encoder"])
+
+    def load_public(
+        self, checkpoint: Mapping[str, Any], given: bool | str, argument: str, encoder: nn.Module, classifier: nn.Linear
+    ) -> None:
+        """Load a classifier from weights that are not of this package, and prepare images as they expect.
+
+        Args:
+            checkpoint: What ``read_weights`` returned: a state dict of encoder and classifier under the backbone's own
+                names or those of its public files (see ``create_encoder``). The classifier may be a 1x1 convolution.
+            given: The file, or true.
             argument: The task argument that named it.
             encoder: Receives the weights of the encoder, a network of timm's.
             classifier: Receives those of the classifier.
@@ -327,6 +368,7 @@ class BaseTask(LightningModule, ABC):
         Raises:
             ValueError: If there are no weights in it, or they do not fit.
         """
+        path = given if isinstance(given, str) else "what timm downloads"
         try:
             file = public_weights(checkpoint, encoder)
         except ValueError as error:
@@ -336,10 +378,13 @@ class BaseTask(LightningModule, ABC):
             f"classifier.{key.removeprefix(theirs)}" if key.startswith(theirs) else f"encoder.{key}": value
             for key, value in file.weights.items()
         }
+        weight = named.get("classifier.weight")
+        if weight is not None and weight.shape[2:] == (1, 1):  # a convolution of pooled maps is a linear layer
+            named["classifier.weight"] = weight.flatten(1)
         load_weights(nn.ModuleDict({"encoder": encoder, "classifier": classifier}), named, path, argument)
         with_normalisation(encoder, file)
         self.take_preprocessing(encoder)
-        self.source = {"file": path, "sha256": file_sha256(path)}
+        self._note_source(given, encoder)
 
     def _parts(self, prefixes: Any) -> list[tuple[str, nn.Module]]:
         names = dict.fromkeys(prefix.partition(".")[0] for prefix in prefixes)

@@ -139,7 +139,7 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, arg
 
 def file_sha256(path: str) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    with Path(path).expanduser().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 

@@ -13,12 +13,13 @@ __all__ = ["CrossTaskTTT"]
 
 
 class CrossTaskTTT(ContrastiveTTT):
-    """Classifies by h(pi(g(x))) and adapts g and pi by the self-supervised loss that they were trained with.
+    """Classifies by h(pi(g(x))) and adapts g and pi by the self-supervised objective that they were trained with.
 
     Last stage of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221: two
-    fresh views of every image in one forward, temperature 0.01; all of g and pi adapt, h is frozen. Steps, learning
-    rate and reset are the adapter's, by default ``TestTimeTraining()``. The loss is that of the ``ContrastiveTask``
-    from which the aligned file was made, unless ``objective`` says otherwise.
+    fresh views of every image in one forward; all of g and pi adapt, h is frozen. Steps, learning rate and reset are
+    the adapter's, by default ``TestTimeTraining()``. The objective is that of the ``ContrastiveTask`` from which the
+    aligned file was made, unless ``objective`` says otherwise; its temperature is this task's own ``temperature``, by
+    default the paper's 0.01, whatever that of training was.
 
     Args:
         aligned: Checkpoint of an ``AlignmentTask``.

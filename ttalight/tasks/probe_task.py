@@ -20,8 +20,9 @@ class ProbeTask(ContrastiveTTT):
 
     CTA-C, the ablation of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv
     2507.05221, section 5.5: no supervised encoder and no alignment. Test time is that of ``CrossTaskTTT``: two fresh
-    views, temperature 0.01, h frozen. The paper states neither the schedule of h nor its images; here both are those
-    of ``SupervisedTask``, and g and pi stay in eval mode without gradients while h is trained.
+    views, the objective that g and pi were trained with, at this task's own ``temperature`` (by default 0.01, whatever
+    that of training was), h frozen. The paper states neither the schedule of h nor its images; here both are those of
+    ``SupervisedTask``, and g and pi stay in eval mode without gradients while h is trained.
 
     Args:
         self_supervised: Checkpoint of a ``ContrastiveTask``, to train the classifier on.

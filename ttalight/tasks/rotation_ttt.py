@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import Adapter, TestTimeTraining
-from ttalight.models import create_encoder
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.base import BaseTask
 from ttalight.tasks.steps import ClassifierSteps
@@ -87,9 +86,7 @@ class RotationTTT(ClassifierSteps, BaseTask):
         self.rotation: Literal["expand", "random"] = rotation
         self.rotation_weight, self.copies, self.adapt_head = rotation_weight, copies, adapt_head
         self.auxiliary_views = copies * (4 if rotation == "expand" else 1)
-        self.encoder = create_encoder(encoder, pretrained=pretrained if weights is None else False, stem=stem)
-        if pretrained and weights is None:
-            self.take_preprocessing(self.encoder)
+        self.encoder = self.start_encoder(encoder, stem, pretrained if weights is None else False)
         width: int = self.encoder.num_features  # type: ignore[assignment]
         self.classifier = nn.Linear(width, num_classes)
         self._shared, later = _cut(self.encoder, encoder, branch)

@@ -8,10 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ttalight.models import create_encoder
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.base import BaseTask
-from ttalight.tasks.checkpoint import read_checkpoint
 from ttalight.tasks.steps import ClassifierSteps
 
 __all__ = ["SupervisedTask"]
@@ -28,9 +26,9 @@ class SupervisedTask(ClassifierSteps, BaseTask):
         encoder: Name of a timm backbone.
         num_classes: Number of classes C.
         stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
-        pretrained: ``true`` for timm's weights, or a local file.
+        pretrained: ``true`` for timm's weights, or a local file; of the encoder alone.
         weights: File with trained weights: a checkpoint of this task, or a state dict of encoder and classifier under
-            the backbone's own names or those of its public files (see ``create_encoder``).
+            the backbone's own names or those of its public files (see ``create_encoder``); ``true`` for timm's.
         crop: ``resized``, ``padded`` or ``none``.
         crop_scale: Range of a resized crop's share of the image.
         padding: Pixels on each side for padded crops.
@@ -48,7 +46,7 @@ class SupervisedTask(ClassifierSteps, BaseTask):
         num_classes: int = 10,
         stem: Literal["cifar", "imagenet"] = "cifar",
         pretrained: bool | str = False,
-        weights: str | None = None,
+        weights: bool | str | None = None,
         crop: Literal["resized", "padded", "none"] = "resized",
         crop_scale: Sequence[float] = (0.2, 1.0),
         padding: int = 4,
@@ -57,21 +55,19 @@ class SupervisedTask(ClassifierSteps, BaseTask):
     ) -> None:
         super().__init__(**kwargs)
         self.num_classes = num_classes
-        self.encoder = create_encoder(encoder, pretrained=pretrained if weights is None else False, stem=stem)
+        self.encoder = self.start_encoder(encoder, stem, False if weights else pretrained)
         self.classifier = nn.Linear(self.encoder.num_features, num_classes)  # type: ignore[arg-type]
-        if weights is not None:
+        if weights:
             self._load(weights, {"encoder": encoder, "num_classes": num_classes, "stem": stem})
-        elif pretrained:
-            self.take_preprocessing(self.encoder)
         self.augment = supervised_augmentation(crop, self.crop.size, crop_scale, padding, flip)
 
-    def _load(self, path: str, architecture: dict[str, Any]) -> None:
-        checkpoint = read_checkpoint(path, "weights")
+    def _load(self, given: bool | str, architecture: dict[str, Any]) -> None:
+        checkpoint = self.read_weights(given, "weights")
         if "ttalight" in checkpoint:
             same = {name: name for name in ("normalize.", "encoder.", "classifier.")}
-            self.load_stage(path, "weights", "SupervisedTask", same, architecture)
+            self.load_stage(str(given), "weights", "SupervisedTask", same, architecture)
         else:
-            self.load_public(checkpoint, path, "weights", self.encoder, self.classifier)
+            self.load_public(checkpoint, given, "weights", self.encoder, self.classifier)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, C), of images in [0, 1], (B, 3, H, W)."""

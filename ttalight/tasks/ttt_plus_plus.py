@@ -13,7 +13,6 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from ttalight.adapters import Adapter, TestTimeTraining
-from ttalight.losses import contrastive_loss
 from ttalight.losses.moments import MomentAlignment, MomentSummary
 from ttalight.seeding import derive_seed, global_seed
 from ttalight.tasks.augmentation import supervised_augmentation
@@ -135,7 +134,7 @@ class TTTPlusPlus(ContrastiveTTT):
         features = self.encode(self.views(images, self.draws))
         supervised = 2 * cross_entropy(self.classifier(features), labels.repeat(2))
         first, second = self.projector(features).chunk(2)
-        contrastive = contrastive_loss(first, second, self.temperature, gather=self.gathers)
+        contrastive = self.compare(first, second)
         loss = (1 - self.contrastive_weight) * supervised + self.contrastive_weight * contrastive
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/supervised", supervised)

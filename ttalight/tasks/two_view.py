@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ttalight.losses import barlow_twins_loss, contrastive_loss
-from ttalight.models import create_encoder
 from ttalight.tasks.base import BaseTask
 from ttalight.transforms import SimCLRViews
 
@@ -27,7 +26,8 @@ class TwoViewTask(BaseTask):
         encoder: Name of a timm backbone.
         stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file.
-        temperature: Temperature of the contrastive loss.
+        temperature: Temperature of the contrastive loss, of this stage alone: it does not travel with files, as the
+            objective does.
         objective: The self-supervised loss of two views: ``contrastive`` (SimCLR's) or ``barlow_twins`` (without
             negatives and temperature). By default that of the stage that weights come from, else ``contrastive``.
         crop_scale: Range of a crop's share of the image.
@@ -74,9 +74,7 @@ class TwoViewTask(BaseTask):
         self.temperature = temperature
         self.objective: Objective = objective or "contrastive"
         self._objective_given = objective is not None
-        self.encoder = create_encoder(encoder, pretrained=pretrained, stem=stem)
-        if pretrained:
-            self.take_preprocessing(self.encoder)
+        self.encoder = self.start_encoder(encoder, stem, pretrained)
         width: int = self.encoder.num_features  # type: ignore[assignment]
         self.projector = nn.Linear(width, width)
         self.views = SimCLRViews(
@@ -105,7 +103,10 @@ class TwoViewTask(BaseTask):
 
         The batch is that of all processes while training on several, unless ``negatives`` says otherwise.
         """
-        first, second = self.project(views).chunk(2)
+        return self.compare(*self.project(views).chunk(2))
+
+    def compare(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the self-supervised loss of the projections of two views, (B, D) each: a scalar; see ``contrast``."""
         if self.objective == "barlow_twins":
             return barlow_twins_loss(first, second, gather=self.gathers)
         return contrastive_loss(first, second, self.temperature, symmetric=self.symmetric, gather=self.gathers)
