@@ -235,6 +235,15 @@ class TestEstimate:
         assert lines["simclr"] == ["24", "s"]
         assert "9 runs, about 1.8 min at 25,000 images/s" in out
 
+    def test_estimates_of_methods(self, tools):
+        passes = {job.name: job.passes for job in plan_of(tools, 2, "small").jobs}
+        assert passes["clust3"] == 5 * passes["source"]  # 150 assignments a position beside maps of 16 channels
+        assert 10 < passes["clust3_adapt_0"] / passes["source_tent_0"] * 3 / 20 < 15
+        assert passes["align_emabn_1"] < passes["cta_adapt_1"] / 2  # forwards alone
+        larger = {job.name: job.passes for job in plan_of(tools, 2).jobs}
+        assert larger["clust3"] == larger["nc_ttt"] == larger["source"]
+        assert larger["rec_ttt_adapt_0"] / 2 > larger["nc_ttt_adapt_0"]  # ten steps, more passes than twenty
+
     def test_probe_is_a_rate(self, tools):
         assert tools[0].probe(plan_of(tools, 1, "demo", "digits"), seconds=0.1) > 1
 
