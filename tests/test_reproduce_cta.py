@@ -439,3 +439,13 @@ class TestNotes:
             "controls: PTBN; Tent; aligned, PTBN; aligned, EMABN; CTA-unfrozen, EMABN. EMABN has"
         )
         assert "no published numbers: TTT, CTA-unfrozen" in notes
+
+
+def test_budgets_have_tables_of_their_own(tools, tmp_path):
+    for budget in ("matched", "paper"):
+        tools[0].main(["--table", "2", "--budget", budget, "--report", "--output", str(tmp_path)])
+    root = tmp_path / "paper" / "cifar10"
+    assert (root / "table2.md").read_text().startswith("# Table 2, cifar10\n")
+    assert (root / "table2_paper.md").read_text().startswith("# Table 2, cifar10, budget paper\n")
+    page = (root / "report.html").read_text()
+    assert page.index("<h2>Table 2, cifar10</h2>") < page.index("<h2>Table 2, cifar10, budget paper</h2>")

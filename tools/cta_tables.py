@@ -74,11 +74,8 @@ def render(plan: Plan, root: Path, done: set[str], oracle: bool = False) -> str:
         6: lambda: _table6(plan, runs),
     }.get(plan.table, lambda: _comparison(plan, runs, oracle))()
     notes = [*_notes(plan, done), *_differences(plan)]
-    parts = [
-        f"# Table {plan.table}, {plan.data}",
-        markdown_table(header, lines),
-        "\n".join(f"- {note}" for note in notes),
-    ]
+    title = f"# Table {plan.table}, {plan.data}" + (", budget paper" if plan.budget == "paper" else "")
+    parts = [title, markdown_table(header, lines), "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
