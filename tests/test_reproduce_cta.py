@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ttalight.cli import main as ttalight_main
+from ttalight.reporting.figures import can_plot
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 QUIET = ["--trainer.enable_progress_bar", "false"]
@@ -137,10 +141,50 @@ class TestPlans:
 
     def test_budget_of_the_authors(self, tools):
         jobs = {job.name: job.config for job in plan_of(tools, 2, budget="paper").jobs}
-        assert jobs["clust3"]["trainer"]["max_epochs"] == 350
-        assert jobs["clust3"]["data"]["init_args"]["batch_size"] == 128
-        assert jobs["ttt_plus_plus"]["model"]["init_args"]["supervised"].startswith("runs/x/ttt_plus_plus_source/")
+        assert jobs["clust3_paper"]["trainer"]["max_epochs"] == 350
+        assert jobs["clust3_paper"]["data"]["init_args"]["batch_size"] == 128
+        start = jobs["ttt_plus_plus_paper"]["model"]["init_args"]["supervised"]
+        assert start.startswith("runs/x/ttt_plus_plus_source_paper/")
         assert jobs["probe"]["trainer"]["max_epochs"] == 50
+        adapted = jobs["ttt_plus_plus_paper_adapt_0"]
+        assert adapted["data"]["init_args"]["batch_size"] == 256
+        assert adapted["model"]["init_args"]["queue"] == 1280
+        assert (adapted["adapter"]["init_args"]["steps"], adapted["adapter"]["init_args"]["reset"]) == (1, "domain")
+        assert jobs["ttt_plus_plus_paper"]["model"]["init_args"]["calibration_images"] == 256 + 1280
+
+    def test_budgets_share_no_run_whose_configuration_differs(self, tools):
+        jobs: dict[str, object] = {}
+        for budget in ("matched", "paper"):
+            for job in plan_of(tools, 2, budget=budget, methods=("TTT", *tools[1].IN_TABLE[2], "Y")).jobs:
+                assert jobs.setdefault(job.name, job.config) == job.config
+
+    @pytest.mark.parametrize("budget", ["matched", "paper"])
+    def test_settings_of_other_data(self, tools, budget):
+        own = "" if budget == "matched" else "_paper"
+        jobs = {
+            job.name: job.config for job in plan_of(tools, 4, data="cifar100", methods=("TTT++",), budget=budget).jobs
+        }
+        adapted = jobs[f"ttt_plus_plus{own}_adapt_0"]
+        task, optimizer = adapted["model"]["init_args"], adapted["adapter"]["init_args"]["optimizer"]
+        assert (task["encoder_weight"], task["head_weight"], optimizer["init_args"]["lr"]) == (5.0, 20.0, 1.0e-4)
+        if budget == "paper":
+            together = jobs["ttt_plus_plus_paper"]["model"]["init_args"]["calibration_images"]
+            assert adapted["data"]["init_args"]["batch_size"] + task["queue"] == together == 2048
+        tiny = {job.name: job.config for job in plan_of(tools, 5, data="tiny_imagenet", budget=budget).jobs}
+        trained = tiny[f"clust3{own}"]
+        if budget == "paper":
+            scheduler = trained["model"]["init_args"]["scheduler"]
+            assert scheduler["class_path"].endswith("CosineAnnealingLR")
+            assert scheduler["init_args"]["T_max"] == trained["trainer"]["max_epochs"]
+        else:
+            assert "scheduler" not in trained["model"]["init_args"]
+
+    def test_every_setting_of_other_data_has_its_configuration(self, tools):
+        for data, files in tools[1].OTHER_DATA.items():
+            assert data in tools[1].DATA
+            for name, sections in files.items():
+                config = yaml.safe_load((tools[1].CONFIGS / f"{name}.yaml").read_text())
+                assert sections.keys() <= config.keys()
 
     def test_other_data_change_classes_and_data_alone(self, tools):
         first, other = (plan_of(tools, 4, data=data).jobs for data in ("cifar10", "tiny_imagenet"))
@@ -152,7 +196,7 @@ class TestPlans:
             assert two.config["trainer"] == one.config["trainer"]
             assert two.config["data"]["init_args"]["batch_size"] == one.config["data"]["init_args"]["batch_size"]
 
-    @pytest.mark.parametrize("name", ["nc_ttt", "rec_ttt", "cta_adapt_0"])
+    @pytest.mark.parametrize("name", ["nc_ttt", "ttt_plus_plus_paper_adapt_0", "cta_adapt_0"])
     def test_configurations_are_parsed(self, tools, name, tmp_path, capsys):
         table, data, budget = (5, "tiny_imagenet", "matched") if name == "nc_ttt" else (2, "cifar10", "paper")
         job = next(job for job in plan_of(tools, table, data=data, budget=budget).jobs if job.name == name)
@@ -167,6 +211,11 @@ class TestPlans:
         ("arguments", "message"),
         [
             ({"recipe": "small", "data": "digits"}, "the digits are the data of the recipe demo"),
+            (
+                {"recipe": "small", "data": "cifar10", "budget": "paper"},
+                "the budget paper, .* belongs to the recipe paper",
+            ),
+            ({"recipe": "demo", "data": "digits", "budget": "paper"}, "belongs to the recipe paper: demo has a number"),
             ({"recipe": "paper", "data": "cifar10", "methods": ("CTAA",)}, "CTAA unknown, there are TTT, "),
         ],
     )
@@ -186,6 +235,15 @@ class TestEstimate:
         assert lines["simclr"] == ["24", "s"]
         assert "9 runs, about 1.8 min at 25,000 images/s" in out
 
+    def test_estimates_of_methods(self, tools):
+        passes = {job.name: job.passes for job in plan_of(tools, 2, "small").jobs}
+        assert passes["clust3"] == 5 * passes["source"]  # 150 assignments a position beside maps of 16 channels
+        assert 10 < passes["clust3_adapt_0"] / passes["source_tent_0"] * 3 / 20 < 15
+        assert passes["align_emabn_1"] < passes["cta_adapt_1"] / 2  # forwards alone
+        larger = {job.name: job.passes for job in plan_of(tools, 2).jobs}
+        assert larger["clust3"] == larger["nc_ttt"] == larger["source"]
+        assert larger["rec_ttt_adapt_0"] / 2 > larger["nc_ttt_adapt_0"]  # ten steps, more passes than twenty
+
     def test_probe_is_a_rate(self, tools):
         assert tools[0].probe(plan_of(tools, 1, "demo", "digits"), seconds=0.1) > 1
 
@@ -202,6 +260,22 @@ class TestRuns:
         assert lines[3].split("|")[4].strip() == f"{corrupted:.2f}"
         assert "network cifar_resnet8 here, resnet50 there" in text
         assert "not finished" not in text
+
+    def test_the_page_has_every_table_and_figure(self, demo):
+        page = (demo[0] / "report.html").read_text()
+        assert "<h2>Table 1, digits</h2>" in page
+        assert "<h2>Table 6, digits</h2>" in page
+        line = next(
+            line for line in (demo[0] / "table1.md").read_text().splitlines() if line.startswith("| supervised")
+        )
+        assert "".join(f"<td>{cell}</td>" for cell in line[2:-2].split(" | ")) in page
+        drawn = sorted(path.stem for path in demo[0].glob("*.svg"))
+        assert page.count("<svg") == len(drawn)
+        if can_plot():
+            assert "table1" in drawn
+            assert (demo[0] / "table1.png").exists()
+            assert "Table 1: accuracy against the temperature" in page
+        assert not re.search(r"(src|href)=\"(?!#)|@import|<script", page)
 
     def test_table_6_and_its_figure(self, demo):
         text = (demo[0] / "table6.md").read_text()
@@ -247,6 +321,54 @@ class TestRuns:
         (root / "plans" / "source.yaml").write_text(yaml.safe_dump(plan["source"].config, sort_keys=False))
         assert tools[0].state(plan["source"], tmp_path) == "to do"
 
+    def test_what_started_from_a_file_that_was_made_anew_begins_anew(self, demo, tools, tmp_path):
+        root = tmp_path / "digits"
+        shutil.copytree(demo[0], root)
+        for path in (root / "plans").glob("*.yaml"):
+            path.write_text(path.read_text().replace(str(demo[0]), str(root)))
+        jobs = {job.name: job for table in (1, 6) for job in tools[1].Planner("demo", "digits", root).plan(table).jobs}
+        assert {tools[0].state(job, root) for job in jobs.values()} == {"done"}
+
+        source = root / "source" / "checkpoints" / "last.ckpt"
+        content = torch.load(source)
+        content["state_dict"]["classifier.bias"] += 1
+        torch.save(content, source)
+        states = {name: tools[0].state(job, root) for name, job in jobs.items()}
+        assert {name for name, found in states.items() if found == "anew"} == {
+            "source_source_0", "align_0.25", "align", "encoder.pt", "cta_adapt_0", "cta_adapt_1",
+        }  # fmt: skip
+        assert {found for found in states.values() if found != "anew"} == {"done"}
+
+        tools[0].execute(jobs["encoder.pt"], root, None)
+        assert tools[0].state(jobs["encoder.pt"], root) == "done"
+        assert tools[0].state(jobs["joint"], root) == "done"  # the encoder was the same
+        (root / "encoder.pt").write_bytes(b"another")
+        assert tools[0].state(jobs["joint"], root) == "anew"
+        seen = []
+        with pytest.raises(SystemExit, match="stopped with code 7"):
+            tools[0].execute(jobs["align"], root, lambda words: seen.append(words) or 7)
+        assert seen[0][-1] == "--overwrite"
+        assert tools[0].state(jobs["align"], root) == "to do"  # not done: the old run is out of the way
+
+    def test_a_damaged_checkpoint_goes_on_from_the_one_before(self, demo, tools, tmp_path):
+        job = next(job for job in tools[1].Planner("demo", "digits", tmp_path).plan(1).jobs if job.name == "source")
+        folder = tmp_path / "source" / "checkpoints"
+        shutil.copytree(demo[0] / "source" / "checkpoints", folder)
+        last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+        assert tools[0].state(job, tmp_path) == "done"
+        assert previous.is_file()
+        last.write_bytes(last.read_bytes()[:1000])
+        assert tools[0].state(job, tmp_path) == "goes on"
+        last.unlink()
+        assert tools[0].state(job, tmp_path) == "goes on"
+        seen = []
+        with pytest.raises(SystemExit, match="stopped with code 7"):
+            tools[0].execute(job, tmp_path, lambda words: seen.append(words) or 7)
+        assert seen[0][-2:] == ["--ckpt_path", "last"]
+        previous.write_bytes(b"")
+        with pytest.raises(ValueError, match=r"source has no whole checkpoint: take .*source away"):
+            tools[0].state(job, tmp_path)
+
     def test_a_stopped_adaptation_is_resumed(self, demo, tools, tmp_path):
         job = next(job for job in tools[1].Planner("demo", "digits", tmp_path).plan(1).jobs if job.verb == "adapt")
         run = tmp_path / job.name
@@ -277,3 +399,53 @@ def test_published_numbers_of_table_2_have_their_rows(tools):
     assert [label for label, found in means.items() if found is None] == [
         "PTBN", "Tent", "aligned, PTBN", "aligned, EMABN",
     ]  # fmt: skip
+
+
+class TestNotes:
+    def test_differences_of_the_small_recipe_are_those_of_its_configurations(self, tools):
+        text = "\n".join(tools[2]._differences(plan_of(tools, 2, "small")))
+        for found in (
+            "network cifar_resnet20 here, resnet50 there;",
+            "crops padded here, resized there (source)",
+            "learning rate 0.001 here, 0.0005 there in training",
+            "temperature 0.1 here, 0.01 there (simclr)",
+            "precision bf16-mixed here, 32-true there at test time",
+            "images of a corruption 500 here, 10000 there at test time",
+            "learning rate at test time 0.0001 here, 1e-06 there (probe_adapt, cta_adapt)",
+            "start 12 epochs of the supervised stage here, ImageNet there (ttt_plus_plus, clust3, nc_ttt, rec_ttt)",
+            "runs 1 here, 3 there (TTT++, ClusT3, NC-TTT, ReC-TTT)",
+        ):
+            assert found in text
+        for alike in ("warmup", "final_lr", "crop scale", "validation", "channels_last"):
+            assert alike not in text
+
+    @pytest.mark.parametrize(("table", "data"), [(2, "cifar10"), (5, "tiny_imagenet")])
+    def test_the_recipe_paper_names_what_is_known_to_differ(self, tools, table, data):
+        text = "\n".join(tools[2]._differences(plan_of(tools, table, data=data, budget="paper")))
+        assert "differs from the recipe paper" not in text
+        assert ("TTT++ has batches of 256, steps 1 and reset domain; the published run passes" in text) == (table == 2)
+        assert "ReC-TTT has steps 10; the published number is the best of several by test accuracy" in text
+        assert "NC-TTT projects to 128 channels" in text
+        assert "precision of training (bf16-mixed), precision at test time (32-true), optimizer at test time" in text
+
+    def test_generated_corruptions_are_a_difference(self, tools):
+        text = "\n".join(tools[2]._differences(plan_of(tools, 1, generate=True)))
+        assert "in corrupted images made from clean ones here, published files there at test time\n" in text
+
+    def test_controls_are_the_rows_that_no_method_has(self, tools):
+        notes = list(tools[2]._notes(plan_of(tools, 2, methods=("TTT", "CTA", "CTA-unfrozen")), set()))
+        controls = next(note for note in notes if note.startswith("controls: "))
+        assert controls.startswith(
+            "controls: PTBN; Tent; aligned, PTBN; aligned, EMABN; CTA-unfrozen, EMABN. EMABN has"
+        )
+        assert "no published numbers: TTT, CTA-unfrozen" in notes
+
+
+def test_budgets_have_tables_of_their_own(tools, tmp_path):
+    for budget in ("matched", "paper"):
+        tools[0].main(["--table", "2", "--budget", budget, "--report", "--output", str(tmp_path)])
+    root = tmp_path / "paper" / "cifar10"
+    assert (root / "table2.md").read_text().startswith("# Table 2, cifar10\n")
+    assert (root / "table2_paper.md").read_text().startswith("# Table 2, cifar10, budget paper\n")
+    page = (root / "report.html").read_text()
+    assert page.index("<h2>Table 2, cifar10</h2>") < page.index("<h2>Table 2, cifar10, budget paper</h2>")

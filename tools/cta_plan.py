@@ -1,7 +1,8 @@
 """Which runs the tables of CTA's paper need: every job is one complete configuration.
 
 Base configurations are those in configs/: CTA's own stages from the folder of the data set, other methods from
-cifar10_matched or cifar10_paper, with network, data and trainer of the data set's folder put in.
+cifar10_matched or cifar10_paper, with network, data and trainer of the data set's folder put in, and what the authors
+of a method have otherwise on other data than CIFAR-10 (``OTHER_DATA``).
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ TABLE_DATA = {2: "cifar10", 4: "cifar100", 5: "tiny_imagenet", 6: "cifar10"}
 #: Training images, classes, side in pixels.
 DATA = {"cifar10": (50000, 10, 32), "cifar100": (50000, 100, 32), "tiny_imagenet": (100000, 200, 64),
         "digits": (1000, 10, 32)}  # fmt: skip
-#: Passes of one training image: a forward counts 1, forward and backward 3. ReC-TTT's has two encoders, the frozen one
-#: on two images, and a decoder on four times the batch.
+#: Passes of one training image, on networks that all else is small beside: a forward counts 1, forward and backward 3.
+#: ReC-TTT's has two encoders, the frozen one on two images, and a decoder on four times the batch.
 TRAINING = {"SupervisedTask": 3.0, "ContrastiveTask": 6.0, "AlignmentTask": 6.0, "JointTask": 9.0, "ProbeTask": 1.0,
             "TTTPlusPlus": 6.0, "RotationTTT": 15.0, "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 20.0}  # fmt: skip
-#: Encoder passes that one step of adaptation makes, in whole batches.
-VIEWS = {"CrossTaskTTT": 2, "ProbeTask": 2, "JointTask": 2, "TTTPlusPlus": 3, "RotationTTT": 4, "ClusT3": 1, "NCTTT": 1,
-         "ReCTTT": 4}  # fmt: skip
+#: Passes of one image in one step of adaptation. ReC-TTT's frozen decoder has no gradients of weights.
+ADAPTING = {"CrossTaskTTT": 6.0, "ProbeTask": 6.0, "JointTask": 6.0, "TTTPlusPlus": 9.0, "RotationTTT": 12.0,
+            "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 16.0}  # fmt: skip
+#: What comes to both on a ResNet-20, as measured on a CPU: beside its thin maps ClusT3's assignments to clusters, 150
+#: for each position, are the larger part, and NC-TTT's noise is not small.
+BESIDE = {"ClusT3": (12.0, 10.0), "NCTTT": (1.0, 0.0)}
 #: Label in tables -> files of the method in cifar10_matched and cifar10_paper.
 METHODS = {"TTT": "rotation_ttt", "TTT++": "ttt_plus_plus", "ClusT3": "clust3", "NC-TTT": "nc_ttt",
            "ReC-TTT": "rec_ttt", "CTA-C": "probe", "CTA": "cta", "Y": "joint",
@@ -44,8 +48,34 @@ VARIANTS: dict[str, tuple[Config, Config]] = {
 #: Methods of the paper's tables.
 IN_TABLE = {2: ("TTT++", "ClusT3", "NC-TTT", "ReC-TTT", "CTA-C", "CTA"), 4: ("ClusT3", "NC-TTT", "ReC-TTT", "CTA"),
             5: ("ClusT3", "NC-TTT", "ReC-TTT", "CTA")}  # fmt: skip
+_WEAKER_STEPS: Config = {
+    "model": {"encoder_weight": 5.0, "head_weight": 20.0},
+    "adapter": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0e-4, "momentum": 0.9}}},
+}
+#: Arguments that the authors of a method set otherwise on other data than CIFAR-10: data -> configuration -> section of
+#: the configuration -> arguments. TTT++ on CIFAR-100 has a queue of 1792 beside the batch of 256, 2048 together.
+OTHER_DATA: dict[str, dict[str, Config]] = {
+    "cifar100": {
+        "cifar10_matched/ttt_plus_plus_adapt": _WEAKER_STEPS,
+        "cifar10_paper/ttt_plus_plus": {"model": {"calibration_images": 2048}},
+        "cifar10_paper/ttt_plus_plus_adapt": {**_WEAKER_STEPS, "model": {**_WEAKER_STEPS["model"], "queue": 1792}},
+    },
+    "tiny_imagenet": {
+        "cifar10_paper/clust3": {
+            "model": {
+                "scheduler": {
+                    "class_path": "torch.optim.lr_scheduler.CosineAnnealingLR",
+                    "init_args": {"T_max": 350},
+                },
+            },
+        },
+    },
+}
+
 #: Classes that can start from the checkpoint of a SupervisedTask; others take its encoder alone.
 _SUPERVISED_START = ("TTTPlusPlus", "ReCTTT")
+#: The supervised encoder's weights alone.
+EXPORTED = "encoder.pt"
 _COLLECTOR = "ttalight.analysis.FeatureCollector"
 
 
@@ -66,6 +96,8 @@ class Recipe:
     adapt_data: Config = field(default_factory=dict)
     trainer: Config = field(default_factory=dict)
     adapter: Config = field(default_factory=dict)
+    #: Class -> passes that come to ``TRAINING`` and ``ADAPTING`` on the recipe's network.
+    beside: dict[str, tuple[float, float]] = field(default_factory=dict)
     shared_start: bool = False
     #: Methods whose adaptation is repeated with other seeds; all if None.
     repeated: tuple[str, ...] | None = None
@@ -86,6 +118,7 @@ RECIPES = {
         model={"encoder": "cifar_resnet20", "lr": 1.0e-3, "channels_last": True, "decoder_blocks": [1, 1, 1]},
         adapt_data={"generate": True},
         trainer={"accelerator": "cpu", "precision": "bf16-mixed", "limit_val_batches": 0},
+        beside=BESIDE,
         shared_start=True,
         repeated=("CTA", "CTA-C", "Y"),
         training_images=25000,
@@ -103,6 +136,7 @@ RECIPES = {
                "warmup_epochs": 0},
         trainer={"accelerator": "cpu", "precision": "32-true", "limit_val_batches": 0, "log_every_n_steps": 10},
         adapter={"steps": 2, "read_at": [0, 1]},
+        beside=BESIDE,
         shared_start=True,
         repeated=("CTA",),
         seeds=2,
@@ -115,7 +149,10 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One run: ``fit`` or ``adapt`` with a configuration, or ``export`` of a supervised encoder's weights."""
+    """One run: ``fit`` or ``adapt`` with a configuration, or ``export`` of a supervised encoder's weights.
+
+    ``reads`` names the jobs whose files it starts from; an adaptation's first one is its model.
+    """
 
     name: str
     verb: str
@@ -136,12 +173,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of a table, in an order in which they can run, and its rows."""
+    """The jobs of a table, in an order in which they can run, and its rows.
+
+    ``paper`` is the same table by the recipe paper, None where this is it.
+    """
 
     table: int
     data: str
+    budget: str
     jobs: tuple[Job, ...]
     rows: tuple[Row, ...]
+    paper: Plan | None
 
 
 class Planner:
@@ -156,7 +198,7 @@ class Planner:
         generate: Make corruptions from clean images.
 
     Raises:
-        ValueError: If a name is unknown, or data and recipe do not belong together.
+        ValueError: If a name is unknown, or data, recipe and budget do not belong together.
     """
 
     def __init__(
@@ -173,6 +215,11 @@ class Planner:
                 raise ValueError(f"{name!r} is none of {', '.join(known)}")
         if (data == "digits") != (recipe == "demo"):
             raise ValueError(f"the digits are the data of the recipe demo and of no other, got {data} with {recipe}")
+        if budget == "paper" and recipe != "paper":
+            raise ValueError(
+                f"the budget paper, schedules of the methods' authors, belongs to the recipe paper: {recipe} has a "
+                "number of epochs of its own, leave --budget out"
+            )
         unknown = [method for method in methods or () if method not in METHODS]
         if unknown:
             raise ValueError(f"--methods: {', '.join(unknown)} unknown, there are {', '.join(METHODS)}")
@@ -196,7 +243,11 @@ class Planner:
             rows = [self._ttt(method) for method in ("Y", "CTA")]
         else:
             rows = list(self._comparison(table))
-        return Plan(table, self.data, tuple(self.jobs.values()), tuple(rows))
+        jobs, paper = tuple(self.jobs.values()), None
+        if self.generate or self.recipe is not RECIPES["paper"]:
+            data = "cifar10" if self.data == "digits" else self.data
+            paper = Planner("paper", data, self.root, self.budget, self.methods).plan(table)
+        return Plan(table, self.data, self.budget, jobs, tuple(rows), paper)
 
     def _table1(self) -> Iterator[Row]:
         yield Row("supervised", (self._control("Source", self.source()),), "supervised")
@@ -249,23 +300,35 @@ class Planner:
 
     def _rival(self, method: str) -> str:
         """Plan the source training of another method and return its name."""
-        key = METHODS[method]
-        folder = CONFIGS / ("cifar10_paper" if self._has_own_budget(key) else "cifar10_matched")
-        config = self._in_place(_read(folder / f"{key}.yaml"), fit=True)
+        config = self._method(METHODS[method], fit=True)
         arguments, reads = config["model"]["init_args"], ()
         if method == "CTA-C":
             reads = (self._simclr(),)
             arguments["self_supervised"] = self._weights(reads[0])
-        elif method == "TTT++" and self._has_own_budget(key):
-            before = self._in_place(_read(folder / "ttt_plus_plus_source.yaml"), fit=True)
-            reads = (self._fit("ttt_plus_plus_source", before),)
+        elif method == "TTT++" and self._has_own_budget(method):
+            before = self._method("ttt_plus_plus_source", fit=True)
+            reads = (self._fit("ttt_plus_plus_source_paper", before),)
             arguments["supervised"] = self._weights(reads[0])
         elif self.recipe.shared_start:
             reads = self._share_start(config)
-        return self._fit(key, config, reads)
+        return self._fit(self._rival_name(method), config, reads)
 
-    def _has_own_budget(self, key: str) -> bool:
-        return self.budget == "paper" and (CONFIGS / "cifar10_paper" / f"{key}.yaml").is_file()
+    def _rival_name(self, method: str) -> str:
+        """Return the name of a method's runs; budgets have names of their own, since they share a folder."""
+        return METHODS[method] + ("_paper" if self._has_own_budget(method) else "")
+
+    def _has_own_budget(self, method: str) -> bool:
+        return self.budget == "paper" and (CONFIGS / "cifar10_paper" / f"{METHODS[method]}.yaml").is_file()
+
+    def _method(self, name: str, fit: bool) -> Config:
+        """Return a configuration of another method, from the budget's folder if it is there."""
+        folder = f"cifar10_{self.budget}"
+        if not (CONFIGS / folder / f"{name}.yaml").is_file():
+            folder = "cifar10_matched"
+        config = self._in_place(_read(CONFIGS / folder / f"{name}.yaml"), fit)
+        for section, arguments in OTHER_DATA.get(self.data, {}).get(f"{folder}/{name}", {}).items():
+            config[section]["init_args"] |= arguments
+        return config
 
     def _share_start(self, config: Config) -> tuple[str, ...]:
         """Let a method start from the supervised stage, which stands in for weights from ImageNet."""
@@ -274,16 +337,17 @@ class Planner:
             arguments |= {"pretrained": False, "supervised": self._weights(source)}
             return (source,)
         module = self._data_module(config["data"])
-        arguments |= {"pretrained": str(self.root / "encoder.pt"), "mean": list(module.mean), "std": list(module.std)}
-        self._add(Job("encoder.pt", "export", {"weights": self._weights(source)}, 0.0, (source,)))
-        return ("encoder.pt",)
+        arguments |= {"pretrained": self._weights(EXPORTED), "mean": list(module.mean), "std": list(module.std)}
+        self._add(Job(EXPORTED, "export", {"weights": self._weights(source)}, 0.0, (source,)))
+        return (EXPORTED,)
 
     def _fit(self, name: str, config: Config, reads: tuple[str, ...] = ()) -> str:
         trainer = config["trainer"]
         if self.recipe.epochs is not None:
             trainer["max_epochs"] = self.recipe.epochs
         images = self.recipe.training_images or self.training_images
-        per_image = TRAINING[config["model"]["class_path"]]
+        task = config["model"]["class_path"]
+        per_image = TRAINING[task] + self.recipe.beside.get(task, (0.0, 0.0))[0]
         if config["model"]["init_args"].get("freeze_teacher") is False:
             per_image += 3.0
         passes = per_image * images * trainer["max_epochs"]
@@ -297,7 +361,7 @@ class Planner:
         weights = self._variant(method) if method in VARIANTS else self._fit_cta() if aligned else self._rival(method)
         jobs = []
         for seed in self._seeds(method):
-            config = self._own("cta") if aligned else self._adaptation(method)
+            config = self._own("cta") if aligned else self._method(f"{METHODS[method]}_adapt", fit=False)
             arguments = config["adapter"]["init_args"]
             if method in ("CTA-C", "Y"):  # the same test time as CTA's
                 config["adapter"] = self._own("cta")["adapter"]
@@ -310,11 +374,9 @@ class Planner:
             place = "aligned" if aligned else "weights"
             config["model"]["init_args"][place] = self._weights(weights)
             config["data"]["init_args"]["domains"] = ["clean", *self.recipe.domains]
-            jobs.append(self._adapt(f"{METHODS[method]}_adapt_{seed}", config, seed, (weights,)))
+            reads = (weights, "source") if aligned else (weights,)
+            jobs.append(self._adapt(f"{self._rival_name(method)}_adapt_{seed}", config, seed, reads))
         return Row(method, tuple(jobs), method)
-
-    def _adaptation(self, method: str) -> Config:
-        return self._in_place(_read(CONFIGS / "cifar10_matched" / f"{METHODS[method]}_adapt.yaml"), fit=False)
 
     def _control(self, adapter: str, weights: str, aligned: bool = False, seed: int = 0) -> str:
         config = self._own("ema_bn" if aligned else "unadapted")
@@ -359,8 +421,9 @@ class Planner:
         arguments = adapter.get("init_args", {})
         per_image = 1.0
         if adapter["class_path"] in ("TestTimeTraining", "EMABN"):
-            views = VIEWS[model] * (3 if adapter["class_path"] == "TestTimeTraining" else 1)
-            per_image += arguments["steps"] * views + len(arguments.get("read_at", ()))
+            each = ADAPTING[model] + self.recipe.beside.get(model, (0.0, 0.0))[1]
+            each /= 1 if adapter["class_path"] == "TestTimeTraining" else 3  # forwards alone
+            per_image += arguments["steps"] * each + len(arguments.get("read_at", ()))
         elif adapter["class_path"] == "Tent":
             per_image = 3.0
         per_image += 2 if "callbacks" in config["trainer"] else 0
@@ -409,7 +472,7 @@ class Planner:
         return copy.deepcopy(named)
 
     def _weights(self, job: str) -> str:
-        return str(self.root / job / "checkpoints" / "last.ckpt")
+        return str(made_by(job, self.root))
 
     def _data_module(self, config: Config) -> Any:
         return getattr(data_modules, config["class_path"])(**config["init_args"])
@@ -417,6 +480,11 @@ class Planner:
     def _add(self, job: Job) -> str:
         self.jobs.setdefault(job.name, job)
         return job.name
+
+
+def made_by(job: str, root: Path) -> Path:
+    """Return the file that others read of a job."""
+    return root / job if job == EXPORTED else root / job / "checkpoints" / "last.ckpt"
 
 
 def _knows(config: Config, name: str, fit: bool) -> bool:

@@ -10,11 +10,13 @@ train and adapt, Table 3 compares settings. Data are read from the folder that T
 First the plan and an estimate of the time are printed: from --images-per-second (images in a second through a forward
 and a backward), or from a probe of a few seconds. Then each run is a command of its own; its configuration is in
 <output>/<recipe>/<data>/plans. What is finished is skipped, whatever stopped: training goes on from its last epoch,
-adaptation in the middle of its stream. The same command again goes on. Runs are shared between tables.
+adaptation in the middle of its stream. The same command again goes on. Runs are shared between tables. What started
+from a file that was made anew since, by its SHA-256, begins anew as well.
 
-The table goes to <output>/<recipe>/<data>/table<N>.md; after Tables 2, 4 and 5 follows Figure 3 (accuracy against
-steps, control dashed), after Table 6 Figure 2 (t-SNE), as PNG, SVG and into TensorBoard, where matplotlib and
-scikit-learn are installed (pip install 'ttalight[analysis]').
+The table goes to <output>/<recipe>/<data>/table<N>.md (table<N>_paper.md with --budget paper); after Table 1 follows
+its figure (accuracy against temperature), after Tables 2, 4 and 5 Figure 3 (accuracy against steps, control dashed),
+after Table 6 Figure 2 (t-SNE), as PNG, SVG and into TensorBoard, where matplotlib and scikit-learn are installed (pip
+install 'ttalight[analysis]'). All tables and figures that are there make up report.html.
 
 Source training of other methods has the budget of the paper's Table 3 (matched) or that of their authors (paper); see
 configs/cifar10_matched and configs/cifar10_paper. Nothing is chosen by test labels, but for the rows that --oracle adds
@@ -24,25 +26,30 @@ and labels so.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import json
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from cta_plan import DATA, METHODS, RECIPES, TABLE_DATA, Job, Plan, Planner
-from cta_tables import render
+from cta_plan import DATA, METHODS, RECIPES, TABLE_DATA, Job, Plan, Planner, made_by
+from cta_tables import render, report, sweep_figure
 
 from ttalight.analysis import can_embed, feature_panels, read_features, tsne_figure
+from ttalight.checkpoint_files import LAST, PREVIOUS, last_whole
 from ttalight.models import create_encoder
 from ttalight.reporting import read_results
 from ttalight.reporting.figures import can_plot, iterations_figure, save_figure
 from ttalight.reporting.files import write_files
-from ttalight.tasks.checkpoint import read_checkpoint
+from ttalight.tasks.checkpoint import file_sha256, read_checkpoint
 
 Command = Callable[[list[str]], int]
 
@@ -70,10 +77,15 @@ def main(words: Sequence[str] | None = None, command: Command | None = None) -> 
             return
         for job in plan.jobs:
             execute(job, root, command or _subprocess)
-    text = render(plan, root, options.oracle)
-    write_files(root, {f"table{options.table}.md": text})
+    done = {job.name for job in plan.jobs if job.verb == "adapt" and state(job, root) == "done"}
+    text = render(plan, root, done, options.oracle)
+    # Only these have rows of other methods; the two budgets lie side by side.
+    own = "_paper" if plan.budget == "paper" and plan.table in (2, 4, 5) else ""
+    write_files(root, {f"table{plan.table}{own}.md": text})
     sys.stdout.write("\n" + text)
-    for path in draw(plan, root):
+    drawn = draw(plan, root, done)
+    write_files(root, {"report.html": report(root)})
+    for path in [*drawn, root / "report.html"]:
         sys.stdout.write(f"{path}\n")
 
 
@@ -103,29 +115,65 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def state(job: Job, root: Path) -> str:
-    """Return ``done``, ``goes on`` or ``to do``.
+    """Return ``done``, ``goes on``, ``anew`` (a file it started from was made anew since) or ``to do``.
 
     Raises:
-        ValueError: If there is a run of that name with another configuration.
+        ValueError: If there is a run of that name with another configuration, or one without a whole checkpoint.
     """
-    if job.verb == "export":
-        return "done" if (root / job.name).is_file() else "to do"
     path, run = _plan_file(job, root), root / job.name
     if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != job.config and run.is_dir():
         raise ValueError(
             f"{run} was run with another configuration than this plan has ({path}): give another --output, or take "
             "the folder away"
         )
-    if job.verb == "adapt":
-        try:
-            return "done" if read_results(run)["complete"] else "goes on"
-        except (FileNotFoundError, ValueError):
-            return "goes on" if (run / "config.yaml").is_file() else "to do"
-    last = run / "checkpoints" / "last.ckpt"
-    if not last.is_file():
+    found = {"export": _export_state, "adapt": _adapt_state, "fit": _fit_state}[job.verb](job, run)
+    return "anew" if found != "to do" and _is_outdated(job, root) else found
+
+
+def _export_state(job: Job, run: Path) -> str:
+    return "done" if run.is_file() else "to do"
+
+
+def _adapt_state(job: Job, run: Path) -> str:
+    try:
+        return "done" if read_results(run)["complete"] else "goes on"
+    except (FileNotFoundError, ValueError):
+        return "goes on" if (run / "config.yaml").is_file() else "to do"
+
+
+def _fit_state(job: Job, run: Path) -> str:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fit itself says which one it goes on from
+            whole = last_whole(run / "checkpoints")
+    except ValueError as error:
+        raise ValueError(f"{job.name} has no whole checkpoint: take {run} away to begin anew ({error})") from error
+    if whole is None:
         return "to do"
-    epochs = int(read_checkpoint(str(last), job.name)["epoch"]) + 1
-    return "done" if epochs >= job.config["trainer"]["max_epochs"] else "goes on"
+    epochs = int(read_checkpoint(str(whole), job.name)["epoch"]) + 1
+    return "done" if whole.name == LAST and epochs >= job.config["trainer"]["max_epochs"] else "goes on"
+
+
+def _is_outdated(job: Job, root: Path) -> bool:
+    """Return whether a file that a run started from is another one now; what is not recorded or gone, is not."""
+    started: dict[str, str | None] = {}
+    if _started_file(job, root).is_file():
+        started |= json.loads(_started_file(job, root).read_text(encoding="utf-8"))
+    if job.verb == "adapt":
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            started[job.reads[0]] = read_results(root / job.name)["source"]["sha256"]
+    files = {name: made_by(name, root) for name, digest in started.items() if digest is not None}
+    return any(file.is_file() and _sha256(file) != started[name] for name, file in files.items())
+
+
+def _sha256(file: Path) -> str:
+    found = file.stat()
+    return _sha256_of(str(file), found.st_size, found.st_mtime_ns)
+
+
+@functools.cache
+def _sha256_of(path: str, size: int, changed: int) -> str:
+    return file_sha256(path)
 
 
 def execute(job: Job, root: Path, command: Command) -> None:
@@ -139,22 +187,41 @@ def execute(job: Job, root: Path, command: Command) -> None:
         return
     sys.stdout.write(f"{job.verb} {job.name} ({found})\n")
     sys.stdout.flush()
+    if (
+        found == "anew"
+    ):  # before what it starts from is noted: whatever stops this, the old run is not taken for the new
+        _forget(job, root)
+    texts = {_plan_file(job, root).name: yaml.safe_dump(job.config, sort_keys=False)}
+    if found != "goes on":
+        started = {name: _sha256(made_by(name, root)) for name in job.reads if made_by(name, root).is_file()}
+        texts[_started_file(job, root).name] = json.dumps(started, indent=2) + "\n"
+    write_files(root / "plans", texts)
     if job.verb == "export":
         _export(job, root)
         return
-    write_files(root / "plans", {f"{job.name}.yaml": yaml.safe_dump(job.config, sort_keys=False)})
     words = [job.verb, "--config", str(_plan_file(job, root))]
     if found == "goes on":
         words += ["--ckpt_path", "last"] if job.verb == "fit" else ["--resume", str(root / job.name)]
     else:
-        words += ["--overwrite"]  # what a run left that had not begun
+        words += ["--overwrite"]  # what a run left that had not begun, or that began from another file
     code = command(words)
     if code:
         raise SystemExit(f"{job.verb} {job.name} stopped with code {code}; the same command goes on from here")
 
 
+def _forget(job: Job, root: Path) -> None:
+    run = root / job.name
+    for file in (made_by(job.name, root), run / "checkpoints" / PREVIOUS, run / "results.json", run / "config.yaml"):
+        file.unlink(missing_ok=True)
+
+
 def _plan_file(job: Job, root: Path) -> Path:
     return root / "plans" / f"{job.name}.yaml"
+
+
+def _started_file(job: Job, root: Path) -> Path:
+    """Return the file with the SHA-256 of what a job read when it began, by the name of the job that made it."""
+    return root / "plans" / f"{job.name}.started.json"
 
 
 def _export(job: Job, root: Path) -> None:
@@ -186,6 +253,8 @@ def _print_plan(plan: Plan, states: dict[str, str], options: argparse.Namespace)
         rate, how = probe(plan), "by a probe"
     total = 0.0
     for job in plan.jobs:
+        if states[job.name] != "to do" and any(states[other] != "done" for other in job.reads):
+            states[job.name] = "anew"  # unless the same file comes out
         seconds = 0.0 if states[job.name] == "done" else job.passes / 3 / rate
         total += seconds
         reads = f"  reads {', '.join(job.reads)}" if job.reads else ""
@@ -233,17 +302,18 @@ def _duration(seconds: float) -> str:
 # -- figures
 
 
-def draw(plan: Plan, root: Path) -> list[Path]:
-    """Draw the figure that belongs to a table, where its runs are finished and the packages for it installed."""
+def draw(plan: Plan, root: Path, done: set[str]) -> list[Path]:
+    """Draw the figure that belongs to a table, where its runs are done and the packages for it installed."""
     jobs = {row.label: row.jobs[0] for row in plan.rows}
-    done = {job.name for job in plan.jobs if job.verb == "adapt" and state(job, root) == "done"}
     figure: Any = None
-    if plan.table in (2, 4, 5) and can_plot() and jobs.get("CTA") in done:
+    run = jobs.get("CTA", "")
+    if plan.table == 1 and can_plot() and any(row.jobs[0] in done for row in plan.rows if row.temperature):
+        name, run = "table1", plan.rows[-1].jobs[0]
+        figure = sweep_figure(plan, root, done)
+    elif plan.table in (2, 4, 5) and can_plot() and run in done:
         name = "figure3"
         control = jobs["aligned, EMABN"]
-        figure = iterations_figure(
-            read_results(root / jobs["CTA"]), read_results(root / control) if control in done else None
-        )
+        figure = iterations_figure(read_results(root / run), read_results(root / control) if control in done else None)
     elif plan.table == 6 and can_plot() and can_embed() and {jobs["Y"], jobs["CTA"]} <= done:
         name = "figure2"
         models = {label: read_features(root / job) for label, job in jobs.items()}
@@ -255,7 +325,7 @@ def draw(plan: Plan, root: Path) -> list[Path]:
     from torch.utils.tensorboard import SummaryWriter
 
     save_figure(figure, root, name)
-    with SummaryWriter(str(root / jobs["CTA"])) as writer:
+    with SummaryWriter(str(root / run)) as writer:
         writer.add_figure(name, figure)
     return [root / f"{name}.{kind}" for kind in ("png", "svg")]
 

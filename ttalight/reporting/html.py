@@ -16,7 +16,7 @@ from ttalight.reporting.svg import Point, Series, bar_plot, color, line_plot, sc
 from ttalight.reporting.table import Cell, Table
 from ttalight.reporting.text import enumerate_fields
 
-__all__ = ["render_html"]
+__all__ = ["html_heading", "html_list", "html_page", "html_table", "html_wide", "render_html"]
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -55,21 +55,32 @@ def render_html(table: Table, notes: Sequence[str], matches: Sequence[Match] = (
     best = "\x02{}\x03"  # marks that are not in any text, made tags after escaping
     labels = [row.group.label for row in table.rows]
     parts = [
-        f"<h1>{escape(' · '.join(labels) if len(labels) <= 4 else f'{len(labels)} rows')}</h1>",
         f'<p class="quiet">{escape(enumerate_fields(shared_fields(table)))}</p>',
-        _list(remarks(table, notes)),
-        _table(header(table), cells(table, 2, best, "{}"), colored=True),
+        html_list(remarks(table, notes)),
+        html_table(header(table), cells(table, 2, best, "{}"), colored=True),
         f'<p class="quiet">{escape(caption(table, "bold"))}</p>',
         *_plots(table),
-        "<h2>Settings, ranks and cost</h2>",
-        _table(*settings(table), colored=True),
+        html_heading("Settings, ranks and cost"),
+        html_table(*settings(table), colored=True),
     ]
     if matches:
-        parts += ["<h2>Published beside measured</h2>", _table(*match_cells(matches, table.metric))]
-        parts.append(_list([match.text for match in matches]))
-    body = "\n".join(part for part in parts if part).replace("\x02", "<b>").replace("\x03", "</b>")
+        parts += [html_heading("Published beside measured"), html_table(*match_cells(matches, table.metric))]
+        parts.append(html_list([match.text for match in matches]))
+    title = " · ".join(labels) if len(labels) <= 4 else f"{len(labels)} rows"
+    return html_page(title, parts, "ttalight compare").replace("\x02", "<b>").replace("\x03", "</b>")
+
+
+def html_page(title: str, parts: Sequence[str], name: str | None = None) -> str:
+    """Return a page with its own style, without scripts.
+
+    Args:
+        title: Heading of the page.
+        parts: What stands below it; empty ones are left out.
+        name: What a browser calls it; the title by default.
+    """
+    body = "\n".join([f"<h1>{escape(title)}</h1>", *filter(None, parts)])
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>ttalight compare</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(name or title)}</title>\n'
         f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n'
         "</body>\n</html>\n"
     )
@@ -86,7 +97,7 @@ def _plots(table: Table) -> list[str]:
         "Accuracy against speed": _against_speed(table),
     }
     return [
-        f'<h2>{escape(title)}</h2>\n<p class="legend">{legend}</p>\n<div class="wide">{plot}</div>'
+        f'{html_heading(title)}\n<p class="legend">{legend}</p>\n{html_wide(plot)}'
         for title, plot in plots.items()
         if plot
     ]
@@ -175,7 +186,24 @@ def _against_speed(table: Table) -> str:
     return scatter_plot(points, "images/s", "accuracy in %") if points else ""
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]], colored: bool = False) -> str:
+def html_heading(text: str) -> str:
+    """Return the heading of a part of a page."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def html_wide(content: str) -> str:
+    """Return a part of a page, of HTML, that is scrolled where it is wider than the page."""
+    return f'<div class="wide">{content}</div>'
+
+
+def html_table(names: Sequence[str], rows: Sequence[Sequence[str]], colored: bool = False) -> str:
+    """Return a table.
+
+    Args:
+        names: Names of the columns.
+        rows: Cells, as many as names.
+        colored: Set the colours of the plots before the rows.
+    """
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = []
     for index, row in enumerate(rows):
@@ -183,10 +211,11 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], colored: bool = 
         shown[0] = (_key(index) if colored else "") + shown[0]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>")
     body = "\n".join(lines)
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    return html_wide(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
 
 
-def _list(lines: Sequence[str]) -> str:
+def html_list(lines: Sequence[str]) -> str:
+    """Return a list of remarks; nothing if there are none."""
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
 
 

@@ -1,0 +1,86 @@
+"""Tiny twins of all configurations: each is run as it is, but for data, network and length."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ttalight.cli import main
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NAMES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def twin(config: dict[str, Any]) -> dict[str, Any]:
+    """Put digits and a ResNet-8 into a configuration, and two batches in place of all."""
+    model, trainer = config["model"]["init_args"], config["trainer"]
+    model["encoder"] = "cifar_resnet8"
+    if model.get("pretrained"):
+        model["pretrained"] = False
+    if "num_classes" in model:
+        model["num_classes"] = 10
+    if config["model"]["class_path"] == "ReCTTT":
+        model["decoder_blocks"] = [1, 1, 1]
+    data: dict[str, Any] = {"batch_size": 16}
+    trainer |= {"accelerator": "cpu", "enable_progress_bar": False}
+    if "adapter" in config:
+        data |= {"domains": ["clean", "contrast"], "limit": 16, "stream": config["data"]["init_args"]["stream"]}
+        adapter = config["adapter"].get("init_args", {})
+        if "steps" in adapter:
+            adapter["steps"] = min(adapter["steps"], 2)
+        if "read_at" in adapter:
+            adapter["read_at"] = [step for step in adapter["read_at"] if step < adapter["steps"]]
+    else:
+        trainer |= {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0, "enable_model_summary": False}
+    return config | {"data": {"class_path": "DigitsDataModule", "init_args": data}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs the twin of a configuration, and before it those whose weights it reads, each once; returns its folder."""
+    folder = tmp_path_factory.mktemp("twins")
+
+    def run_once(name: str) -> Path:
+        place = folder / "runs" / name
+        if place.is_dir():
+            return place
+        text = (CONFIGS / f"{name}.yaml").read_text()
+        config = yaml.safe_load(text)
+        assert config["name"] == name
+        for other in re.findall(r"runs/(\S+)/checkpoints", yaml.safe_dump(config)):
+            run_once(other)
+        path = folder / f"{name.replace('/', '_')}.yaml"
+        path.write_text(yaml.safe_dump(twin(config)))
+        main(["adapt" if "adapter" in config else "fit", "--config", str(path)])
+        return place
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        yield run_once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tiny_twin_of_every_configuration_runs(name, run):
+    place = run(name)
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    if "adapter" not in config:
+        checkpoint = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
+        assert checkpoint["ttalight"]["task"] == config["model"]["class_path"]
+        assert checkpoint["global_step"] == 2
+        return
+    results = json.loads((place / "results.json").read_text())
+    assert results["complete"] is True
+    assert results["method"] == config["adapter"]["class_path"]
+    assert results["model"] == config["model"]["class_path"]
+    assert [row["name"] for row in results["domains"]] == ["clean", "contrast"]
+    for setting in ("lr", "reset"):
+        if setting in config["adapter"].get("init_args", {}):
+            assert results["protocol"][setting] == config["adapter"]["init_args"][setting]
