@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def conv_net(norm=nn.BatchNorm2d, classes: int = 4, dropout: float = 0.5) -> nn.Module:
@@ -64,6 +67,7 @@ NETWORKS = {
     "torchvision_resnet": lambda: torchvision.models.resnet18(num_classes=4).double().eval(),
 }
 TOO_BRIGHT = 1e6
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl", "_index_put_impl_")
 HAS_BATCH_NORM = ("batch_norm", "dict", "dataclass", "timm_resnet", "timm_bn_act", "torchvision_resnet")
 
 
@@ -144,3 +148,60 @@ def same_state(state_of):
         assert (flags, modes, forwards) == before[1:]
 
     return compare
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make a GPU wait: values that the host reads, and shapes that depend on data."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.masked = [], []
+        self.on = False
+
+    def __enter__(self):
+        self.on = True
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.on = False
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "equal") and not in_an_optimizer():
+            self.read.append(name)
+        if name in ("nonzero", "masked_select", "masked_scatter_backward") or (
+            name in INDEXING and any(map(is_mask, args[1]))
+        ):
+            self.masked.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+def is_mask(index):
+    return index is not None and index.dtype == torch.bool
+
+
+def in_an_optimizer():
+    """Whether one of PyTorch's optimizers is at work: these count steps on the host."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if Path(frame.f_code.co_filename).parts[-3:-1] == ("torch", "optim"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """A context that counts what would make a GPU wait."""
+    counted = Waits()
+    for reading in ("tolist", "cpu", "numpy"):  # no operations of a tensor that is on the CPU
+        real = getattr(torch.Tensor, reading)
+
+        def read(tensor, *args, real=real, reading=reading, **kwargs):
+            if counted.on and tensor.ndim:  # single numbers are read by an operation
+                counted.read.append(reading)
+            return real(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, reading, read)
+    return counted

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import nn
 
-from ttalight.adapters import NCTTA, STAG, Tent
+from ttalight.adapters import MEMO, NCTTA, STAG, Tent, TestTimeTraining
 from ttalight.cli import main
 from ttalight.models import Head, Outputs
 
@@ -197,6 +197,49 @@ class TestInAMethod:
         values = STAG()(adapted.engine.net(images, norm="batch"), adapted.engine.net.head, None)
         expected = -(p * p.log()).sum(1).mean((1, 2)) + 0.7 * values
         assert adapted.engine.last["loss"] == pytest.approx(expected.mean().item(), rel=1e-9)
+
+    @pytest.mark.parametrize("joint", [False, True])
+    def test_memo_averages_it_over_views(self, make_net, joint):
+        images = torch.rand(1 + joint, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        adapted = MEMO(views=5, lr=0.0, joint=joint, terms=[STAG(0.7)]).wrap(make_net())
+        network, seen = adapted.engine.net, []
+        network.run = lambda views: seen.append(views) or network.original(views)
+        adapted(images)
+        views = seen[0].view(5, len(images), 3, 16, 16)
+        losses = []
+        with torch.no_grad():
+            outputs = network(views.flatten(0, 1))
+            values = STAG()(outputs, network.head, None).view(5, -1)
+            for image in range(len(images)):
+                mean = outputs.logits.softmax(1).view(5, len(images), -1)[:, image].mean(0)
+                losses.append(-(mean * mean.log()).sum() + 0.7 * values[:, image].mean())
+        assert adapted.engine.last["loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
+
+    @pytest.mark.parametrize("norm", ["ema", "batch"])
+    def test_test_time_training_makes_it_from_the_pass_of_the_prediction(self, make_net, images, norm):
+        class Task(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = make_net()
+
+            def forward(self, images):
+                return self.net(images)
+
+            def adaptable_parameters(self):
+                return list(self.net[:6].parameters())
+
+            def auxiliary_loss(self, images, generator):
+                return self.net(images.flip(3)).square().mean()
+
+        plain = TestTimeTraining(steps=1, lr=0.0, norm=norm).wrap(Task())
+        termed = TestTimeTraining(steps=1, lr=0.0, norm=norm, terms=[STAG(0.7)]).wrap(Task())
+        assert torch.equal(plain(images), termed(images))  # without a step all is the same: no statistics moved
+        network = termed.engine.net
+        assert (network.forwards, termed.engine.backwards) == (3, 2)
+        with torch.no_grad():
+            outputs = network(images, norm="batch" if norm == "batch" else "source")
+            expected = plain.engine.last["loss"] + 0.7 * STAG()(outputs, network.head, None).mean().item()
+        assert termed.engine.last["loss"] == pytest.approx(expected, rel=1e-9)
 
     def test_clip_norm_bounds_the_step(self, make_net, images):
         sgd = lambda parameters: torch.optim.SGD(parameters, lr=1.0)  # noqa: E731

@@ -377,6 +377,6 @@ def test_weights_can_be_lent(net, images):
     source = adapted(images)
     network = adapted.engine.net
     own = [parameter.detach().clone() for parameter in network.parameters]
-    with network.with_weights(adapted.engine._source), torch.no_grad():
+    with network.with_weights(adapted.engine.source), torch.no_grad():
         torch.testing.assert_close(network(images).logits, source)
     assert all(map(torch.equal, own, network.parameters))

@@ -149,7 +149,9 @@ def written(trainer) -> dict:
 
 
 @pytest.mark.parametrize(
-    "order", [PerDomain(), Interleaved(), Mixed(), SingleSample(Continual(rounds=2), window=4)], ids=repr
+    "order",
+    [PerDomain(), Interleaved(), Mixed(), SingleSample(Continual(rounds=2), window=4)],
+    ids=lambda order: type(order).__name__,
 )
 def test_everything_equals_a_hand_loop(run, data, order):
     data.order, data.limit = order, 30

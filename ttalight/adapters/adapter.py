@@ -16,6 +16,7 @@ from ttalight.adapters.bad_batch import OnBadBatch
 from ttalight.adapters.engine import Engine
 from ttalight.adapters.episodes import Episode, check_episode
 from ttalight.adapters.sharding import Shard, StreamShare, check_sharding, check_strategy, prepare
+from ttalight.adapters.term import Term
 from ttalight.adapters.wrapper import AdaptedNetwork
 from ttalight.models.network import Network
 from ttalight.seeding import global_seed
@@ -49,6 +50,13 @@ class Adapter(Callback, ABC):
         recompute: Save memory: keep only the inputs of the network's blocks in a pass with gradients, and pass each
             block once more on the way back. Numbers stay the same. Not together with ``fast``. See
             ``RecomputedBlocks``.
+        guard_every: Batches from one look at what is not finite to the next. 1 looks at each batch and step before a
+            weight moves, for which the host waits for the device once a step. With more it never waits in between: a
+            step that is not finite, or keeps no sample, still moves nothing; a model that is not finite at the look
+            goes back to what it was at the last one; bad batches are named in a warning, and have been predicted as
+            they are, which ``on_bad_batch="skip"`` must allow. Not for methods that decide on the host (``SAR``,
+            ``DeYO``, ``ROID``, ``CMF``), and not together with ``repeat_kept``, a ``reset`` after N updates or
+            ``episode="image"``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -64,6 +72,8 @@ class Adapter(Callback, ABC):
     shards_batches: ClassVar[bool] = False
     #: Whether ``configure`` looks at the images of the first batch.
     configured_by_images: bool = False
+    #: Whether a step needs numbers on the host, to pick samples for another pass or to reset.
+    decides_on_host: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -73,6 +83,7 @@ class Adapter(Callback, ABC):
         on_bad_batch: OnBadBatch = "error",
         fast: bool = False,
         recompute: bool = False,
+        guard_every: int = 1,
     ) -> None:
         if on_bad_batch not in ("error", "skip", "source"):
             raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
@@ -83,12 +94,15 @@ class Adapter(Callback, ABC):
                 "fast=True and recompute=True exclude each other: a compiled pass decides itself what it keeps. Leave "
                 "one of them out"
             )
+        if guard_every < 1:
+            raise ValueError(f"guard_every must be at least 1, got {guard_every}")
         self.reset = reset
         self.classifier = classifier
         self.seed = seed
         self.on_bad_batch = on_bad_batch
         self.fast = fast
         self.recompute = recompute
+        self.guard_every = guard_every
         #: How several processes divide the coming run; ``Trainer.adapt`` sets it.
         self.shard: Shard | None = None
         self._share: StreamShare | None = None
@@ -138,6 +152,7 @@ class Adapter(Callback, ABC):
             "norm": getattr(self, "norm", None),
             **tolerant,
             **({"fast": True} if self.fast else {}),
+            **({"guard_every": self.guard_every} if self.guard_every > 1 else {}),
         }
 
     def check_defaults(self, classes: int) -> None:
@@ -363,6 +378,7 @@ class GradientAdapter(Adapter):
         steps: Gradient steps for each batch.
         clip_norm: Norm that the gradient of all free parameters together is cut down to in each step; no limit by
             default.
+        terms: Plug-in terms that are added to the loss of each sample.
         episode: With ``reset="batch"``, what is adapted to from the source: the ``batch`` together, or each ``image``
             of it by itself. The latter gives what batches of one image give, up to rounding, in less time: images are
             passed together, each with weights of its own (``torch.func``). For ``Tent``, ``RPL`` and
@@ -388,6 +404,7 @@ class GradientAdapter(Adapter):
         optimizer: OptimizerCallable | None = None,
         steps: int = 1,
         clip_norm: float | None = None,
+        terms: list[Term] | None = None,
         episode: Literal["batch", "image"] = "batch",
         episode_memory: int = 512,
         **kwargs: Any,
@@ -403,6 +420,7 @@ class GradientAdapter(Adapter):
             raise ValueError(f"clip_norm must be positive, or None for no limit, got {clip_norm}")
         self.steps = steps
         self.clip_norm = clip_norm
+        self.terms = terms or []
         self.episode: Episode = episode
         self.episode_memory = episode_memory
         check_episode(self)
@@ -424,7 +442,8 @@ class GradientAdapter(Adapter):
         lr = float(optimizer.param_groups[0]["lr"])
         clipped = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
         apart = {"episode": "image"} if self.episode == "image" else {}
-        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr} | clipped | apart
+        added = {"terms": [repr(term) for term in self.terms]} if self.terms else {}
+        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr} | clipped | added | apart
 
     def check_batch_shard(self, module: nn.Module) -> None:
         """Make sure that shard='batch' gives what one process gives; see ``Adapter``."""

@@ -48,6 +48,7 @@ class DeYO(SelfTrainingAdapter):
 
     shards_batches = True
 
+    decides_on_host = True
     sgd_momentum = 0.9
     published_parameters: Selection = "norm_before_last_block"
     published: ClassVar[dict[str, dict[str, Any]]] = {

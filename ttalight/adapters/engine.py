@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ttalight.adapters.bad_batch import check_batch_type, refusal, repaired
+from ttalight.adapters.bad_batch import BadBatches
+from ttalight.adapters.descent import Descent
 from ttalight.adapters.episodes import Episodes
-from ttalight.adapters.parameter_vector import ParameterVector, divide, flatten
+from ttalight.adapters.guard import READ, check_guard, is_finite
+from ttalight.adapters.parameter_vector import flatten
 from ttalight.distributed import average
 from ttalight.models.fast_pass import FastPass
 from ttalight.models.network import Network
@@ -41,6 +42,7 @@ class Engine:
 
     Raises:
         RuntimeError: If another method is adapting the model already.
+        ValueError: If options of the method exclude each other.
     """
 
     def __init__(self, adapter: Adapter, module: nn.Module, seed: int) -> None:
@@ -52,11 +54,13 @@ class Engine:
         self.net.draws, self.net.recover = self.draws, self.recover
         if adapter.fast:
             self.net.run = FastPass(self.net)
+        check_guard(adapter)
+        self.bad = BadBatches(self)
         self.episodes = Episodes(self) if getattr(adapter, "episode", "batch") == "image" else None
         self._recomputed = RecomputedBlocks(self.net) if adapter.recompute else None
         self.seed = seed
-        self.optimizer: torch.optim.Optimizer | None = None
-        self._vector: ParameterVector | None = None
+        #: What moves the free parameters, if there are any.
+        self.descent: Descent | None = None
         self.configured = False
         #: Where the next batch stands: visit of the stream, batch in the visit.
         self.visit, self.batch = -1, 0
@@ -67,15 +71,12 @@ class Engine:
         #: What the last step showed: loss, gradient norm, fraction of samples kept, and whether the method recovered.
         self.last: dict[str, float] = {}
         self._updates_at_reset = 0
-        self._boundary = self._touched = False
+        self._boundary = False
         self._collapsed: Tensor | None = None
-        self._live: dict[str, Tensor] = {}
-        self._source: list[Tensor] = []
-        #: What must stay finite: vectors, which are many and small, and other tensors.
-        self._guarded: tuple[list[Tensor], list[Tensor]] = [], []
-        self._usual: tuple[int, ...] | None = None
-        self._taken: set[tuple[int, ...]] = set()
-        self._groups: list[dict[str, Any]] = []
+        #: What the method can change, by name; the values that a reset goes back to; whether it may differ from them.
+        self.live: dict[str, Tensor] = {}
+        self.source: list[Tensor] = []
+        self.touched = False
         self._pending: dict[str, Any] | None = None
         self._probing = False
         self._aside: dict[str, Any] | None = None
@@ -88,6 +89,11 @@ class Engine:
             norm.attach()
         if self._recomputed is not None:
             self._recomputed.attach()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer of the free parameters, if there are any."""
+        return None if self.descent is None else self.descent.optimizer
 
     # -- a batch
 
@@ -147,13 +153,13 @@ class Engine:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
             if images.is_inference():
                 images = images.clone()
-            fault = self._look(images)
+            fault = self.bad.fault(images)
             if fault is not None and self.episodes is not None and len(images) > 1:
                 if self.adapter.on_bad_batch == "error":
                     raise fault
                 return self._one_by_one(images)
             if fault is not None:
-                images = self._repair(images, fault)
+                images = self.bad.repair(images, fault)
             self.net.images = images
             if self._checkpoint is not None:
                 self._restore(self._checkpoint)
@@ -171,7 +177,7 @@ class Engine:
             self.last = {}
             self.net.unclaimed = 0.0
             self.net.readings = {}
-            logits = (self._follow(images) if fault is None else self._only_predict(images)).detach()
+            logits = (self._follow(images) if fault is None else self.bad.only_predict(images)).detach()
         self.batch += 1
         self.batches += 1
         return logits
@@ -179,14 +185,13 @@ class Engine:
     def _follow(self, images: Tensor) -> Tensor:
         if not self.configured:
             self._configure()
+        return self.bad.attempt(images, self._let_adapt)
+
+    def _let_adapt(self, images: Tensor) -> Tensor:
         if self.episodes is not None and len(images) > 1:
-            logits = self.episodes(images)
-        else:
-            self._touched = True
-            logits = self.adapter.adapt(self.net, images)
-        self._usual = self._usual or tuple(images.shape[1:])
-        self._taken.add(tuple(images.shape[1:]))
-        return logits
+            return self.episodes(images)
+        self.touched = True
+        return self.adapter.adapt(self.net, images)
 
     def _one_by_one(self, images: Tensor) -> Tensor:
         """Return the logits of images that are batches of their own, some of which cannot be adapted to."""
@@ -203,108 +208,29 @@ class Engine:
         net.readings = {steps: torch.cat([reading[steps] for reading in readings]) for steps in readings[0]}
         return torch.cat(logits)
 
-    # -- batches that cannot be adapted to
+    def abandon(self, passes: tuple[float, float]) -> None:
+        """Forget a batch that was begun, but for what has moved by it.
 
-    def _look(self, images: Tensor) -> Exception | None:
-        """Return what is wrong with a batch, and go back to the source if the last one spoiled the model.
-
-        One host synchronisation. First of all: what one NaN does to running statistics and weights, no reset within the
-        domain takes back.
+        Args:
+            passes: Forwards and backwards before it.
         """
-        fault: Exception | None = check_batch_type(images)
-        bad = 0 if fault is not None else self._count_bad(images)
-        if bad:
-            fault = ValueError(
-                f"{bad} of {len(images)} images in batch {self.batch} of visit {max(self.visit, 0)} (counted from 0) "
-                "have NaN or infinite pixels: repair them or take them away. Nothing was adapted to this batch"
-            )
-        if self._is_new_size(images):
-            assert self._usual is not None
-            with self._unmoved(), self.net.norm_mode("source"), self.net.precision():
-                refused = refusal(self.net.original, repaired(images[:1], self._dtype()), self._usual)
-            if refused is None:
-                self._taken.add(tuple(images.shape[1:]))
-            fault = refused or fault
-        return fault
-
-    def _is_new_size(self, images: Tensor) -> bool:
-        """Return whether images have a size that the network has not taken yet, after others that it has."""
-        shape, usual = tuple(images.shape[1:]), self._usual
-        # Other channels or dimensions are the network's own to refuse: there is nothing to scale.
-        comparable = usual is not None and len(usual) == len(shape) == 3 and usual[0] == shape[0]
-        return comparable and shape not in self._taken
-
-    def _count_bad(self, images: Tensor) -> int:
-        # One small sum tells whether all is well; it may also be infinite where pixels are large: then none is counted.
-        pixels = images.sum(dtype=torch.promote_types(images.dtype, torch.float32)).float()
-        if self._touched and any(self._guarded):
-            total, size = torch.stack([pixels, self._size_of_state()]).tolist()
-            if not _finite(size):
-                self._return_to_source()
-        else:
-            total = pixels.item()
-        return 0 if _finite(total) else int(images.isfinite().flatten(1).all(1).logical_not_().sum())
-
-    def _size_of_state(self) -> Tensor:
-        """Return a number that is finite if all weights and statistics are."""
-        vectors, others = self._guarded
-        norms = [torch.linalg.vector_norm(torch.cat(vectors)).float()] if vectors else []
-        if others:
-            norms += [norm.float() for norm in torch._foreach_norm(others)]
-        return norms[0] if len(norms) == 1 else torch.stack(norms).sum()
-
-    def _return_to_source(self) -> None:
-        warnings.warn(
-            f"{type(self.adapter).__name__} has left weights or statistics that are not finite, before batch "
-            f"{self.batch} of visit {max(self.visit, 0)}: it goes on from the source, as after a reset. Is the "
-            "learning rate too high?",
-            stacklevel=2,
-        )
-        self.recover()
-
-    def _repair(self, images: Tensor, fault: Exception) -> Tensor:
-        policy = self.adapter.on_bad_batch
-        if policy == "error":
-            raise fault
-        if self.bad_batches == 0:
-            model = "the source model" if policy == "source" else "the model as it is"
-            warnings.warn(
-                f"{fault}: predicted with {model}, as on_bad_batch={policy!r} says; further such batches are counted "
-                "and not named",
-                stacklevel=2,
-            )
-        size = self._usual[1:] if self._usual is not None and self._is_new_size(images) else None
-        return repaired(images, self._dtype(), size)
-
-    def _only_predict(self, images: Tensor) -> Tensor:
-        """Return logits of the model as it is, or of the source model; nothing moves."""
-        self.bad_batches += 1
-        source = self.adapter.on_bad_batch == "source"
-        with torch.no_grad(), self._unmoved():
-            if source and self._live:
-                torch._foreach_copy_(list(self._live.values()), self._source)
-            with ExitStack() as layers:
-                for norm in self.net.norms:
-                    if source or norm.mode == "ema":  # of a bad batch no statistics are taken
-                        layers.enter_context(norm.as_source())
-                logits = self.net(images).logits
-        self.net.readings = {steps: logits for steps in getattr(self.adapter, "read_at", ())}
-        return logits
+        net = self.net
+        net.forwards, self.backwards = passes
+        net.unclaimed, net.readings = 0.0, {}
+        for parameter in net.parameters:
+            parameter.grad = None
+        self._collapsed = None
 
     @contextmanager
-    def _unmoved(self) -> Iterator[None]:
+    def unmoved(self) -> Iterator[None]:
         """Give everything that the method can change its present value back, bit for bit."""
-        kept = [value.detach().clone() for value in self._live.values()]
+        kept = [value.detach().clone() for value in self.live.values()]
         try:
             yield
         finally:
             if kept:
                 with torch.no_grad():
-                    torch._foreach_copy_(list(self._live.values()), kept)
-
-    def _dtype(self) -> torch.dtype:
-        floats = (tensor.dtype for tensor in self.net.module.parameters() if tensor.is_floating_point())
-        return next(floats, torch.get_default_dtype())
+                    torch._foreach_copy_(list(self.live.values()), kept)
 
     def draws(self, step: int = 0) -> torch.Generator:
         """Return the generator for a step's random draws, keyed by (seed, visit, batch, step)."""
@@ -328,6 +254,7 @@ class Engine:
     def backward(self, losses: Tensor, weights: Tensor | None = None, penalty: Tensor | None = None) -> None:
         """Reduce per-sample losses and leave the gradient at the free parameters; see ``step``."""
         loss, kept = _reduce(losses, weights)
+        self._leaves_out = weights is not None
         if penalty is not None:
             loss = loss + penalty
         if loss.requires_grad:
@@ -352,83 +279,58 @@ class Engine:
         A step whose loss or gradient is not finite, or that keeps no sample, changes nothing and is counted in
         ``skipped``. One host synchronisation.
         """
-        parameters = self.net.parameters
+        parameters, descent = self.net.parameters, self.descent
+        assert descent is not None, "a method that steps has free parameters"
         gradient = flatten([torch.zeros_like(p) if (grad := p.grad) is None else grad for p in parameters])
         loss, kept = self._reduced
         if pulled is not None:
             gradient += pulled[0]
             loss = loss + pulled[1]
         norm = torch.linalg.vector_norm(gradient)
-        values = {"loss": loss, "grad_norm": norm, "selected": kept}
+        values = dict(zip(READ, (loss, norm, kept), strict=True))
         if self._collapsed is not None:
             values["recovered"] = self._collapsed
-        seen = torch.stack(list(values.values())).tolist()
-        self.last = dict(zip(values, seen, strict=True))
-        self.net.kept = seen[2]
-        if all(map(_finite, seen)) and seen[2] > 0:
-            limit = self.adapter.clip_norm
-            if limit is not None:
-                gradient *= (limit / (norm + 1e-6)).clamp(max=1.0)
-            self._move(gradient, as_it_was=pulled is None and limit is None)
-            self.updates += 1
+        seen = self.bad.guard.read(list(values.values()))
+        limit = self.adapter.clip_norm
+        as_it_was = pulled is None and limit is None
+        moves = seen is None or (all(map(is_finite, seen)) and seen[2] > 0)
+        if moves and limit is not None:
+            gradient *= (limit / (norm + 1e-6)).clamp(max=1.0)
+        if seen is None:
+            # A step that keeps no sample would still move by its momentum.
+            descent.move(gradient, as_it_was, when=(loss + norm).isfinite() & (kept > 0), must=self._leaves_out)
         else:
-            self.skipped += 1
+            self.last = dict(zip(values, seen, strict=True))
+            self.net.kept = seen[2]
+            if moves:
+                descent.move(gradient, as_it_was)
+            self.updates += moves
+            self.skipped += not moves
         for parameter in parameters:
             parameter.grad = None
         self._collapsed = None
         if self.last.get("recovered"):
             self.recover()
 
-    def _move(self, gradient: Tensor, as_it_was: bool) -> None:
-        """Let the optimizer step on a gradient, a vector; ``as_it_was`` says that ``backward`` left the same."""
-        assert self.optimizer is not None, "a method that steps has an optimizer"
-        parameters = self.net.parameters
-        if self._vector is None and not self.optimizer.state and all(p.grad is not None for p in parameters):
-            if ParameterVector.fits(self.optimizer, parameters):
-                self._make_optimizer(as_vector=True)
-        if self._vector is not None:
-            self._vector.step(self.optimizer, gradient)
-            return
-        if not as_it_was:
-            for parameter, part in zip(parameters, divide(gradient, parameters), strict=True):
-                if parameter.grad is not None:
-                    parameter.grad.copy_(part)
-        self.optimizer.step()
-
-    def _make_optimizer(self, as_vector: bool) -> torch.optim.Optimizer:
-        """Make the method's optimizer anew, of the parameters one by one or as a vector; what was set is kept."""
-        parameters, before = self.net.parameters, self.optimizer
-        self._vector = ParameterVector(parameters) if as_vector else None
-        self.optimizer = made = self.adapter.make_optimizer([self._vector.values] if self._vector else parameters)
-        for group, earlier in zip(made.param_groups, before.param_groups if before else [], strict=False):
-            group.update(_options(earlier))
-        if as_vector and made.defaults.get("foreach"):
-            made.param_groups[0]["foreach"] = False  # which takes longer for a single tensor
-        return made
-
     # -- states
 
     def _configure(self) -> None:
         adapter, net = self.adapter, self.net
+        if getattr(adapter, "terms", None):
+            _ = net.head  # from here on passes keep the features that terms read
         adapter.configure(net)
         if net.parameters:
-            self.optimizer = None
-            self._groups = [_options(group) for group in self._make_optimizer(as_vector=False).param_groups]
+            self.descent = Descent(adapter.make_optimizer, net.parameters)
         names = {id(parameter): name for name, parameter in net.module.named_parameters()}
         names |= {id(parameter): f"own.{name}" for name, parameter in net.own.items()}
-        self._live = {names[id(parameter)]: parameter for parameter in net.parameters}
+        self.live = {names[id(parameter)]: parameter for parameter in net.parameters}
         for norm in net.norms:
             if norm.mode == "ema":
-                self._live |= {f"{norm.name}.statistics.{i}": value for i, value in enumerate(norm.statistics)}
-        self._live |= {f"method.{name}": value for name, value in adapter.method_state().items()}
-        self._source = [value.detach().clone() for value in self._live.values()]
-        net.source = self._source[: len(net.parameters)]
-        guarded = [
-            value.detach()
-            for value, source in zip(self._live.values(), self._source, strict=True)
-            if value.is_floating_point() and value.numel() and bool(source.isfinite().all())
-        ]
-        self._guarded = [v for v in guarded if v.ndim == 1], [v for v in guarded if v.ndim != 1]
+                self.live |= {f"{norm.name}.statistics.{i}": value for i, value in enumerate(norm.statistics)}
+        self.live |= {f"method.{name}": value for name, value in adapter.method_state().items()}
+        self.source = [value.detach().clone() for value in self.live.values()]
+        net.source = self.source[: len(net.parameters)]
+        self.bad.guard.configure(list(self.live.values()), self.source, steady=len(net.parameters))
         self.configured = True
         if self._pending is not None:
             self.load_state_dict(self._pending)
@@ -447,16 +349,16 @@ class Engine:
         if self._pending is not None:
             self._pending = {**self._pending, "reset": True}
         self._updates_at_reset = self.updates
-        if not self._touched:
+        if not self.touched:
             return
-        self._touched = False
+        if self.adapter.reset != "batch":
+            self.bad.close()
+        self.touched = False
         self.net.kept = 1.0
-        if self._live:
-            torch._foreach_copy_(list(self._live.values()), self._source)
-        if self.optimizer is not None:
-            self.optimizer.state.clear()
-            for group, fresh in zip(self.optimizer.param_groups, self._groups, strict=True):
-                group.update(fresh)
+        if self.live:
+            torch._foreach_copy_(list(self.live.values()), self.source)
+        if self.descent is not None:
+            self.descent.reset()
 
     def recover(self, when: Tensor | None = None) -> None:
         """Go back to the source in the middle of a batch, on the method's own decision.
@@ -470,18 +372,17 @@ class Engine:
             return
         self.reset()
         self.recoveries += 1
-        self._touched = True
+        self.touched = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything the method has changed: tensors and plain numbers only, and finite."""
         if self._pending is not None:
             return copy.deepcopy(self._pending)
-        if self._touched and any(self._guarded) and not _finite(float(self._size_of_state())):
-            self._return_to_source()
+        self.bad.close()
+        self.bad.check_state()
         return {
-            "tensors": {name: value.detach().clone() for name, value in self._live.items()},
-            # An optimizer hands out, and takes in, its own tensors.
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()) if self.optimizer is not None else None,
+            "tensors": {name: value.detach().clone() for name, value in self.live.items()},
+            "optimizer": None if self.descent is None else self.descent.state_dict(),
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "kept": self.net.kept,
         }
@@ -497,24 +398,21 @@ class Engine:
             self._pending = state
             return
         tensors: dict[str, Tensor] = state["tensors"]
-        if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in self._live.items()}:
-            odd = sorted(tensors.keys() ^ self._live.keys())
+        if {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in self.live.items()}:
+            odd = sorted(tensors.keys() ^ self.live.keys())
             raise ValueError(
                 f"the adaptation state does not fit {type(self.adapter).__name__} on "
                 f"{type(self.net.module).__name__}: "
                 + (f"only on one side: {', '.join(odd[:5])}" if odd else "shapes differ")
             )
-        for name, value in self._live.items():
+        self.bad.guard.drop()
+        for name, value in self.live.items():
             value.copy_(tensors[name])
-        if self.optimizer is not None and state["optimizer"] is not None:
-            one = sum(len(group["params"]) for group in state["optimizer"]["param_groups"]) == 1
-            as_vector = one and len(self.net.parameters) > 1
-            if as_vector != (self._vector is not None):
-                self._make_optimizer(as_vector)
-            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if self.descent is not None and state["optimizer"] is not None:
+            self.descent.load_state_dict(state["optimizer"])
         self._set_counters(state["counters"])
         self.net.kept = state["kept"]
-        self._pending, self._touched = None, True
+        self._pending, self.touched = None, True
         if state.get("reset"):  # asked for before the method was configured
             self.reset()
 
@@ -524,12 +422,12 @@ class Engine:
         That is more than ``state_dict``: what a reset goes back to where a method makes it from its first batch, the
         place in a probe, and the counts of passes.
         """
-        method = {name: value.clone() for name, value in zip(self._live, self._source, strict=True)}
+        method = {name: value.clone() for name, value in zip(self.live, self.source, strict=True)}
         return {
             "state": self.state_dict(),
             "source": {name: value for name, value in method.items() if name.startswith("method.")},
             "aside": self._aside,
-            "shape": list(self._usual or ()),
+            "shape": list(self.bad.usual or ()),
             "passes": [self.net.forwards, self.backwards],
         }
 
@@ -540,7 +438,7 @@ class Engine:
             checkpoint: What ``checkpoint()`` of an engine of the same method and model returned.
         """
         self._checkpoint = checkpoint
-        self._usual = tuple(checkpoint["shape"]) or None
+        self.bad.usual = tuple(checkpoint["shape"]) or None
         self._set_counters(checkpoint["state"]["counters"])
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
@@ -549,7 +447,7 @@ class Engine:
         self._configure()
         self.load_state_dict(checkpoint["state"])
         self._set_counters(counters)
-        for name, value in zip(self._live, self._source, strict=True):
+        for name, value in zip(self.live, self.source, strict=True):
             if name in checkpoint["source"]:
                 value.copy_(checkpoint["source"][name])
         self._aside = checkpoint["aside"]
@@ -562,21 +460,22 @@ class Engine:
     def to(self, device: torch.device) -> None:
         """Move the model and all adaptation state to a device."""
         state = self.state_dict() if self.configured else None
-        touched = self._touched
+        touched = self.touched
         self.reset()  # a method is configured from the source
         self.net.module.to(device)
         self.net.generator = torch.Generator(device=device)
         if state is None:
             return
-        source = [value.to(device) for value in self._source]
+        source = [value.to(device) for value in self.source]
         self.configured = False
         self._configure()
-        self._source, self.net.source = source, source[: len(self.net.parameters)]
+        self.source, self.net.source = source, source[: len(self.net.parameters)]
         self.load_state_dict(state)
-        self._touched = touched
+        self.touched = touched
 
     def release(self) -> None:
         """Give the model back as it was: weights, statistics, forwards, flags, gradients."""
+        self.bad.close()
         self.reset()
         for norm in self.net.norms:
             norm.detach()
@@ -591,21 +490,12 @@ class Engine:
         _adapted.discard(self.net.module)
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
-    """Return what is set in a parameter group of an optimizer, but for how it goes about its work."""
-    return {name: value for name, value in group.items() if name not in ("params", "foreach")}
-
-
 def _reduce(losses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the mean loss over kept samples and the fraction kept."""
     if weights is None:
         return losses.mean(), losses.new_ones(())
     kept = (weights != 0).sum()
     return (losses * weights).sum() / kept.clamp(min=1), kept / weights.numel()
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0
 
 
 def _ambient_autocast(device_type: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -56,6 +56,8 @@ def check_episode(adapter: GradientAdapter) -> None:
         raise ValueError(
             f"episode='image' starts every image from the source and needs reset='batch', got reset={adapter.reset!r}"
         )
+    if adapter.terms:
+        raise ValueError("episode='image' takes no terms: leave them away, or episode='batch'")
     if adapter.fast:
         raise ValueError("episode='image' and fast=True are two ways to make the same passes: choose one of them")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import GradientAdapter
+from ttalight.adapters.term import add_terms
 from ttalight.adapters.views import PixelSpace, check_normalization, pixel_space
 from ttalight.losses import marginal_entropy
 from ttalight.models.network import Network, Selection
@@ -120,7 +121,8 @@ class MEMO(GradientAdapter):
         pixels = self._space.to_pixels(images)
         for step in range(self.steps):
             views = self._augmentation(pixels, net.draws(index * self.steps + step), self.views)
-            logits = net(self._space.from_pixels(views)).logits
+            outputs = net(self._space.from_pixels(views))
+            logits = outputs.logits
             if logits.ndim != 2:
                 raise ValueError(
                     "MEMO averages predictions over cropped and turned views and takes one prediction an image, "
@@ -129,7 +131,9 @@ class MEMO(GradientAdapter):
             # The network counts a call as a pass of one whole batch.
             net.forwards += self.views * batches - 1
             net.unclaimed += self.views * batches - 1
-            net.step(marginal_entropy(logits.view(self.views, len(images), -1).transpose(0, 1)))
+            losses = marginal_entropy(logits.view(self.views, len(images), -1).transpose(0, 1))
+            added = add_terms(logits.new_zeros(len(logits)), self.terms, net, outputs)
+            net.step(losses + added.view(self.views, -1).mean(0))
         with torch.no_grad():
             prediction = net(images).logits
         net.forwards += batches - 1

@@ -103,8 +103,6 @@ class MoETTA(SelfTrainingAdapter):
         own = {name: value for stand_in in self._routed for name, value in stand_in.parameters.items()}
         net.free(net.norm_affines(plain) if plain else [], own=own)
         net.set_norm_mode("batch")
-        if self.terms:
-            _ = net.head
         dtype = torch.promote_types(self._routed[0].weight.dtype, torch.float32)
         self._mean = torch.zeros((), dtype=dtype, device=net.device)
         self._batches = torch.zeros((), dtype=dtype, device=net.device)

@@ -49,24 +49,48 @@ class ParameterVector:
         size = sum(parameter.numel() for parameter in parameters)
         return len(parameters) > 1 and len(kinds) == 1 and size <= _MOST
 
+    @staticmethod
+    def steps_itself(optimizer: Optimizer) -> bool:
+        """Return whether the few operations here do what the optimizer's own step would."""
+        (group,) = optimizer.param_groups
+        return not (any(group.get(name) for name in _ELSEWHERE) or isinstance(group["lr"], Tensor))
+
     @torch.no_grad()
-    def step(self, optimizer: Optimizer, gradient: Tensor) -> None:
+    def step(self, optimizer: Optimizer, gradient: Tensor, when: Tensor | None = None) -> None:
         """Let the optimizer move the parameters.
 
         Args:
             optimizer: Of ``values``.
             gradient: Of all parameters, as ``flatten`` returns it.
+            when: Boolean scalar, whether to step, which the host does not read; None says yes.
         """
         torch.cat(_as_vectors(self.parameters), out=self.values.data)
+        state = optimizer.state[self.values]
+        if when is None:
+            if self.steps_itself(optimizer) and "step" in state:
+                state["step"] = float(state["step"])  # a number: reading a tensor could wait for the device
+            self._step(optimizer, gradient)
+        else:
+            if "step" in state:
+                state["step"] = torch.as_tensor(state["step"], dtype=torch.float64, device=when.device)
+            before = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+            values = self.values.detach().clone()
+            self._step(optimizer, gradient)
+            self.values.data.copy_(torch.where(when, self.values.data, values))
+            for name, value in state.items():
+                if value is not None:
+                    state[name] = torch.where(when, value, before.get(name, 0.0))
+        torch._foreach_copy_(self.parameters, self._parts)
+
+    def _step(self, optimizer: Optimizer, gradient: Tensor) -> None:
         (group,) = optimizer.param_groups
-        if any(group.get(name) for name in _ELSEWHERE) or isinstance(group["lr"], Tensor):
+        if not self.steps_itself(optimizer):
             self.values.grad = gradient
             optimizer.step()
             self.values.grad = None
         else:
             update = move_by_sgd if isinstance(optimizer, SGD) else move_by_adam
             update(self.values.data, gradient, group, optimizer.state[self.values])
-        torch._foreach_copy_(self.parameters, self._parts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"parameters": self.parameters, "values": self.values}
@@ -107,21 +131,27 @@ def move_by_adam(values: Tensor, gradient: Tensor, group: dict[str, Any], state:
         values: (N,), moved in place.
         gradient: (N,).
         group: The optimizer's parameter group.
-        state: The optimizer's state of the vector; empty before the first step.
+        state: The optimizer's state of the vector; empty before the first step. Its ``step`` stays a scalar on the
+            device if it is one.
     """
     if not state:
         state["step"] = 0.0
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(values), torch.zeros_like(values)
     lr, decay, (first, second) = group["lr"], group["weight_decay"], group["betas"]
-    state["step"] = steps = float(state["step"]) + 1.0  # a number: reading a tensor could wait for the device
+    state["step"] = steps = state["step"] + 1.0
     if decay and group["decoupled_weight_decay"]:
         values.mul_(1 - lr * decay)
     elif decay:
         gradient = gradient.add(values, alpha=decay)
     mean = state["exp_avg"].lerp_(gradient, 1 - first)
     square = state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    root = square.sqrt().div_(math.sqrt(1 - second**steps)).add_(group["eps"])
-    values.addcdiv_(mean, root, value=-lr / (1 - first**steps))
+    left, square_left = 1 - first**steps, 1 - second**steps
+    if isinstance(steps, Tensor):
+        root = square.sqrt().div_(square_left.sqrt()).add_(group["eps"])
+        values.sub_((mean / root).mul_(lr / left))
+    else:
+        root = square.sqrt().div_(math.sqrt(square_left)).add_(group["eps"])
+        values.addcdiv_(mean, root, value=-lr / left)
 
 
 @torch.no_grad()

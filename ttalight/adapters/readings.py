@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ttalight.models.network import Network
+from ttalight.models.network import Network, Outputs
 
 __all__ = ["check_readings", "predict", "steps_with_readings"]
 
@@ -44,7 +44,12 @@ def predict(net: Network, images: Tensor, norm: str) -> Tensor:
         norm: ``batch`` for statistics of these images; anything else for the running ones, which may have moved.
     """
     with torch.no_grad():
-        return net(images, norm="batch" if norm == "batch" else "source").logits
+        return pass_for_prediction(net, images, norm).logits
+
+
+def pass_for_prediction(net: Network, images: Tensor, norm: str) -> Outputs:
+    """Return the outputs that a prediction is made from; see ``predict``. No statistics move."""
+    return net(images, norm="batch" if norm == "batch" else "source")
 
 
 def steps_with_readings(

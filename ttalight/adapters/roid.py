@@ -55,6 +55,7 @@ class ROID(SelfTrainingAdapter):
             predicts pixel by pixel.
     """
 
+    decides_on_host = True
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},
         "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 2.5e-4, "batch_size": 64},

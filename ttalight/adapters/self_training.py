@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import GradientAdapter
-from ttalight.adapters.term import Term, add_terms
+from ttalight.adapters.term import add_terms
 from ttalight.models.network import Network, Outputs, Selection
 
 __all__ = ["SelfTrainingAdapter", "per_image"]
@@ -28,7 +28,6 @@ class SelfTrainingAdapter(GradientAdapter):
         parameters: What may adapt: ``norm`` for the weights and biases of all normalisation layers,
             ``norm_before_last_block`` for those in front of the last block, ``features`` for everything but the
             classifier, ``all``, or a function of name and parameter; the method's published choice by default.
-        terms: Plug-in terms that are added to the loss of each sample.
         repeat_kept: On networks without BatchNorm, forward without gradients first and repeat only the kept samples
             with gradients, while fewer than 60 % of a batch are kept. The same numbers, up to rounding, for less time.
         kwargs: See ``GradientAdapter`` and ``Adapter``.
@@ -46,7 +45,6 @@ class SelfTrainingAdapter(GradientAdapter):
         lr: float | None = None,
         prediction: Literal["before", "after"] = "before",
         parameters: Selection | None = None,
-        terms: list[Term] | None = None,
         repeat_kept: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -57,12 +55,9 @@ class SelfTrainingAdapter(GradientAdapter):
             raise ValueError(f"prediction must be 'before' or 'after', got {prediction!r}")
         self.prediction = prediction
         self.parameters: Selection = self.published_parameters if parameters is None else parameters
-        self.terms = terms or []
         self.repeat_kept = repeat_kept
-        if self.episode == "image" and (self.terms or repeat_kept):
-            raise ValueError(
-                "episode='image' takes neither terms nor repeat_kept: leave these away, or episode='batch'"
-            )
+        if self.episode == "image" and repeat_kept:
+            raise ValueError("episode='image' takes no repeat_kept: leave it away, or episode='batch'")
 
     # -- what a method says
 
@@ -91,8 +86,6 @@ class SelfTrainingAdapter(GradientAdapter):
         """Free the parameters and normalise with the batch's statistics."""
         net.free(net.select(self.parameters))
         net.set_norm_mode("batch")
-        if self.terms:
-            _ = net.head  # from here on passes keep the features that terms read
 
     def adapt(self, net: Network, images: Tensor) -> Tensor:
         """Step on the batch."""
@@ -132,10 +125,6 @@ class SelfTrainingAdapter(GradientAdapter):
         losses = self.losses(net, images.index_select(0, keep), outputs)
         losses = add_terms(losses, self.terms, net, outputs, weights=weights)
         return losses.new_zeros(len(images)).index_copy(0, keep, losses)
-
-    def protocol(self) -> dict[str, Any]:
-        """Return what a result must say about this method to be comparable."""
-        return super().protocol() | ({"terms": [repr(term) for term in self.terms]} if self.terms else {})
 
 
 def per_image(values: Tensor) -> Tensor:

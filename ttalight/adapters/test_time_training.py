@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ttalight.adapters.adapter import GradientAdapter
 from ttalight.adapters.ema_bn import check_momentum, move_statistics
 from ttalight.adapters.episodes import check_views
-from ttalight.adapters.readings import check_readings, predict, steps_with_readings
+from ttalight.adapters.readings import check_readings, pass_for_prediction, predict, steps_with_readings
+from ttalight.adapters.term import add_terms
 from ttalight.models.network import Network
 
 __all__ = ["TestTimeTraining"]
@@ -23,7 +24,8 @@ class TestTimeTraining(GradientAdapter):
     layers named by the task's ``adaptation_modes()`` (all BatchNorm layers by default) run on batch statistics; the
     rest of the network stays in eval mode. The published protocol of this line of work is episodic: for every batch
     the source weights, statistics and optimizer are restored, N steps taken on the batch and the un-augmented batch
-    predicted after the last one. N passes of the auxiliary loss, N backwards and one forward a batch.
+    predicted after the last one. N passes of the auxiliary loss, N backwards and one forward a batch. Plug-in terms are
+    made from one more forward of the un-augmented batch in each step, with the statistics of the prediction.
 
     Defaults are CTA's: S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv
     2507.05221: 20 steps at 1e-6 on batches of 128. The paper names no optimizer; Adam is what its comparison methods
@@ -102,5 +104,8 @@ class TestTimeTraining(GradientAdapter):
     def adapt(self, net: Network, images: Tensor) -> Tensor:
         """Step on the auxiliary loss of fresh views, then predict the images."""
         for step in steps_with_readings(net, images, self.steps, self.read_at, self.norm):
-            net.step(net.auxiliary_loss(images, net.draws(step)))
+            losses = net.auxiliary_loss(images, net.draws(step))
+            if self.terms:
+                losses = add_terms(losses, self.terms, net, pass_for_prediction(net, images, self.norm))
+            net.step(losses)
         return predict(net, images, self.norm)

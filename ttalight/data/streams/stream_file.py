@@ -24,6 +24,7 @@ def write_stream_file(path: Path, header: dict[str, Any], arrays: dict[str, npt.
     """Write header and arrays; the file has its name only once it is complete."""
     text = json.dumps({"format": _FORMAT} | header)
     content = {_HEADER: np.frombuffer(text.encode(), dtype=np.uint8)} | arrays
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
         np.savez(file, **{name: content[name].astype(dtype, copy=False) for name, dtype in _TYPES.items()})
