@@ -31,7 +31,7 @@ def tools():
         import reproduce_cta
 
         yield reproduce_cta, cta_plan, cta_tables
-    for name in ("reproduce_cta", "cta_plan", "cta_tables"):
+    for name in ("reproduce_cta", "cta_plan", "cta_tables", "cta_differences"):
         sys.modules.pop(name)
 
 
@@ -403,7 +403,7 @@ def test_published_numbers_of_table_2_have_their_rows(tools):
 
 class TestNotes:
     def test_differences_of_the_small_recipe_are_those_of_its_configurations(self, tools):
-        text = "\n".join(tools[2]._differences(plan_of(tools, 2, "small")))
+        text = "\n".join(tools[2].differences(plan_of(tools, 2, "small")))
         for found in (
             "network cifar_resnet20 here, resnet50 there;",
             "crops padded here, resized there (source)",
@@ -421,7 +421,7 @@ class TestNotes:
 
     @pytest.mark.parametrize(("table", "data"), [(2, "cifar10"), (5, "tiny_imagenet")])
     def test_the_recipe_paper_names_what_is_known_to_differ(self, tools, table, data):
-        text = "\n".join(tools[2]._differences(plan_of(tools, table, data=data, budget="paper")))
+        text = "\n".join(tools[2].differences(plan_of(tools, table, data=data, budget="paper")))
         assert "differs from the recipe paper" not in text
         assert ("TTT++ has batches of 256, steps 1 and reset domain; the published run passes" in text) == (table == 2)
         assert "ReC-TTT has steps 10; the published number is the best of several by test accuracy" in text
@@ -429,7 +429,7 @@ class TestNotes:
         assert "precision of training (bf16-mixed), precision at test time (32-true), optimizer at test time" in text
 
     def test_generated_corruptions_are_a_difference(self, tools):
-        text = "\n".join(tools[2]._differences(plan_of(tools, 1, generate=True)))
+        text = "\n".join(tools[2].differences(plan_of(tools, 1, generate=True)))
         assert "in corrupted images made from clean ones here, published files there at test time\n" in text
 
     def test_controls_are_the_rows_that_no_method_has(self, tools):

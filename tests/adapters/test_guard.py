@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import pickle
 
 import pytest
 import torch
@@ -113,6 +114,23 @@ class TestInTheFirstRead:
         assert dirty.engine.bad_batches == 1
         clean.engine.batch += 1
         assert torch.equal(clean(batches[3]), dirty(batches[3]))
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda adapted: pickle.loads(pickle.dumps(adapted))])
+    def test_a_copy_guards_its_own_tensors(self, make_net, batches, copied):
+        for method in (EMABN, PATIENT["ETA"], adapters.T3A):
+            clean = method(reset="never", on_bad_batch="skip").wrap(make_net())
+            clean(batches[0]), clean(batches[1])
+            dirty = copied(clean)
+            dirty(with_nan(batches[2]))
+            clean.engine.batch += 1
+            assert torch.equal(dirty(batches[3]), clean(batches[3]))
+        adapted = Tent(reset="never").wrap(make_net())
+        adapted(batches[0])
+        dirty = copied(adapted)
+        with torch.no_grad():
+            dirty.engine.net.parameters[0].fill_(float("nan"))
+        with pytest.warns(UserWarning, match="has left weights or statistics that are not finite"):
+            assert torch.isfinite(dirty(batches[1])).all()
 
 
 class TestInAWindow:

@@ -68,14 +68,15 @@ class Guard:
             source: The values that a reset goes back to: what is not finite there is not looked at.
             steady: How many of ``live``, from the first on, move in steps only.
         """
+        # The tensors themselves, and no views of them, which copies and pickles would part from them.
         watched = [
-            value.detach()
+            value
             for value, first in zip(live, source, strict=True)
             if value.is_floating_point() and value.numel() and bool(first.isfinite().all())
         ]
         self._watched = [v for v in watched if v.ndim == 1], [v for v in watched if v.ndim != 1]
-        self._moving = [value.detach() for value in live[steady:]]
-        self._kept = [value.clone() for value in self._moving]
+        self._moving = list(live[steady:])
+        self._kept = [value.detach().clone() for value in self._moving]
 
     @property
     def can_wait(self) -> bool:
@@ -155,6 +156,7 @@ class Guard:
         pixels = images.sum(dtype=torch.promote_types(images.dtype, torch.float32)).float()
         return [pixels, self.size_of_state() if touched and any(self._watched) else torch.zeros_like(pixels)]
 
+    @torch.no_grad()
     def size_of_state(self) -> Tensor:
         """Return a number that is finite if all weights and statistics are."""
         vectors, others = self._watched

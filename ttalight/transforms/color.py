@@ -91,7 +91,7 @@ def color_jitter(images: Tensor, parameters: JitterParameters) -> Tensor:
     Equal, image by image, to the float operations of ``torchvision.transforms.v2.functional`` in the same order,
     clamping after each included. Only hue is not a blend of the image with something grey, so the batch takes three
     steps of blends, the hue, and three more steps of blends; in each step an image does its own operation or rests. A
-    single image on the CPU does its own operations only, to the same bits.
+    single image on the CPU does its own operations only, which gives the same numbers.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
