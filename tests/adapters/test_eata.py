@@ -386,7 +386,7 @@ def test_drift_gradient_is_that_of_the_penalty(with_importance):
     scales = importance if with_importance else [1.0] * 3
     penalty = 0.7 * sum((s * (w - o) ** 2).sum() for w, o, s in zip(weights, source, scales, strict=True))
     expected = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(penalty, weights)])
-    flat = torch.cat([value.flatten() for value in importance])
-    gradient, value = drift(weights, source, 0.7, flat if with_importance else None)
+    flat, origin = (torch.cat([value.flatten() for value in values]) for values in (importance, source))
+    gradient, value = drift(weights, origin, 0.7, flat if with_importance else None)
     assert value.item() == pytest.approx(penalty.item())
     torch.testing.assert_close(gradient, expected)

@@ -85,7 +85,7 @@ class CMF(ROID):
         beta, variance = filter_gain(self._variance, self._scaled_variance, 1 - self.source_share)
         self._variance.copy_(variance)
         weights = flatten(net.parameters)
-        self._hidden.lerp_(flatten(net.source), self.source_share).lerp_(weights, (1 - beta).to(weights.dtype))
+        self._hidden.lerp_(net.source_vector, self.source_share).lerp_(weights, (1 - beta).to(weights.dtype))
         moved = weights.lerp_(self._hidden, self.hidden_share)
         torch._foreach_copy_(list[Tensor](net.parameters), divide(moved, net.parameters))
 

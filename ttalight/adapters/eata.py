@@ -113,7 +113,7 @@ class EATA(ETA):
         """Pull the weights towards the source, by importance."""
         if not self._penalized():
             return None
-        return drift(net.parameters, net.source, self.fisher_weight, self._importance)
+        return drift(net.parameters, net.source_vector, self.fisher_weight, self._importance)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable; ``fisher`` is None where it ran as ETA."""

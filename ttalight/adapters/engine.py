@@ -119,7 +119,7 @@ class Engine:
             images: (B, 3, H, W), the first batch of the stream.
         """
         self.net.precision = _ambient_autocast(images.device.type)
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        with torch.inference_mode(False), torch.enable_grad(), _no_autocast(images.device.type):
             self.net.images = images.clone() if images.is_inference() else images
             self._configure()
         self.net.forget()
@@ -150,7 +150,7 @@ class Engine:
 
     def _adapt(self, images: Tensor) -> Tensor:
         self.net.precision = _ambient_autocast(images.device.type)
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+        with torch.inference_mode(False), torch.enable_grad(), _no_autocast(images.device.type):
             if images.is_inference():
                 images = images.clone()
             fault = self.bad.fault(images)
@@ -496,6 +496,11 @@ def _reduce(losses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
         return losses.mean(), losses.new_ones(())
     kept = (weights != 0).sum()
     return (losses * weights).sum() / kept.clamp(min=1), kept / weights.numel()
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    on = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else nullcontext()
 
 
 def _ambient_autocast(device_type: str) -> Callable[[], AbstractContextManager[Any]]:

@@ -72,7 +72,7 @@ class ETA(SelfTrainingAdapter):
         margin = entropy_margin(self.margin, logits.shape[1])
         predictions = logits.softmax(1).flatten(2).mean(2) if logits.ndim > 2 else logits.softmax(1)
         # Of a sample that is not a number the entropy is none either; before the first mean the cosine is none.
-        kept = (entropies < margin) & (redundancy(predictions, self._mean).abs() >= self.redundancy).logical_not_()
+        kept = (entropies < margin) & (redundancy(predictions, self._mean) >= self.redundancy).logical_not_()
         update_mean(self._mean, predictions, kept)
         return confidence_weight(entropies, margin).where(kept, 0)
 

@@ -38,7 +38,7 @@ def redundancy(probabilities: Tensor, mean: Tensor) -> Tensor:
     """
     # Distributions are never zero, so there is nothing to guard the division against.
     lengths = torch.linalg.vector_norm(probabilities, dim=1) * torch.linalg.vector_norm(mean)
-    cosines: Tensor = (probabilities * mean).sum(1) / lengths
+    cosines: Tensor = (probabilities @ mean.to(probabilities.dtype)) / lengths
     return cosines
 
 
@@ -54,7 +54,7 @@ def update_mean(mean: Tensor, probabilities: Tensor, kept: Tensor, momentum: flo
     """
     new = (torch.where(kept[:, None], probabilities, 0).sum(0) / kept.sum()).to(mean.dtype)  # NaN where nothing is kept
     moved = mean.lerp(new, 1 - momentum)  # NaN unless both are numbers; fmax then takes the one that is
-    mean.copy_(torch.where(moved.isnan(), mean.fmax(new), moved))
+    torch.where(moved.isnan(), mean.fmax(new), moved, out=mean)
 
 
 def probability_drop(logits: Tensor, changed: Tensor) -> Tensor:

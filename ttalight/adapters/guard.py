@@ -59,6 +59,8 @@ class Guard:
         self._moving: list[Tensor] = []
         self._kept: list[Tensor] = []
         self._unread: list[Tensor] = []
+        #: Whether so little moves before the first read that it can be kept aside.
+        self.can_wait = True
 
     def configure(self, live: Sequence[Tensor], source: Sequence[Tensor], steady: int) -> None:
         """Note what the method can change.
@@ -77,11 +79,7 @@ class Guard:
         self._watched = [v for v in watched if v.ndim == 1], [v for v in watched if v.ndim != 1]
         self._moving = list(live[steady:])
         self._kept = [value.detach().clone() for value in self._moving]
-
-    @property
-    def can_wait(self) -> bool:
-        """Whether so little moves before the first read that it can be kept aside."""
-        return sum(value.numel() for value in self._moving) <= _MOST
+        self.can_wait = sum(value.numel() for value in self._moving) <= _MOST
 
     def look(self, images: Tensor, touched: bool) -> None:
         """Look at a batch before anything moves.
@@ -93,7 +91,7 @@ class Guard:
         Raises:
             Unfit: If pixels or model are not finite.
         """
-        _judge(torch.stack(self._questions(images, touched)).tolist())
+        _judge(_read(self._questions(images, touched)))
 
     def begin(self, images: Tensor, touched: bool, place: tuple[int, int]) -> None:
         """Note what is to be looked at in a batch, and keep aside what it will move.
@@ -116,7 +114,7 @@ class Guard:
             Unfit: If it did not.
         """
         unread, self._unread = self._unread, []
-        seen: list[float] = torch.stack([*values, *unread]).tolist()
+        seen = _read([*values, *unread])
         _judge(seen[len(values) :])
         return seen[: len(values)]
 
@@ -151,10 +149,10 @@ class Guard:
             torch._foreach_copy_(self._kept, self._moving)
 
     def _questions(self, images: Tensor, touched: bool) -> list[Tensor]:
-        """Return two scalars that are finite if all is well: of pixels, and of the model."""
+        """Return scalars that are finite if all is well: of pixels, and of the model where it may have moved."""
         # One small sum tells; it may also be infinite where pixels are large.
         pixels = images.sum(dtype=torch.promote_types(images.dtype, torch.float32)).float()
-        return [pixels, self.size_of_state() if touched and any(self._watched) else torch.zeros_like(pixels)]
+        return [pixels, self.size_of_state()] if touched and any(self._watched) else [pixels]
 
     @torch.no_grad()
     def size_of_state(self) -> Tensor:
@@ -187,11 +185,7 @@ class WindowGuard(Guard):
     def configure(self, live: Sequence[Tensor], source: Sequence[Tensor], steady: int) -> None:
         """Note what the method can change; all of it is kept aside for a window. See ``Guard``."""
         super().configure(live, source, 0)
-
-    @property
-    def can_wait(self) -> bool:
-        """Always: what is kept aside is kept once a window."""
-        return True
+        self.can_wait = True
 
     def begin(self, images: Tensor, touched: bool, place: tuple[int, int]) -> None:
         """Note a batch, and keep aside what the window will move. See ``Guard``."""
@@ -268,7 +262,11 @@ def is_finite(value: float) -> bool:
     return value - value == 0
 
 
+def _read(scalars: Sequence[Tensor]) -> list[float]:
+    numbers: list[float] = [scalars[0].item()] if len(scalars) == 1 else torch.stack(list(scalars)).tolist()
+    return numbers
+
+
 def _judge(seen: Sequence[float]) -> None:
     if not all(map(is_finite, seen)):
-        pixels, state = seen
-        raise Unfit(pixels=not is_finite(pixels), state=not is_finite(state))
+        raise Unfit(pixels=not is_finite(seen[0]), state=not all(map(is_finite, seen[1:])))

@@ -45,7 +45,7 @@ def restore_at_random(
 
 @torch.no_grad()
 def drift(
-    weights: Sequence[Tensor], source: Sequence[Tensor], strength: float, importance: Tensor | None = None
+    weights: Sequence[Tensor], source: Tensor, strength: float, importance: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of a penalty on the distance to the source weights, one vector for all, and the penalty.
 
@@ -56,10 +56,10 @@ def drift(
 
     Args:
         weights: The weights.
-        source: As many tensors of the same shapes.
+        source: Values of all numbers in the source model, as ``flatten`` returns them.
         strength: Of the penalty.
         importance: Of all numbers, as ``flatten`` returns it, none below 0; 1 by default.
     """
-    moved = flatten(weights) - flatten(source)
+    moved = flatten(weights) - source
     pulled = moved if importance is None else moved * importance
     return 2 * strength * pulled, strength * torch.dot(moved, pulled)

@@ -90,6 +90,7 @@ class Network:
         self.own: dict[str, nn.Parameter] = {}
         #: Values of ``parameters`` in the source model; there from the first batch on.
         self.source: list[Tensor] = []
+        self._source_vector: tuple[list[Tensor], Tensor] | None = None
         self.generator: torch.Generator = torch.Generator(device=self.device)
         #: Passes so far, in whole batches; those that no step has gone backward through yet.
         self.forwards = self.unclaimed = 0.0
@@ -197,6 +198,13 @@ class Network:
         self.module.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_(True)
+
+    @property
+    def source_vector(self) -> Tensor:
+        """All numbers of ``source``, one tensor after the other, (N,); made once."""
+        if self._source_vector is None or self._source_vector[0] is not self.source:
+            self._source_vector = self.source, torch.cat([value.flatten() for value in self.source])
+        return self._source_vector[1]
 
     def select(self, selection: Selection) -> list[nn.Parameter]:
         """Return the parameters that a selection names; see ``Selection``.
