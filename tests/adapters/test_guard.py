@@ -94,6 +94,23 @@ class TestInTheFirstRead:
         assert torch.equal(weights_of(adapted), weights_of(twin))
         assert (adapted.engine.net.forwards, adapted.engine.backwards) == (2, 2)
 
+    def test_weights_that_no_step_moved_are_not_looked_at_again(self, make_net, batches):
+        """But those that some step of the batch has moved are, and the method's own state always is."""
+
+        class Bright(Tent):
+            def weigh(self, net, images, outputs):
+                return (images.mean((1, 2, 3)) > 0.3).to(images.dtype)
+
+        adapted = Bright(reset="never").wrap(make_net())
+        guard = adapted.engine.bad.guard
+        adapted(batches[0])
+        assert guard.stayed is False
+        adapted(batches[1] * 0.1)
+        assert guard.stayed is True
+        assert len(guard._questions(batches[2], touched=True)) == 1
+        adapted(batches[2])
+        assert len(guard._questions(batches[2], touched=True)) == 2
+
     def test_pixels_too_large_for_a_sum_are_adapted_to(self, make_net):
         net = nn.Sequential(nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 3))
         images = torch.rand(4, 3, 2, 2) + 1

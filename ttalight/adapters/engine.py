@@ -302,6 +302,8 @@ class Engine:
         else:
             self.last = dict(zip(values, seen, strict=True))
             self.net.kept = seen[2]
+            guard = self.bad.guard
+            guard.stayed = not moves and guard.stayed is not False
             if moves:
                 descent.move(gradient, as_it_was)
             self.updates += moves

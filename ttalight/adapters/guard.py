@@ -17,6 +17,8 @@ __all__ = ["READ", "Guard", "Unfit", "Window", "WindowGuard", "check_guard", "is
 READ = ("loss", "grad_norm", "selected")
 #: Numbers beyond which keeping them aside for every batch costs more than another look before it.
 _MOST = 1 << 18
+#: Vectors, which are many and small, and other tensors.
+Parts = tuple[list[Tensor], list[Tensor]]
 
 
 class Unfit(Exception):
@@ -54,8 +56,11 @@ class Guard:
     """
 
     def __init__(self) -> None:
-        #: Vectors, which are many and small, and other tensors.
-        self._watched: tuple[list[Tensor], list[Tensor]] = [], []
+        #: What must stay finite: all of it, and what also moves where the steps of a batch move nothing.
+        self._watched: Parts = [], []
+        self._restless: Parts = [], []
+        #: Whether all steps of the last batch left the weights as they were; None where it had none.
+        self.stayed: bool | None = None
         self._moving: list[Tensor] = []
         self._kept: list[Tensor] = []
         self._unread: list[Tensor] = []
@@ -76,8 +81,9 @@ class Guard:
             for value, first in zip(live, source, strict=True)
             if value.is_floating_point() and value.numel() and bool(first.isfinite().all())
         ]
-        self._watched = [v for v in watched if v.ndim == 1], [v for v in watched if v.ndim != 1]
+        self._watched = _parts(watched)
         self._moving = list(live[steady:])
+        self._restless = _parts([value for value in watched if any(value is other for other in self._moving)])
         self._kept = [value.detach().clone() for value in self._moving]
         self.can_wait = sum(value.numel() for value in self._moving) <= _MOST
 
@@ -102,6 +108,7 @@ class Guard:
             place: Visit and batch.
         """
         self._unread = self._questions(images, touched)
+        self.stayed = None
         self._keep()
 
     def read(self, values: Sequence[Tensor]) -> list[float] | None:
@@ -135,6 +142,7 @@ class Guard:
     def drop(self) -> None:
         """Look no more at the batches so far: the model is about to become another."""
         self._unread = []
+        self.stayed = None
 
     @torch.no_grad()
     def take_back(self) -> None:
@@ -152,20 +160,12 @@ class Guard:
         """Return scalars that are finite if all is well: of pixels, and of the model where it may have moved."""
         # One small sum tells; it may also be infinite where pixels are large.
         pixels = images.sum(dtype=torch.promote_types(images.dtype, torch.float32)).float()
-        return [pixels, self.size_of_state()] if touched and any(self._watched) else [pixels]
-
-    @torch.no_grad()
-    def size_of_state(self) -> Tensor:
-        """Return a number that is finite if all weights and statistics are."""
-        vectors, others = self._watched
-        norms = [torch.linalg.vector_norm(torch.cat(vectors)).float()] if vectors else []
-        if others:
-            norms += [norm.float() for norm in torch._foreach_norm(others)]
-        return norms[0] if len(norms) == 1 else torch.stack(norms).sum()
+        watched = self._restless if self.stayed else self._watched
+        return [pixels, _size(watched)] if touched and any(watched) else [pixels]
 
     def is_finite(self) -> bool:
         """Return whether all weights and statistics are finite; one host synchronisation."""
-        return not any(self._watched) or is_finite(float(self.size_of_state()))
+        return not any(self._watched) or is_finite(float(_size(self._watched)))
 
 
 class WindowGuard(Guard):
@@ -208,7 +208,7 @@ class WindowGuard(Guard):
         if not self._places:
             return None
         count = len(self._places)
-        state = [self.size_of_state()] if any(self._watched) else []
+        state = [_size(self._watched)] if any(self._watched) else []
         seen = torch.cat([torch.stack([*self._clean, *state]), *self._steps]).tolist()
         size = len(self._steps[0]) if self._steps else 1
         numbers = seen[count + len(state) :]
@@ -260,6 +260,20 @@ def check_guard(adapter: Adapter) -> None:
 def is_finite(value: float) -> bool:
     """Return whether a number is neither infinite nor NaN."""
     return value - value == 0
+
+
+def _parts(tensors: Sequence[Tensor]) -> Parts:
+    return [tensor for tensor in tensors if tensor.ndim == 1], [tensor for tensor in tensors if tensor.ndim != 1]
+
+
+@torch.no_grad()
+def _size(parts: Parts) -> Tensor:
+    """Return a number that is finite if all of these are."""
+    vectors, others = parts
+    norms = [torch.linalg.vector_norm(torch.cat(vectors)).float()] if vectors else []
+    if others:
+        norms += [norm.float() for norm in torch._foreach_norm(others)]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).sum()
 
 
 def _read(scalars: Sequence[Tensor]) -> list[float]:
