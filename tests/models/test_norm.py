@@ -12,6 +12,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ttalight.models import NormLayer, find_norms
+from ttalight.models.norm import moments
 
 
 @pytest.mark.parametrize(
@@ -201,3 +202,26 @@ def test_a_layer_that_computes_something_else_cannot_be_replaced(make):
 def test_without_weight_and_bias_a_layer_can_be_replaced():
     assert NormLayer("norm", nn.LayerNorm((3, 4), elementwise_affine=False)).replaceable
     assert NormLayer("norm", nn.GroupNorm(2, 4, affine=False)).replaceable
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_moments_are_exact_where_the_mean_is_large(layout, offset):
+    """The difference of mean square and squared mean would have lost the variance there."""
+    x = (
+        torch.randn(64, 5, 12, 12, generator=torch.Generator().manual_seed(0))
+        .add(offset)
+        .contiguous(memory_format=layout)
+    )
+    for dimensions in ([0, 2, 3], [2, 3]):
+        mean, var = moments(x, dimensions)
+        exact_var, exact_mean = torch.var_mean(x.double(), dimensions, correction=0)
+        assert mean.shape == var.shape == exact_mean.shape
+        torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(var.double(), exact_var, rtol=1e-5, atol=0)
+
+
+def test_moments_of_vectors():
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, var = moments(x, [0])
+    torch.testing.assert_close((mean, var), (x.mean(0), x.var(0, correction=0)))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.models.network import Network
-from ttalight.models.norm import NormLayer
+from ttalight.models.norm import NormLayer, moments
 
 __all__ = ["FIND", "group_dispersion", "group_statistics", "same_group"]
 
@@ -93,7 +93,7 @@ class FIND(Adapter):
         with torch.autocast(x.device.type, enabled=False):
             source_mean, source_var = layer.statistics
             pixels = x.flatten(2) if x.ndim > 2 else x[:, :, None]
-            var, mean = torch.var_mean(pixels.to(source_mean.dtype), 2, correction=0)
+            mean, var = moments(pixels.detach().to(source_mean.dtype), [2])
             together = same_group(mean)
             group_mean, group_var = group_statistics(mean, var, together)
             self._scores[index] = group_dispersion(group_mean, together, source_var)

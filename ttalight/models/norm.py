@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ttalight.distributed import global_moments
 from ttalight.models.batch_shard import BatchShard
 
-__all__ = ["NormLayer", "NormMode", "find_norms", "unmoved"]
+__all__ = ["NormLayer", "NormMode", "find_norms", "moments", "unmoved"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
 #: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
@@ -179,7 +179,7 @@ class NormLayer:
         if shared:
             seen_mean, seen_var = self._shared_moments(x)[:2]
         else:
-            seen_var, seen_mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+            seen_mean, seen_var = moments(x, [0, *range(2, x.ndim)])
         return mean.lerp(seen_mean, share), var.lerp(seen_var, share)
 
     # -- batches that are dealt out over processes
@@ -206,6 +206,22 @@ class NormLayer:
         if self.mode == "ema" and layer.running_mean is not None:
             move_running_statistics(layer, mean, var, count, self.momentum)
         return normalized(full, mean, var, weight, bias, layer.eps).to(x.dtype)
+
+
+def moments(x: Tensor, dimensions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return mean and variance, the latter biased, over some dimensions.
+
+    Args:
+        x: Without a graph.
+        dimensions: Those that the results have not.
+    """
+    dimensions = list(dimensions)
+    if x.device.type != "cpu":
+        var, mean = torch.var_mean(x, dimensions, correction=0)
+        return mean, var
+    # On the CPU two sums and a difference take a seventh of the time of torch.var_mean; the last digits may differ.
+    mean = x.mean(dimensions, keepdim=True)
+    return mean.squeeze(dimensions), (x - mean).square_().mean(dimensions)
 
 
 def normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
