@@ -117,6 +117,30 @@ def test_on_a_gpu(method, make_net, images):
         torch.testing.assert_close(fast(batch), own(batch), rtol=1e-3, atol=1e-3)
 
 
+class TestChannelsLast:
+    @pytest.fixture(autouse=True)
+    def _channels_last_wins(self, monkeypatch):
+        monkeypatch.setattr(torch, "compile", fail)
+        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: float(way.__name__ != "_channels_last"))
+
+    def test_gives_the_numbers_of_the_default_layout(self, method, make_net, images):
+        own, fast = method(images).wrap(make_net()), method(images, fast=True).wrap(make_net())
+        for batch in (images, images.flip(0) * 0.5, images[:3], images + 0.1):
+            torch.testing.assert_close(fast(batch), own(batch), rtol=1e-8, atol=1e-8)
+        assert set(fast.engine.net.run.chosen) == {"channels_last"}
+        assert fast.engine.updates == own.engine.updates > 0
+        assert not any(norm.exact for norm in fast.engine.net.norms)
+
+    def test_sums_statistics_exactly(self, make_net, images):
+        """Torch's own sums of this layout cost digits."""
+        fast = Tent(fast=True).wrap(make_net())
+        fast(images)
+        norms, seen = fast.engine.net.norms, []
+        fast.module[0].register_forward_pre_hook(lambda *_: seen.append([norm.exact for norm in norms]))
+        fast(images)
+        assert seen == [[True, True]]
+
+
 class TestFallback:
     @pytest.fixture(autouse=True)
     def _own_is_fastest(self, monkeypatch):

@@ -12,7 +12,8 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ttalight.models import NormLayer, find_norms
-from ttalight.models.norm import moments
+from ttalight.models.batch_statistics import moments, normalize_by_batch
+from ttalight.models.norm import exact_statistics
 
 
 @pytest.mark.parametrize(
@@ -225,3 +226,43 @@ def test_moments_of_vectors():
     x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean, var = moments(x, [0])
     torch.testing.assert_close((mean, var), (x.mean(0), x.var(0, correction=0)))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("wanted", ["all", "affine", "input"])
+def test_normalize_by_batch_is_batch_norm_with_its_gradients(affine, wanted):
+    draws = torch.Generator().manual_seed(0)
+    x, target = torch.randn(2, 6, 3, 5, 4, generator=draws, dtype=torch.float64) * 2 + 1
+    weight, bias = torch.randn(2, 3, generator=draws, dtype=torch.float64)
+    if not affine and wanted == "affine":
+        pytest.skip("there is none")
+    results = []
+    for normalize in (
+        lambda *a: normalize_by_batch(*a, 1e-3),
+        lambda *a: torch.batch_norm(*a, None, None, True, 0.0, 1e-3, False),
+    ):
+        own = [value.clone() for value in (x, weight, bias)]
+        for value in own[:1] if wanted == "input" else own[1:] if wanted == "affine" else own:
+            value.requires_grad_(True)
+        y = normalize(own[0], *(own[1:] if affine else (None, None)))
+        (y * target).sum().backward()
+        results.append([y.detach(), *(value.grad for value in own)])
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_exact_statistics_are_those_of_the_default_layout_in_channels_last():
+    x = torch.randn(200, 8, 32, 32, generator=torch.Generator().manual_seed(0)) + 100
+    layer = NormLayer("norm", nn.BatchNorm2d(8).eval())
+    layer.attach()
+    layer.mode = "batch"
+    exact = nn.functional.batch_norm(x.double(), None, None, training=True)
+    last = x.contiguous(memory_format=torch.channels_last)
+    coarse = (layer.module(last) - exact).abs().max()
+    with exact_statistics([layer]):
+        fine = (layer.module(last) - exact).abs().max()
+    assert fine < 1e-4
+    assert fine < coarse / 2
+    assert not layer.exact

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.models.batch_statistics import moments
 from ttalight.models.network import Network
-from ttalight.models.norm import NormLayer, moments
+from ttalight.models.norm import NormLayer
 
 __all__ = ["FIND", "group_dispersion", "group_statistics", "same_group"]
 

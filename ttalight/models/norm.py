@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ttalight.distributed import global_moments
 from ttalight.models.batch_shard import BatchShard
+from ttalight.models.batch_statistics import moments, normalize_by_batch
 
-__all__ = ["NormLayer", "NormMode", "find_norms", "moments", "unmoved"]
+__all__ = ["NormLayer", "NormMode", "exact_statistics", "find_norms", "unmoved"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
 #: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
@@ -48,6 +49,8 @@ class NormLayer:
         #: The batch's share in mode ``alpha``; the images N that the source statistics count as in mode ``prior``.
         self.alpha, self.prior = 0.1, 16.0
         self.fallbacks = 0
+        #: Whether statistics of a batch are summed up exactly whatever the layout; see ``normalize_by_batch``.
+        self.exact = False
         #: Where passes are dealt out over processes: statistics are then those of the whole batch.
         self.shard: BatchShard | None = None
         self._replacement: Callable[[Tensor], Tensor] | None = None
@@ -147,6 +150,8 @@ class NormLayer:
     def _normalize(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         layer: Any = self.module
         if self.mode == "batch" and self.shard is None and x.numel() != x.shape[1]:
+            if self.exact and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+                return normalize_by_batch(x, weight, bias, layer.eps)
             # By far the most frequent, so without the functional's look at the shape that this has just been.
             return torch.batch_norm(x, weight, bias, None, None, True, 0.0, layer.eps, torch.backends.cudnn.enabled)
         mean, var = layer.running_mean, layer.running_var
@@ -208,22 +213,6 @@ class NormLayer:
         return normalized(full, mean, var, weight, bias, layer.eps).to(x.dtype)
 
 
-def moments(x: Tensor, dimensions: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return mean and variance, the latter biased, over some dimensions.
-
-    Args:
-        x: Without a graph.
-        dimensions: Those that the results have not.
-    """
-    dimensions = list(dimensions)
-    if x.device.type != "cpu":
-        var, mean = torch.var_mean(x, dimensions, correction=0)
-        return mean, var
-    # On the CPU two sums and a difference take a seventh of the time of torch.var_mean; the last digits may differ.
-    mean = x.mean(dimensions, keepdim=True)
-    return mean.squeeze(dimensions), (x - mean).square_().mean(dimensions)
-
-
 def normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
     """Return (x - mean) / sqrt(var + eps), times weight, plus bias, a channel: (B, C, *)."""
     shape = (1, -1, *[1] * (x.ndim - 2))
@@ -248,6 +237,22 @@ def find_norms(network: nn.Module) -> list[NormLayer]:
         network: Any module.
     """
     return list(_walk(network))
+
+
+@contextmanager
+def exact_statistics(norms: Sequence[NormLayer]) -> Iterator[None]:
+    """Sum statistics of a batch up exactly for a while.
+
+    Args:
+        norms: The layers.
+    """
+    for norm in norms:
+        norm.exact = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.exact = False
 
 
 @contextmanager
