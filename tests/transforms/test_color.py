@@ -120,6 +120,17 @@ def test_hue_of_each_image_by_its_own_angle_and_greys_untouched():
         assert torch.equal(adjust_hue(grey, hue), grey)
 
 
+def test_images_without_a_hue_rest_from_it():
+    images = torch.rand(6, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    hue = torch.tensor([0.0, 0.2, 0.0, -0.3, 0.1, 0.0])
+    parameters = JitterParameters(None, None, None, hue, torch.arange(4).expand(6, 4), None)
+    made = color_jitter(images, parameters)
+    assert torch.equal(made[hue == 0], images[hue == 0])
+    torch.testing.assert_close(made, adjust_hue(images, hue), rtol=0, atol=1e-6)
+    still = parameters._replace(hue=torch.zeros(6))
+    assert torch.equal(color_jitter(images, still), images)
+
+
 def test_hue_of_a_third_of_a_turn_permutes_the_channels():
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=seeded())
     turned = adjust_hue(images, torch.full((4,), 1 / 3, dtype=torch.float64))

@@ -90,8 +90,9 @@ def color_jitter(images: Tensor, parameters: JitterParameters) -> Tensor:
 
     Equal, image by image, to the float operations of ``torchvision.transforms.v2.functional`` in the same order,
     clamping after each included. Only hue is not a blend of the image with something grey, so the batch takes three
-    steps of blends, the hue, and three more steps of blends; in each step an image does its own operation or rests. A
-    single image on the CPU does its own operations only, which gives the same numbers.
+    steps of blends, the hue, and three more steps of blends; in each step an image does its own operation or rests. On
+    the CPU images without a hue are left out of that step, and a single image does its own operations only, which
+    gives the same numbers.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
@@ -113,10 +114,11 @@ def color_jitter(images: Tensor, parameters: JitterParameters) -> Tensor:
 
     pixels = at_least_float32(images)
     # Looking at values is free on the CPU: other devices would have to wait, and a compiler would stop.
-    if len(pixels) == 1 and pixels.device.type == "cpu" and not torch.compiler.is_compiling():
+    may_look = pixels.device.type == "cpu" and not torch.compiler.is_compiling()
+    if may_look and len(pixels) == 1:
         made = _jitter_one(pixels, parameters)
     else:
-        made = _jitter_all(pixels, parameters)
+        made = _jitter_all(pixels, parameters, may_look)
     if parameters.applied is not None:
         made = select(parameters.applied, made, pixels)
     return made.to(images.dtype)
@@ -143,14 +145,19 @@ def _jitter_one(pixels: Tensor, parameters: JitterParameters) -> Tensor:
     return made
 
 
-def _jitter_all(pixels: Tensor, parameters: JitterParameters) -> Tensor:
+def _jitter_all(pixels: Tensor, parameters: JitterParameters, may_look: bool) -> Tensor:
     """Do the operations of every image, in steps that all images take together."""
     steps = _blend_coefficients(parameters, pixels).unbind(1)
     made = pixels.clone()
     for step in steps[: len(steps) // 2]:
         made = _blend_(made, step)
     if parameters.hue is not None:
-        made = _turn_hue(made, parameters.hue.to(pixels.dtype))
+        hue = parameters.hue.to(pixels.dtype)
+        turned = hue.nonzero()[:, 0] if may_look else None
+        if turned is None or len(turned) == len(pixels):
+            made = _turn_hue(made, hue)
+        else:  # the dearest step, from which half of the images rest where a jitter was split in two
+            made.index_copy_(0, turned, _turn_hue(made.index_select(0, turned), hue.index_select(0, turned)))
     for step in steps[len(steps) // 2 :]:
         made = _blend_(made, step)
     return made
