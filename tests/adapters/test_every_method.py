@@ -143,9 +143,9 @@ def test_waits_for_the_device_once_a_step(name, method, make_net, batches, waits
     adapted = method(**settings).wrap(make_net())
     adapted(batches[0])  # configured
     engine = adapted.engine
-    monkeypatch.setattr(copy, "deepcopy", lambda *args: pytest.fail("a deep copy in a step"))
     steps, passes = engine.updates, engine.net.forwards
-    with waits:
+    with waits, monkeypatch.context() as within:
+        within.setattr(copy, "deepcopy", lambda *args: pytest.fail("a deep copy in a step"))
         adapted(batches[1])
     steps = engine.updates - steps
     assert (steps > 0) == bool(engine.net.parameters)
