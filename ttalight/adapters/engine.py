@@ -302,8 +302,7 @@ class Engine:
         else:
             self.last = dict(zip(values, seen, strict=True))
             self.net.kept = seen[2]
-            guard = self.bad.guard
-            guard.stayed = not moves and guard.stayed is not False
+            self.bad.guard.note_step(moves)
             if moves:
                 descent.move(gradient, as_it_was)
             self.updates += moves

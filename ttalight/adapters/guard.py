@@ -125,6 +125,10 @@ class Guard:
         _judge(seen[len(values) :])
         return seen[: len(values)]
 
+    def note_step(self, moved: bool) -> None:
+        """Note whether a step has moved the weights; if none of a batch has, they need no look after it."""
+        self.stayed = not moved and self.stayed is not False
+
     def end(self) -> Window | None:
         """Look at the batch if none of its steps has.
 
