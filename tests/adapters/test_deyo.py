@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ttalight.adapters import PTBN, DeYO
-from ttalight.adapters.deyo import occlude, shuffle_patches, shuffle_pixels
+from ttalight.adapters.methods.deyo import occlude, shuffle_patches, shuffle_pixels
 
 OPEN = {"margin": 1.0, "threshold": -1.0, "lr": 0.05}  # every sample counts
 

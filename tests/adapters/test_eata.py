@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ttalight import Trainer
 from ttalight.adapters import EATA, ETA, PTBN, SAR, DeYO, RDumb
-from ttalight.adapters.restoration import drift
+from ttalight.adapters.components.regularization import drift
 from ttalight.cli import main
 from ttalight.data import DigitsDataModule
 from ttalight.losses import entropy

@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from ttalight.adapters.filters import confidence_weight, entropy_margin, probability_drop, redundancy, update_mean
+from ttalight.adapters.components.filters import (
+    confidence_weight,
+    entropy_margin,
+    probability_drop,
+    redundancy,
+    update_mean,
+)
 
 NAN = math.nan
 

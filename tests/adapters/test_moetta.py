@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ttalight.adapters import STAG, MoETTA
-from ttalight.adapters.experts import load_balance, route
+from ttalight.adapters.components.routed_norm import load_balance, route
 
 
 @pytest.fixture

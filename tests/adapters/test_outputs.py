@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ttalight.adapters import LAME, PTBN, ROID
-from ttalight.adapters.roid import smoothed_prior
+from ttalight.adapters.methods.roid import smoothed_prior
 from ttalight.metrics import StreamingClassification
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttalight.adapters.restoration import move_towards, restore_at_random
+from ttalight.adapters.components.regularization import move_towards, restore_at_random
 
 SHAPES = [(200, 30), (4000,)]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ttalight.adapters import PTBN, SAR, DeYO, Term
-from ttalight.adapters.sar import climb
+from ttalight.adapters.methods.sar import climb
 from ttalight.losses import entropy
 
 

@@ -11,9 +11,9 @@ import torchvision
 from torch import nn
 
 from ttalight.adapters import CMF, EMABN, MEMO, PTBN, ROID, SHOT, TIPI, PixelSpace
-from ttalight.adapters.cmf import filter_gain
-from ttalight.adapters.roid import certainty_diversity_weights, smoothed_prior
-from ttalight.adapters.views import pixel_space
+from ttalight.adapters.components.pixel_space import pixel_space
+from ttalight.adapters.methods.cmf import filter_gain
+from ttalight.adapters.methods.roid import certainty_diversity_weights, smoothed_prior
 from ttalight.models import Normalize
 from ttalight.models.network import Network
 

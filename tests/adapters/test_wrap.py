@@ -13,7 +13,7 @@ from torch import nn
 
 from ttalight.adapters import EMABN, MEMO, PTBN, ROID, SAR, T3A, TIPI, Source, Tent
 from ttalight.adapters.adapter import Adapter
-from ttalight.adapters.roid import smoothed_prior
+from ttalight.adapters.methods.roid import smoothed_prior
 
 METHODS = [Source, PTBN, EMABN, Tent]
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ttalight.adapters import EMABN, FIND, LAME, PTBN, T3A, AlphaBN
-from ttalight.adapters.find import same_group
-from ttalight.adapters.lame import laplacian_adjusted
+from ttalight.adapters.methods.find import same_group
+from ttalight.adapters.methods.lame import laplacian_adjusted
 
 
 def small_net(classes: int = 4) -> nn.Sequential:

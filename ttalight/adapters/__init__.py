@@ -1,32 +1,32 @@
 """Adaptation methods as callbacks, and the engine that they share."""
 
 from ttalight.adapters.adapter import Adapter, GradientAdapter
-from ttalight.adapters.alpha_bn import AlphaBN
-from ttalight.adapters.cmf import CMF
-from ttalight.adapters.deyo import DeYO
-from ttalight.adapters.eata import EATA
-from ttalight.adapters.ema_bn import EMABN
-from ttalight.adapters.eta import ETA
-from ttalight.adapters.find import FIND
-from ttalight.adapters.lame import LAME
-from ttalight.adapters.memo import MEMO
-from ttalight.adapters.moetta import MoETTA
-from ttalight.adapters.nctta import NCTTA
-from ttalight.adapters.ptbn import PTBN
-from ttalight.adapters.rdumb import RDumb
-from ttalight.adapters.roid import ROID
-from ttalight.adapters.rpl import RPL
-from ttalight.adapters.sar import SAR
+from ttalight.adapters.components.pixel_space import PixelSpace
+from ttalight.adapters.methods.alpha_bn import AlphaBN
+from ttalight.adapters.methods.cmf import CMF
+from ttalight.adapters.methods.deyo import DeYO
+from ttalight.adapters.methods.eata import EATA
+from ttalight.adapters.methods.ema_bn import EMABN
+from ttalight.adapters.methods.eta import ETA
+from ttalight.adapters.methods.find import FIND
+from ttalight.adapters.methods.lame import LAME
+from ttalight.adapters.methods.memo import MEMO
+from ttalight.adapters.methods.moetta import MoETTA
+from ttalight.adapters.methods.nctta import NCTTA
+from ttalight.adapters.methods.ptbn import PTBN
+from ttalight.adapters.methods.rdumb import RDumb
+from ttalight.adapters.methods.roid import ROID
+from ttalight.adapters.methods.rpl import RPL
+from ttalight.adapters.methods.sar import SAR
+from ttalight.adapters.methods.shot import SHOT
+from ttalight.adapters.methods.source import Source
+from ttalight.adapters.methods.stag import STAG
+from ttalight.adapters.methods.t3a import T3A
+from ttalight.adapters.methods.tent import Tent
+from ttalight.adapters.methods.test_time_training import TestTimeTraining
+from ttalight.adapters.methods.tipi import TIPI
 from ttalight.adapters.self_training import SelfTrainingAdapter
-from ttalight.adapters.shot import SHOT
-from ttalight.adapters.source import Source
-from ttalight.adapters.stag import STAG
-from ttalight.adapters.t3a import T3A
-from ttalight.adapters.tent import Tent
 from ttalight.adapters.term import Term
-from ttalight.adapters.test_time_training import TestTimeTraining
-from ttalight.adapters.tipi import TIPI
-from ttalight.adapters.views import PixelSpace
 from ttalight.adapters.wrapper import AdaptedNetwork
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ttalight.adapters.filters import entropy_margin, update_mean
+from ttalight.adapters.components.filters import entropy_margin, update_mean
 from ttalight.adapters.parameter_vector import flatten
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.adapters.term import add_terms

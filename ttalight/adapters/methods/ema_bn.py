@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
-from ttalight.adapters.readings import check_readings, predict, steps_with_readings
+from ttalight.adapters.components.intermediate_predictions import check_readings, predict, steps_with_readings
 from ttalight.models.network import Network
 
 __all__ = ["EMABN", "move_statistics"]

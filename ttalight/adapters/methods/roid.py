@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ttalight.adapters.filters import redundancy
-from ttalight.adapters.restoration import move_towards
+from ttalight.adapters.components.filters import redundancy
+from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
+from ttalight.adapters.components.regularization import move_towards
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.adapters.term import add_terms
-from ttalight.adapters.views import PixelSpace, check_normalization, pixel_space
 from ttalight.losses import soft_likelihood_ratio, symmetric_cross_entropy
 from ttalight.models.network import Network, Outputs
 from ttalight.transforms import RandomJitterAffineFlip

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import GradientAdapter
+from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.term import add_terms
-from ttalight.adapters.views import PixelSpace, check_normalization, pixel_space
 from ttalight.losses import marginal_entropy
 from ttalight.models.network import Network, Selection
 from ttalight.transforms import AugMixViews

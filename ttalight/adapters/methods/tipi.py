@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ttalight.adapters.readings import predict
+from ttalight.adapters.components.intermediate_predictions import predict
+from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.adapters.term import add_terms
-from ttalight.adapters.views import PixelSpace, check_normalization, pixel_space
 from ttalight.models.network import Network, Outputs
 
 __all__ = ["TIPI", "divergence"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ttalight.adapters.eta import ETA
+from ttalight.adapters.methods.eta import ETA
 
 __all__ = ["RDumb"]
 

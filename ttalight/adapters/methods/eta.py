@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ttalight.adapters.filters import confidence_weight, entropy_margin, redundancy, update_mean
+from ttalight.adapters.components.filters import confidence_weight, entropy_margin, redundancy, update_mean
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.models.network import Network, Outputs
 

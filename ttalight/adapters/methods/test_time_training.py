@@ -8,9 +8,14 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from ttalight.adapters.adapter import GradientAdapter
-from ttalight.adapters.ema_bn import check_momentum, move_statistics
+from ttalight.adapters.components.intermediate_predictions import (
+    check_readings,
+    pass_for_prediction,
+    predict,
+    steps_with_readings,
+)
 from ttalight.adapters.episodes import check_views
-from ttalight.adapters.readings import check_readings, pass_for_prediction, predict, steps_with_readings
+from ttalight.adapters.methods.ema_bn import check_momentum, move_statistics
 from ttalight.adapters.term import add_terms
 from ttalight.models.network import Network
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttalight.adapters.filters import confidence_weight, entropy_margin, probability_drop
-from ttalight.adapters.sar import SAR
+from ttalight.adapters.components.filters import confidence_weight, entropy_margin, probability_drop
+from ttalight.adapters.methods.sar import SAR
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.models.network import Network, Outputs, Selection
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ttalight.adapters.methods.roid import ROID
 from ttalight.adapters.parameter_vector import divide, flatten
-from ttalight.adapters.roid import ROID
 from ttalight.models.network import Network
 
 __all__ = ["CMF", "filter_gain"]

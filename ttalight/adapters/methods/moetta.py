@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ttalight.adapters.experts import RoutedNorm, can_be_routed
-from ttalight.adapters.filters import confidence_weight, entropy_margin
+from ttalight.adapters.components.filters import confidence_weight, entropy_margin
+from ttalight.adapters.components.routed_norm import RoutedNorm, can_be_routed
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.models.network import Network, Outputs
 from ttalight.models.norm import NormLayer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ttalight.adapters.filters import confidence_weight, entropy_margin
+from ttalight.adapters.components.filters import confidence_weight, entropy_margin
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
 from ttalight.losses.similarity import unit_vectors

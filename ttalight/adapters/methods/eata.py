@@ -12,9 +12,9 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from ttalight.adapters.eta import ETA
+from ttalight.adapters.components.regularization import drift
+from ttalight.adapters.methods.eta import ETA
 from ttalight.adapters.parameter_vector import flatten
-from ttalight.adapters.restoration import drift
 from ttalight.models.network import Network
 from ttalight.seeding import derive_seed
 
