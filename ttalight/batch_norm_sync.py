@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ttalight.distributed import global_moments, rank_and_world_size
-from ttalight.models.norm import move_running_statistics, normalized
+from ttalight.models.batch_statistics import move_running_statistics, normalized
 
 __all__ = ["BatchNormSync"]
 

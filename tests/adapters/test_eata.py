@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ttalight import Trainer
 from ttalight.adapters import EATA, ETA, PTBN, SAR, DeYO, RDumb
-from ttalight.adapters.components.regularization import drift
+from ttalight.adapters.components.regularization import ewc_penalty_and_gradient
 from ttalight.cli import main
 from ttalight.data import DigitsDataModule
 from ttalight.losses import entropy
@@ -30,7 +30,7 @@ def batches(images):
 
 
 def tensors(adapted):
-    return adapted.engine.state_dict()["tensors"]
+    return adapted.engine.capture()["tensors"]
 
 
 class TestETA:
@@ -46,7 +46,7 @@ class TestETA:
         for batch in batches:
             assert torch.equal(adapted(batch), still(batch))
         assert (adapted.engine.updates, adapted.engine.skipped) == (0, 4)
-        assert not adapted.engine.optimizer.state
+        assert not adapted.engine.net.optimizer.state
         assert tensors(adapted)["method.mean_prediction"].isnan().all()
 
     def test_repetitions_are_redundant(self, make_net, images):
@@ -117,7 +117,7 @@ def test_a_probe_changes_nothing_that_follows(make_net, images, batches, method,
                 probed(images + 3)
             probed.engine.probe(False)
         assert torch.equal(probed(batch), expected)
-    assert probed.engine.state_dict()["counters"] == plain.engine.state_dict()["counters"]
+    assert probed.engine.capture()["counters"] == plain.engine.capture()["counters"]
     torch.testing.assert_close(tensors(probed), tensors(plain), rtol=0, atol=0, equal_nan=True)
     assert plain.engine.updates == len(batches)
 
@@ -144,7 +144,7 @@ class TestRDumb:
         adapted = RDumb(reset=2, margin=1e-3).wrap(make_net())
         for _ in range(5):
             adapted(images)
-        assert adapted.engine._updates_at_reset == 0
+        assert adapted.engine.net.counters.updates_at_reset == 0
 
     def test_is_eta_until_the_thousandth_update(self, make_net, batches):
         adapted, plain = RDumb(**OPEN).wrap(make_net()), ETA(**OPEN).wrap(make_net())
@@ -230,7 +230,7 @@ class TestEATA:
                 assert torch.equal(adapted(batch), plain(batch))
         expected = [] if arguments else ["EATA found no source images, so it runs as ETA"]
         assert [str(warning.message).split(":")[0] for warning in caught] == expected
-        assert adapted.engine.adapter.protocol()["fisher"] is None
+        assert adapted.engine.method.protocol()["fisher"] is None
 
     @pytest.mark.parametrize("arguments", [{"source": "images"}, {"fisher": "stream"}])
     def test_the_penalty_keeps_weights_near_the_source(self, make_net, batches, arguments):
@@ -387,6 +387,6 @@ def test_drift_gradient_is_that_of_the_penalty(with_importance):
     penalty = 0.7 * sum((s * (w - o) ** 2).sum() for w, o, s in zip(weights, source, scales, strict=True))
     expected = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(penalty, weights)])
     flat, origin = (torch.cat([value.flatten() for value in values]) for values in (importance, source))
-    gradient, value = drift(weights, origin, 0.7, flat if with_importance else None)
+    gradient, value = ewc_penalty_and_gradient(weights, origin, 0.7, flat if with_importance else None)
     assert value.item() == pytest.approx(penalty.item())
     torch.testing.assert_close(gradient, expected)

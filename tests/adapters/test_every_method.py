@@ -70,9 +70,9 @@ def test_a_state_continues_bit_for_bit(method, make_net, batches):
     first, second = method(reset="never").wrap(make_net()), method(reset="never").wrap(make_net())
     for batch, logits in zip(batches[:2], expected, strict=False):
         assert torch.equal(first(batch), logits)
-    state = copy.deepcopy(first.engine.state_dict())
+    state = copy.deepcopy(first.engine.capture())
     second(batches[3])
-    second.engine.load_state_dict(state)
+    second.engine.restore(state)
     for batch, logits in zip(batches[2:], expected[2:], strict=True):
         assert torch.equal(second(batch), logits)
     states = (adapted.state_dict()["tensors"] for adapted in (second, whole))
@@ -84,7 +84,7 @@ def test_a_reset_starts_again_bit_for_bit(method, make_net, batches):
     first = [adapted(batch) for batch in batches[:2]]
     assert moves(adapted)
     adapted.reset()
-    adapted.engine.visit, adapted.engine.batch = 0, 0  # the draws of the first time
+    adapted.engine.net.counters.visit, adapted.engine.net.counters.batch = 0, 0  # the draws of the first time
     assert all(torch.equal(adapted(batch), logits) for batch, logits in zip(batches[:2], first, strict=True))
 
 

@@ -40,14 +40,14 @@ def fail(*args, **kwargs):
 
 class TestCompiled:
     def test_networks_of_one_class_keep_their_own_features(self, compiled, make_net, images):
-        Tent(fast=True).wrap(make_net())(images)  # needs none
-        own, fast = T3A().wrap(make_net()), T3A(fast=True).wrap(make_net())
+        Tent(passes=FastPass()).wrap(make_net())(images)  # needs none
+        own, fast = T3A().wrap(make_net()), T3A(passes=FastPass()).wrap(make_net())
         for batch in (images, images * 0.5):
             torch.testing.assert_close(fast(batch), own(batch), rtol=1e-8, atol=1e-8)
         assert fast.engine.net.run.chosen == ["torch.compile"]
 
     def test_gives_the_numbers_of_eager_passes(self, compiled, method, make_net, images):
-        own, fast = method(images).wrap(make_net()), method(images, fast=True).wrap(make_net())
+        own, fast = method(images).wrap(make_net()), method(images, passes=FastPass()).wrap(make_net())
         for batch in (images, images.flip(0) * 0.5, images[:3], images + 0.1):
             torch.testing.assert_close(fast(batch), own(batch), rtol=1e-8, atol=1e-8)
         assert set(fast.engine.net.run.chosen) == {"torch.compile"}
@@ -57,10 +57,10 @@ class TestCompiled:
     def test_resets_continues_and_releases(self, compiled, method, make_net, images, state_of, same_state):
         net = make_net()
         before = state_of(net)
-        fast = method(images, fast=True).wrap(net)
+        fast = method(images, passes=FastPass()).wrap(net)
         first = fast(images)
         fast.reset()
-        fast.engine.visit, fast.engine.batch = 0, 0  # the draws of the first time
+        fast.engine.net.counters.visit, fast.engine.net.counters.batch = 0, 0  # the draws of the first time
         assert torch.equal(fast(images), first)
         own = method(images).wrap(make_net())
         own.load_state_dict(fast.state_dict())
@@ -69,7 +69,7 @@ class TestCompiled:
         same_state(net, before)
 
     def test_copies_adapt_on_their_own(self, compiled, make_net, images):
-        fast = Tent(lr=0.01, fast=True).wrap(make_net())
+        fast = Tent(lr=0.01, passes=FastPass()).wrap(make_net())
         fast(images)
         copied, unpickled = copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))
         expected = fast(images)
@@ -77,14 +77,14 @@ class TestCompiled:
         assert torch.equal(unpickled(images), expected)
 
     def test_a_trial_moves_no_statistics(self, compiled, make_net, images):
-        own, fast = EMABN().wrap(make_net()), EMABN(fast=True).wrap(make_net())
+        own, fast = EMABN().wrap(make_net()), EMABN(passes=FastPass()).wrap(make_net())
         for batch in (images, images * 0.5):
             torch.testing.assert_close(fast(batch), own(batch), rtol=1e-8, atol=1e-8)
         for mine, theirs in zip(fast.module.buffers(), own.module.buffers(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
 
     def test_a_batch_that_needs_another_compilation_runs_as_it_is(self, compiled, make_net, images, monkeypatch):
-        fast = Tent(fast=True).wrap(make_net())
+        fast = Tent(passes=FastPass()).wrap(make_net())
         fast(images)
         traced = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         fast.module[0].stride = (2, 2)  # what was traced does not fit any more
@@ -98,7 +98,7 @@ class TestCompiled:
 @pytest.mark.slow
 def test_with_the_compiler_of_this_machine(make_net, images, monkeypatch):
     monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: float(way.__name__ != "_compile"))
-    own, fast = Tent(lr=0.01).wrap(make_net().float()), Tent(lr=0.01, fast=True).wrap(make_net().float())
+    own, fast = Tent(lr=0.01).wrap(make_net().float()), Tent(lr=0.01, passes=FastPass()).wrap(make_net().float())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for batch in (images.float(), images.flip(0).float() * 0.5):
@@ -124,7 +124,7 @@ class TestChannelsLast:
         monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: float(way.__name__ != "_channels_last"))
 
     def test_gives_the_numbers_of_the_default_layout(self, method, make_net, images):
-        own, fast = method(images).wrap(make_net()), method(images, fast=True).wrap(make_net())
+        own, fast = method(images).wrap(make_net()), method(images, passes=FastPass()).wrap(make_net())
         for batch in (images, images.flip(0) * 0.5, images[:3], images + 0.1):
             torch.testing.assert_close(fast(batch), own(batch), rtol=1e-8, atol=1e-8)
         assert set(fast.engine.net.run.chosen) == {"channels_last"}
@@ -133,7 +133,7 @@ class TestChannelsLast:
 
     def test_sums_statistics_exactly(self, make_net, images):
         """Torch's own sums of this layout cost digits."""
-        fast = Tent(fast=True).wrap(make_net())
+        fast = Tent(passes=FastPass()).wrap(make_net())
         fast(images)
         norms, seen = fast.engine.net.norms, []
         fast.module[0].register_forward_pre_hook(lambda *_: seen.append([norm.exact for norm in norms]))
@@ -144,16 +144,16 @@ class TestChannelsLast:
 class TestFallback:
     @pytest.fixture(autouse=True)
     def _own_is_fastest(self, monkeypatch):
-        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 1.0 + (way.__name__ != "forward"))
+        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 1.0 + (way.__name__ != "_own"))
 
     def run(self, make_net, images):
-        own, fast = Tent(lr=0.01).wrap(make_net()), Tent(lr=0.01, fast=True).wrap(make_net())
+        own, fast = Tent(lr=0.01).wrap(make_net()), Tent(lr=0.01, passes=FastPass()).wrap(make_net())
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for batch in (images, images * 0.5, images[:1]):
                 assert torch.equal(fast(batch), own(batch))
         assert set(fast.engine.net.run.chosen) == {"own"}
-        (warning,) = [str(one.message) for one in caught if "fast=True changes nothing" in str(one.message)]
+        (warning,) = [str(one.message) for one in caught if "FastPass changes nothing" in str(one.message)]
         return warning
 
     def test_where_compiling_fails(self, make_net, images, monkeypatch):

@@ -181,7 +181,7 @@ class TestTent:
 
     def test_warns_where_none_are_published_for_so_many(self, make_net, images):
         with pytest.warns(
-            UserWarning, match="SHOT runs with its settings for CIFAR on 200 classes; for ImageNet none are"
+            UserWarning, match="SHOT runs with its settings for CIFAR on 200 classes. For ImageNet none are"
         ):
             SHOT().wrap(make_net(classes=200))(images)
 

@@ -172,7 +172,7 @@ def test_begins_as_the_source_on_batch_statistics(network, logits_in):
             module.train()
     adapted = MoETTA(frozen=[]).wrap(network)
     torch.testing.assert_close(logits_in(adapted(images)), logits_in(expected(images)), rtol=1e-9, atol=1e-9)
-    assert len(adapted.engine.adapter._routed) == len(adapted.engine.net.norms)
+    assert len(adapted.engine.method._routed) == len(adapted.engine.net.norms)
 
 
 def test_layers_that_compute_something_else_are_not_counted():
@@ -182,7 +182,7 @@ def test_layers_that_compute_something_else_are_not_counted():
     expected = net(images)
     adapted = MoETTA(frozen=[0]).wrap(net)
     torch.testing.assert_close(adapted(images), expected, rtol=1e-4, atol=1e-5)
-    assert len(adapted.engine.adapter._routed) == kinds.count("LayerNorm") - 1 < len(kinds) - 1
+    assert len(adapted.engine.method._routed) == kinds.count("LayerNorm") - 1 < len(kinds) - 1
 
 
 class TestRoute:
@@ -334,7 +334,7 @@ class TestFilter:
         expected = ((margin - kept).exp() * kept).mean()
         with torch.enable_grad():
             adapted.engine.net(images)
-        adapter = adapted.engine.adapter
+        adapter = adapted.engine.method
         penalty = adapter.penalty(adapted.engine.net)
         assert 0.2 * 2 <= penalty.item() <= 0.2 * 2 * 9  # two layers, 9 experts
         assert adapted.engine.last["loss"] == pytest.approx((expected + penalty).item(), rel=1e-9)
@@ -416,7 +416,6 @@ def test_says_which_layers_there_are(three_norms, images, arguments, message):
         ({"balance": -0.1}, "balance must be at least 0, got -0.1"),
         ({"margin": 0.0}, "margin must be a positive share"),
         ({"parameters": "all"}, "choose layers with frozen and plain, not parameters"),
-        ({"repeat_kept": True}, "repeat_kept must be False"),
     ],
 )
 def test_says_what_is_wrong_with_arguments(arguments, message):

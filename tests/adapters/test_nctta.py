@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ttalight.adapters import NCTTA, STAG
+from ttalight.adapters import NCTTA
 
 
 @pytest.fixture
@@ -125,22 +125,6 @@ def test_samples_are_dropped_not_the_run(make_net, images, kept):
     assert adapted.engine.skipped == (0 if moved else 2)
 
 
-def test_repeating_the_kept_gives_the_same_numbers(make_net, images):
-    groups = lambda channels: nn.GroupNorm(2, channels)  # noqa: E731
-    nets = [make_net(groups, classes=5) for _ in range(2)]
-    for net in nets:
-        net[-1].weight.data *= 20
-    plain, repeated = (
-        NCTTA(lr=1e-4, margin=0.495, terms=[STAG()], repeat_kept=repeat).wrap(net)
-        for net, repeat in zip(nets, (False, True), strict=True)
-    )
-    for scale in (1.0, 0.7, 1.5):
-        torch.testing.assert_close(repeated(images * scale), plain(images * scale), rtol=1e-9, atol=1e-9)
-        assert repeated.engine.last["loss"] == pytest.approx(plain.engine.last["loss"], rel=1e-9)
-    assert 0 < plain.engine.last["selected"] < 0.6  # so that there was something to repeat
-    assert repeated.engine.net.forwards > 3
-
-
 def test_rows_stay_those_of_the_source(sure_net, images):
     source = sure_net[-1].weight.detach().clone()
     adapted = NCTTA(lr=0.05, margin=1.0, parameters="all").wrap(sure_net)
@@ -148,13 +132,13 @@ def test_rows_stay_those_of_the_source(sure_net, images):
     assert not torch.equal(sure_net[-1].weight, source)
     adapted.to("cpu")
     expected = torch.nn.functional.normalize(source, dim=1)
-    torch.testing.assert_close(adapted.engine.adapter._rows, expected)
+    torch.testing.assert_close(adapted.engine.method._rows, expected)
 
 
 def test_optimizer_is_the_published_one(sure_net, images):
     adapted = NCTTA().wrap(sure_net)
     adapted(images)
-    group = adapted.engine.optimizer.param_groups[0]
+    group = adapted.engine.net.optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["nesterov"]) == (1e-3, 0.9, True)
 
 

@@ -29,16 +29,16 @@ def test_a_probe_changes_nothing_that_follows(make_net, images, method, first):
             assert not torch.equal(*seen)  # it adapts while it is probed
             probed.engine.probe(False)
         assert torch.equal(probed(batch), expected)
-    assert probed.engine.state_dict()["counters"] == plain.engine.state_dict()["counters"]
+    assert probed.engine.capture()["counters"] == plain.engine.capture()["counters"]
 
 
 def test_a_state_is_a_copy(make_net, images):
     adapted = Tent(lr=0.05).wrap(make_net())
     adapted(images)
-    state = adapted.engine.state_dict()
+    state = adapted.engine.capture()
     moment = state["optimizer"]["state"][0]["exp_avg"].clone()
     first = adapted(images * 0.5)
     assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], moment)
     for _ in range(2):
-        adapted.engine.load_state_dict(state)
+        adapted.engine.restore(state)
         assert torch.equal(adapted(images * 0.5), first)

@@ -1,4 +1,4 @@
-"""The option ``recompute``: the same numbers from passes that keep less."""
+"""``RecomputedBlocks``: the same numbers from passes that keep less."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from ttalight import adapters
 from ttalight.adapters import Adapter, GradientAdapter, RDumb, SelfTrainingAdapter, Tent, TestTimeTraining
+from ttalight.models.recompute import RecomputedBlocks
 
 BASES = {Adapter, GradientAdapter, SelfTrainingAdapter, TestTimeTraining}
 METHODS = [
@@ -81,7 +82,7 @@ def run(method, net, batches):
 
 def assert_same(method, net, batches):
     own, own_counts = run(method(), copy.deepcopy(net), batches)
-    again, counts = run(method(recompute=True), net, batches)
+    again, counts = run(method(passes=RecomputedBlocks()), net, batches)
     assert all(map(torch.equal, again, own))
     assert counts == own_counts
     return counts
@@ -120,7 +121,7 @@ def test_keeps_less(make, images):
             sizes.append(tensor.numel())
             return tensor
 
-        adapted = Tent(recompute=recompute).wrap(make())
+        adapted = Tent(passes=RecomputedBlocks() if recompute else None).wrap(make())
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             adapted(images)
         return sum(sizes)
@@ -131,7 +132,7 @@ def test_keeps_less(make, images):
 def test_copies_adapt_on_their_own_and_a_release_gives_the_network_back(make, images, state_of, same_state):
     net = make()
     before = state_of(net)
-    adapted = RDumb(margin=1.0, recompute=True).wrap(net)
+    adapted = RDumb(margin=1.0, passes=RecomputedBlocks()).wrap(net)
     torch.manual_seed(1)
     adapted(images)
     copies = [copy.deepcopy(adapted), pickle.loads(pickle.dumps(adapted))]
@@ -141,16 +142,11 @@ def test_copies_adapt_on_their_own_and_a_release_gives_the_network_back(make, im
         torch.manual_seed(2)
         assert torch.equal(other(images), expected)
         part = other.module.blocks[0]
-        assert part.forward.__self__.module is part  # not the block of the network that was copied
+        assert vars(part)["_ttalight_forward"].__self__.module is part  # not the block of the network that was copied
     adapted.release()
     same_state(net, before)
 
 
 def test_says_where_there_are_no_blocks(make_net):
-    with pytest.raises(ValueError, match="recompute=True passes a network's blocks again, and Sequential has 0"):
-        Tent(recompute=True).wrap(make_net())
-
-
-def test_excludes_fast():
-    with pytest.raises(ValueError, match="fast=True and recompute=True exclude each other"):
-        Tent(fast=True, recompute=True)
+    with pytest.raises(ValueError, match="RecomputedBlocks passes a network's blocks again, and Sequential has 0"):
+        Tent(passes=RecomputedBlocks()).wrap(make_net())

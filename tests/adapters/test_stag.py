@@ -179,7 +179,7 @@ class TestInAMethod:
         termed = NCTTA(margin=0.3, lr=0.0, terms=[term]).wrap(nets[1])
         plain(images)
         termed(images)
-        network, method = termed.engine.net, termed.engine.adapter
+        network, method = termed.engine.net, termed.engine.method
         with torch.no_grad():
             outputs = network(images, norm="batch")
             weights = method.weigh(network, images, outputs)

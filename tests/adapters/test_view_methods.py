@@ -71,8 +71,8 @@ class TestPixels:
         for batch in (pixels[:4], pixels[2:4] * 0.5):
             normalized = (batch - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
             torch.testing.assert_close(outside(normalized), inside(batch), rtol=1e-4, atol=1e-4)
-        assert outside.engine.adapter.protocol()["mean"] == pytest.approx(MEAN)
-        assert inside.engine.adapter.protocol()["mean"] is None
+        assert outside.engine.method.protocol()["mean"] == pytest.approx(MEAN)
+        assert inside.engine.method.protocol()["mean"] is None
 
     @pytest.mark.parametrize("method", WITH_PIXELS)
     def test_moves_to_a_device_in_the_middle(self, method, net, pixels):
@@ -99,7 +99,8 @@ class TestPixels:
 class TestSHOT:
     def test_leaves_the_classifier_and_the_statistics(self, net, pixels):
         before = copy.deepcopy(net.state_dict())
-        SHOT(lr=0.1).wrap(net)(pixels)
+        adapted = SHOT(lr=0.1).wrap(net)
+        adapted(pixels)
         changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
         assert {name for name in changed if name.startswith("9.") or "running" in name} == set()
         assert {"0.weight", "1.weight", "3.weight"} <= changed

@@ -208,7 +208,7 @@ def test_eta(net, batches):
     for images, (reference, step) in zip(batches, eta_reference(net, batches, 0.05, 0.6, 0.95), strict=True):
         agrees(adapted, images, step)
         kept += step.kept
-        mean = adapted.engine.state_dict()["tensors"]["method.mean_prediction"]
+        mean = adapted.engine.capture()["tensors"]["method.mean_prediction"]
         torch.testing.assert_close(mean, torch.tensor(step.state, dtype=torch.float64))
         same_affines(adapted.module, reference)
     assert 0 < kept < confident < sum(map(len, batches))  # both filters had something to do
@@ -227,7 +227,7 @@ def test_eata_with_source_images(net, batches, samples):
     for images, (reference, step) in zip(batches, expected, strict=True):
         agrees(adapted, images, step)
         same_affines(adapted.module, reference)
-    tensors = adapted.engine.state_dict()["tensors"]
+    tensors = adapted.engine.capture()["tensors"]
     torch.testing.assert_close(tensors["method.fisher"], torch.cat([value.flatten() for value in fisher]))
     assert adapted.engine.net.forwards == adapted.engine.backwards == len(read) + len(batches)
 
@@ -304,7 +304,7 @@ def test_sar(net, batches, parameters, recovery):
     ):
         agrees(adapted, images, step)
         mean, recovered = step.state
-        found = adapted.engine.state_dict()["tensors"]["method.mean_entropy"].item()
+        found = adapted.engine.capture()["tensors"]["method.mean_entropy"].item()
         assert found == pytest.approx(math.nan if mean is None else mean, nan_ok=True)
         recoveries += recovered
         assert adapted.engine.recoveries == recoveries

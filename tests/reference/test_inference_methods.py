@@ -160,10 +160,10 @@ class TestT3A:
         adapted, other = T3A(supports=2).wrap(small_net()), T3A(supports=2).wrap(small_net())
         first = adapted(batches()[0])
         adapted(batches()[1])
-        state = adapted.engine.state_dict()
+        state = adapted.engine.capture()
         last = adapted(batches()[3])
         other(batches()[2])
-        other.engine.load_state_dict(state)
+        other.engine.restore(state)
         assert torch.equal(other(batches()[3]), last)
         adapted.reset()
         assert torch.equal(adapted(batches()[0]), first)
@@ -289,12 +289,12 @@ class TestFIND:
     def test_the_choice_is_made_once_and_is_state(self):
         adapted = FIND().wrap(small_net())
         adapted(batches()[0])
-        divides = adapted.engine.state_dict()["tensors"]["method.divides"]
+        divides = adapted.engine.capture()["tensors"]["method.divides"]
         assert divides.any()
         assert not divides.all()
         second = adapted(batches()[1])
         other = FIND().wrap(small_net())
-        other.engine.load_state_dict(adapted.engine.state_dict())
+        other.engine.restore(adapted.engine.capture())
         assert torch.equal(other(batches()[1]), second)
         assert adapted.engine.net.forwards == 3  # one more to choose
 

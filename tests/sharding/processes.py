@@ -181,10 +181,10 @@ def method_by_batch(name: str, devices: int) -> dict:
     adapted = adapter.wrap(Module())
     engine = adapter.engine
     if devices > 1:
-        engine.net.deal_out()
+        engine.net.shard_batches()
     logits = [adapted(images) for images in batches()]
     last = {"last": engine.last, "updates": engine.updates, "recoveries": engine.recoveries}
-    return {"logits": logits, "tensors": engine.state_dict()["tensors"], **last}
+    return {"logits": logits, "tensors": engine.capture()["tensors"], **last}
 
 
 def by_batch(folder: Path, devices: int) -> dict:

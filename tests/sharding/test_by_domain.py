@@ -124,7 +124,7 @@ def test_places_are_those_of_an_engine_that_sees_everything(order):
         engine.probe(given.is_probe(index))
         if given.begins_visit(index) and not given.is_probe(index):
             engine.announce()
-        seen.append((engine.visit, engine.batch))
+        seen.append((engine.net.counters.visit, engine.net.counters.batch))
         engine(torch.randn(4, 3, 1, 1))
     assert list(zip(*(part.tolist() for part in places(given)), strict=True)) == seen
 

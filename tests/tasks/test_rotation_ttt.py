@@ -113,7 +113,7 @@ def test_statistics_behind_the_branch_stay_those_of_the_source():
     adapter = EMABN(steps=2, reset="never")
     adapted = adapter.wrap(task)
     adapted(batch())
-    tensors = adapted.engine.state_dict()["tensors"]
+    tensors = adapted.engine.capture()["tensors"]
     assert not torch.equal(tensors["encoder.layer2.0.bn1.statistics.0"], torch.zeros(32))
     assert torch.equal(tensors["encoder.layer3.0.bn1.statistics.0"], torch.zeros(64))
     adapted.release()

@@ -141,7 +141,7 @@ def test_projector_and_classifier_stay(load):
     adapter = TestTimeTraining(steps=2, lr=1e-3, reset="never")
     adapted = adapter.wrap(task)
     adapted(batch())
-    names = {name for name in adapted.engine.state_dict()["tensors"] if name.startswith(("projector", "classifier"))}
+    names = {name for name in adapted.engine.capture()["tensors"] if name.startswith(("projector", "classifier"))}
     assert not names
     adapted.release()
 

@@ -1,7 +1,8 @@
 """Adaptation methods as callbacks, and the engine that they share."""
 
-from ttalight.adapters.adapter import Adapter, GradientAdapter
+from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.pixel_space import PixelSpace
+from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.deyo import DeYO
@@ -28,12 +29,15 @@ from ttalight.adapters.methods.tipi import TIPI
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.adapters.term import Term
 from ttalight.adapters.wrapper import AdaptedNetwork
+from ttalight.engine import AdaptiveNetwork, release
 
 __all__ = [
     "Adapter",
     "GradientAdapter",
     "SelfTrainingAdapter",
     "AdaptedNetwork",
+    "AdaptiveNetwork",
+    "release",
     "Term",
     "Source",
     "PTBN",

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ttalight.adapters.adapter import GradientAdapter
+from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.term import add_terms
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Network, Outputs, Selection
 
 __all__ = ["SelfTrainingAdapter", "per_image"]
@@ -18,8 +19,9 @@ __all__ = ["SelfTrainingAdapter", "per_image"]
 class SelfTrainingAdapter(GradientAdapter):
     """Steps on a loss of the batch's own predictions, on the batch's statistics.
 
-    A method says which samples count, and how much (``weigh``), and what each of them loses (``losses``); where it
-    needs more, a ``penalty`` on the weights, a ``pull`` on their gradients, and what follows a step (``after_step``).
+    A method defines which samples count, and how much (``weigh``), and the loss of each (``losses``). Where it needs
+    more, a ``penalty`` on the weights, a ``penalty_gradient`` in closed form, and what follows a step
+    (``after_step``).
 
     Args:
         lr: See ``GradientAdapter``.
@@ -28,8 +30,6 @@ class SelfTrainingAdapter(GradientAdapter):
         parameters: What may adapt: ``norm`` for the weights and biases of all normalisation layers,
             ``norm_before_last_block`` for those in front of the last block, ``features`` for everything but the
             classifier, ``all``, or a function of name and parameter; the method's published choice by default.
-        repeat_kept: On networks without BatchNorm, forward without gradients first and repeat only the kept samples
-            with gradients, while fewer than 60 % of a batch are kept. The same numbers, up to rounding, for less time.
         kwargs: See ``GradientAdapter`` and ``Adapter``.
 
     Raises:
@@ -45,7 +45,6 @@ class SelfTrainingAdapter(GradientAdapter):
         lr: float | None = None,
         prediction: Literal["before", "after"] = "before",
         parameters: Selection | None = None,
-        repeat_kept: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
@@ -55,76 +54,100 @@ class SelfTrainingAdapter(GradientAdapter):
             raise ValueError(f"prediction must be 'before' or 'after', got {prediction!r}")
         self.prediction = prediction
         self.parameters: Selection = self.published_parameters if parameters is None else parameters
-        self.repeat_kept = repeat_kept
-        if self.episode == "image" and repeat_kept:
-            raise ValueError("episode='image' takes no repeat_kept: leave it away, or episode='batch'")
 
     # -- what a method says
 
-    def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor | None:
+    def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor | None:
         """Return the weight of each sample without gradient, (B,); zero drops it. None keeps all alike."""
         return None
 
     @abstractmethod
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return the loss of each sample, (B,), with gradients to the free parameters."""
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
+        """Return the loss of each sample, (B,), with gradients to the trainable parameters."""
 
-    def penalty(self, net: Network) -> Tensor | None:
+    def penalty(self, net: AdaptiveNetwork) -> Tensor | None:
         """Return a scalar on the weights that is added to the mean loss."""
         return None
 
-    def pull(self, net: Network) -> tuple[Tensor, Tensor] | None:
-        """Return a gradient that needs no pass backwards, one vector for all parameters, and its part of the loss."""
+    def penalty_gradient(self, net: AdaptiveNetwork) -> tuple[Tensor, Tensor] | None:
+        """Return a gradient in closed form, one vector (N,) for all parameters, and the penalty that it is of."""
+        return self.pull(net)
+
+    def pull(self, net: AdaptiveNetwork) -> tuple[Tensor, Tensor] | None:
+        """Return the same as ``penalty_gradient``, which had this name until version 0.2."""
         return None
 
-    def after_step(self, net: Network) -> None:
-        """Do what follows each step."""
+    def after_step(self, net: AdaptiveNetwork) -> None:
+        """Follow a step that has moved the parameters."""
 
     # -- the batch
 
-    def configure(self, net: Network) -> None:
-        """Free the parameters and normalise with the batch's statistics."""
-        net.free(net.select(self.parameters))
+    def check(self, net: Network) -> None:
+        """Check that there are parameters to adapt, and layers whose statistics can be chosen."""
+        check_selection(net, self.parameters)
+        for layer in net.norms:
+            layer.check()
+
+    def configure(self, net: AdaptiveNetwork) -> None:
+        """Set the parameters to adapt, and normalise with the batch's statistics."""
+        net.set_trainable(net.select(self.parameters))
         net.set_norm_mode("batch")
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Step on the batch."""
-        for _ in range(self.steps):
-            logits = self._step(net, images)
-        if self.prediction == "before":
-            return logits
+        for step in range(self.steps):
+            logits = self.update(net, images, step)
+        return logits if self.prediction == "before" else self.predict(net, images)
+
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Return the logits of the batch after the update."""
         with torch.no_grad():
             return net(images).logits
 
-    def _step(self, net: Network, images: Tensor) -> Tensor:
-        outputs, losses, weights = self._pass(net, images)
-        net.backward(losses, weights, self.penalty(net))
-        net.descend(self.pull(net))
-        self.after_step(net)
+    def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
+        """Make one step, and return the logits that its loss was made from.
+
+        Args:
+            net: The network.
+            images: (B, 3, H, W).
+            step: Number of the step within the batch, from 0.
+        """
+        outputs = net(images)
+        weights = self.weigh(net, images, outputs)
+        self.backward(net, self.losses(net, images, outputs), weights, outputs)
+        self.optimizer_step(net)
         return outputs.logits
 
-    def _pass(self, net: Network, images: Tensor) -> tuple[Outputs, Tensor, Tensor | None]:
-        """Return a pass with the losses and weights of its samples, (B,) each."""
-        repeat = self.repeat_kept and net.kept < 0.6 and not any(norm.is_batch_norm for norm in net.norms)
-        with torch.set_grad_enabled(not repeat):
-            outputs = net(images)
-        weights = self.weigh(net, images, outputs)
-        if repeat and weights is not None:
-            losses = self._losses_of_kept(net, images, weights)
-        else:
-            selected = None if weights is None else weights != 0
-            losses = add_terms(self.losses(net, images, outputs), self.terms, net, outputs, selected, weights)
-        return outputs, losses, weights
+    def backward(self, net: AdaptiveNetwork, losses: Tensor, weights: Tensor | None, outputs: Outputs) -> None:
+        """Compute the gradients of the losses, with terms and penalties added.
 
-    def _losses_of_kept(self, net: Network, images: Tensor, weights: Tensor) -> Tensor:
-        """Return the losses of all samples, (B,), from a pass of the kept ones."""
-        keep = weights.nonzero()[:, 0]
-        if len(keep) == 0:
-            return (0 * net.parameters[0].sum()).expand(len(images))  # the engine skips the step
-        outputs, weights = net(images, keep=keep), weights.index_select(0, keep)
-        losses = self.losses(net, images.index_select(0, keep), outputs)
-        losses = add_terms(losses, self.terms, net, outputs, weights=weights)
-        return losses.new_zeros(len(images)).index_copy(0, keep, losses)
+        Args:
+            net: The network.
+            losses: (B,).
+            weights: (B,), or None.
+            outputs: The pass that the losses were made from.
+        """
+        selected = None if weights is None else weights != 0
+        losses = add_terms(losses, self.terms, net, outputs, selected, weights)
+        net.backward(losses, weights, self.penalty(net), self.penalty_gradient(net))
+
+    def optimizer_step(self, net: AdaptiveNetwork) -> None:
+        """Let the optimizer step, and what follows a step that has moved the parameters."""
+        if net.optimizer_step():
+            self.after_step(net)
+
+
+def check_selection(net: Network, selection: Selection) -> None:
+    """Check that a selection names parameters that can be adapted, as far as that is known without images.
+
+    Raises:
+        ValueError: If it names none.
+        TypeError: If they are held in 16 bits.
+    """
+    if selection == "features":
+        net.check_classifier()
+    else:
+        net.check_trainable(net.select(selection))
 
 
 def per_image(values: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 
 from ttalight.data.streams import Stream
 from ttalight.data.streams.shares import Places, deal, places
+from ttalight.engine.engine import Engine
 
 if TYPE_CHECKING:
     from ttalight.adapters.adapter import Adapter
-    from ttalight.adapters.engine import Engine
 
 __all__ = ["Shard", "StreamShare", "check_strategy", "check_sharding"]
 
@@ -93,15 +93,14 @@ class StreamShare:
         """Whether the first batch of the stream is not in this part."""
         return len(self.numbers) > 0 and int(self.numbers[0]) > 0
 
-    def place(self, engine: Engine, index: int) -> None:
-        """Tell an engine where a batch stands if the one before it is in another part."""
-        if index != self._last + 1:
-            engine.go_to(int(self._places.visit[index]), int(self._places.batch[index]))
-        self._last = index
+    def place(self, index: int) -> tuple[int, int] | None:
+        """Return visit and number of a batch in the whole stream if the batch before it is in another part."""
+        follows, self._last = index == self._last + 1, index
+        return None if follows else (int(self._places.visit[index]), int(self._places.batch[index]))
 
 
 def prepare(engine: Engine, trainer: Trainer) -> None:
-    """Configure a method whose settings follow from images, by the first batch of the whole stream."""
+    """Configures a method whose settings follow from images, by the first batch of the whole stream."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(data.first_batch()))
     with trainer.precision_plugin.forward_context():

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ttalight.engine.engine import Engine
+from ttalight.models.call import Call
+
 if TYPE_CHECKING:
-    from ttalight.adapters.engine import Engine
+    from ttalight.adapters.adapter import Adapter
 
 __all__ = ["AdaptedNetwork"]
 
 
 class AdaptedNetwork:
-    """What ``Adapter.wrap(network)`` returns: call it with images, get logits, the network has adapted.
+    """The result of ``Adapter.wrap(network)``: a call with images returns logits and adapts the network.
 
-    The network is adapted in place; ``release()`` gives it back bit for bit. Calls are serialised by a lock. Copies
-    (``copy.deepcopy``, ``pickle``) are complete and independent: they hold their own network.
+    The network is adapted in place. ``release()``, the end of a ``with`` block, or the end of this object restore it
+    bit for bit. Calls are serialised by a lock. Copies (``copy.deepcopy``, ``pickle``) hold a network of their own.
 
     Args:
+        adapter: The method.
         engine: The engine that adapts the network.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, adapter: Adapter, engine: Engine) -> None:
+        self._adapter = adapter
         self._engine: Engine | None = engine
         self._lock = threading.RLock()
+        self._finalizer = weakref.finalize(self, adapter.end)
+        self._finalizer.atexit = False
 
     @property
     def engine(self) -> Engine:
@@ -44,19 +52,21 @@ class AdaptedNetwork:
         """The network itself."""
         return self.engine.net.module
 
-    def __call__(self, images: Tensor) -> Any:
+    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Adapt to a batch and return its logits, in the structure that the network returns.
 
         Args:
             images: (B, 3, H, W), as the network expects them.
+            args: Further arguments of the network.
+            kwargs: Further arguments of the network.
         """
         with self._lock:
             if not isinstance(images, Tensor):
                 raise TypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
-            return self.engine(images)
+            return self.engine(images, Call(args, kwargs))
 
     def reset(self) -> None:
-        """Go back to the source weights and begin a new domain."""
+        """Restore the source weights and begin a new domain."""
         with self._lock:
             self.engine.reset()
             self.engine.announce()
@@ -64,12 +74,16 @@ class AdaptedNetwork:
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that adaptation has changed."""
         with self._lock:
-            return self.engine.state_dict()
+            return self.engine.capture()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state_dict()`` returned, of this network or of an equal one."""
+        """Continue from what ``state_dict()`` returned, of this network or of an equal one.
+
+        Raises:
+            ValueError: If the state is another method's or another network's.
+        """
         with self._lock:
-            self.engine.load_state_dict(state)
+            self.engine.restore(state)
 
     def to(self, device: torch.device | str) -> AdaptedNetwork:
         """Move the network and all adaptation state to a device."""
@@ -81,13 +95,25 @@ class AdaptedNetwork:
         """Stop adapting and return the network as it was before ``wrap``."""
         with self._lock:
             network = self.module
-            self.engine.adapter._end()
+            self._finalizer()
             self._engine = None
             return network
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_engine": self._engine}
+    def __enter__(self) -> AdaptedNetwork:
+        return self
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._engine = state["_engine"]
-        self._lock = threading.RLock()
+    def __exit__(self, *error: object) -> None:
+        if self._engine is not None:
+            self.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with self._lock:
+            engine = self.engine
+            return _rebuilt, (self._adapter, engine.source_copy(), engine.net.seed, engine.capture())
+
+
+def _rebuilt(adapter: Adapter, network: nn.Module, seed: int, state: dict[str, Any]) -> AdaptedNetwork:
+    adapter.seed = seed
+    adapted = adapter.wrap(network)
+    adapted.load_state_dict(state)
+    return adapted

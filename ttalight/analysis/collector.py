@@ -11,12 +11,12 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ttalight.adapters import Adapter
-from ttalight.adapters.engine import Engine
 from ttalight.analysis.features import Features, embed, read_features, source_medians, write_features
 from ttalight.analysis.geometry import GeometryRow, geometry, read_geometry, write_geometry
 from ttalight.callbacks import Recorder
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream
+from ttalight.engine import Engine
 from ttalight.tasks import BaseTask, SupervisedTask
 
 __all__ = ["FeatureCollector"]
@@ -151,7 +151,7 @@ class FeatureCollector(Callback):
         engine, adapter = self._engine, self._adapter
         assert engine is not None
         assert adapter is not None
-        state = engine.state_dict()
+        state = engine.capture()
         # A method that changes nothing has no steps, whatever it predicts with.
         steps = (getattr(adapter, "steps", 1) or 0) if state["tensors"] else 0
         found = {(place, steps): values for place, values in self._embed(task, engine, images).items()}
@@ -160,7 +160,7 @@ class FeatureCollector(Callback):
             try:
                 found |= {(place, 0): values for place, values in self._embed(task, engine, images).items()}
             finally:
-                engine.load_state_dict(state)
+                engine.restore(state)
         return dict(sorted(found.items()))
 
     def _embed(self, task: BaseTask, engine: Engine, images: Tensor) -> dict[str, Tensor]:

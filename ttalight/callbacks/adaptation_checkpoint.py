@@ -189,7 +189,7 @@ class AdaptationCheckpoint(Callback):
         checkpoint = {
             "identity": json.dumps(run.identity),
             "batches": done,
-            "adapter": engine.checkpoint(),
+            "adapter": engine.capture(),
             "recorder": run.recorder.run_state(),
             "events": {name: event_sizes(logger) for name, logger in _tensorboards(trainer).items()},
             "random": _random_states(),

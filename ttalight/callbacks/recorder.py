@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 import ttalight
 from ttalight.adapters import Adapter
-from ttalight.adapters.engine import Engine
 from ttalight.callbacks.logs import log_batch, log_results
 from ttalight.callbacks.measurement import Batch, Measurement
 from ttalight.callbacks.rank_files import RankFiles
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream, StreamOrder
+from ttalight.engine import Engine
 from ttalight.models.outputs import logits_of
 from ttalight.reporting import PredictionWriter, Reading, Results, Source, digest, summarize, write_results
 from ttalight.reporting.predictions import PREDICTIONS, merge_predictions

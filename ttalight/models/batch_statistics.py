@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["moments", "normalize_by_batch"]
+__all__ = ["moments", "move_running_statistics", "normalize_by_batch", "normalized"]
 
 
 def moments(x: Tensor, dimensions: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,21 @@ def normalize_by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, ep
     """
     normalized: Tensor = _BatchNormalization.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return normalized
+
+
+def normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
+    """Return (x - mean) / sqrt(var + eps), times weight, plus bias, a channel: (B, C, *)."""
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
+    x = (x - mean.view(shape)) * scale.view(shape)
+    return x if bias is None else x + bias.view(shape)
+
+
+@torch.no_grad()
+def move_running_statistics(layer: Any, mean: Tensor, var: Tensor, count: Tensor, momentum: float) -> None:
+    """Move a layer's running mean and variance, the latter unbiased, towards those of ``count`` values a channel."""
+    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
+    layer.running_var.lerp_((var * (count / (count - 1))).to(layer.running_var.dtype), momentum)
 
 
 class _BatchNormalization(torch.autograd.Function):

@@ -13,6 +13,7 @@ from torch import Tensor
 from ttalight.models.network import Network
 from ttalight.models.norm import exact_statistics, unmoved
 from ttalight.models.outputs import logits_of
+from ttalight.models.pass_policy import PassPolicy
 
 __all__ = ["FastPass"]
 
@@ -25,7 +26,7 @@ _ROUNDS = 5
 _LEAST_GAIN = 0.03
 
 
-class FastPass:
+class FastPass(PassPolicy):
     """Makes the passes of a network in the fastest way found: as they are, on images in channels_last, or compiled.
 
     The first pass of a kind (with gradients or without, norm modes, precision, size of the images, one image or more)
@@ -34,18 +35,27 @@ class FastPass:
     nothing else is left or faster, a warning says why. Compiled passes take batches of other sizes where these do not
     need another compilation, which would stop the stream; otherwise such a pass is the network's own.
 
-    Args:
-        net: The network; it is not changed.
     """
 
-    def __init__(self, net: Network) -> None:
-        self.net = net
+    def __init__(self) -> None:
         self._chosen: dict[tuple[Any, ...], str] = {}
         self._compiled: Callable[[Tensor], Any] | None = None
         self._warned = False
 
-    def __call__(self, images: Tensor) -> Any:
-        """Return what the network's forward returns."""
+    def attach(self, net: Network) -> None:
+        """Compute the passes of a network; see ``PassPolicy``."""
+        self.net = net
+        net.run = self
+
+    def detach(self) -> None:
+        """Restore the network's own passes."""
+        self.net.run = self.net.original
+        self._chosen, self._compiled = {}, None
+
+    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what the network's forward returns; with further arguments the pass is the network's own."""
+        if args or kwargs:
+            return self.net.original(images, *args, **kwargs)
         kind = self._kind(images)
         if kind not in self._chosen:
             self._chosen[kind] = self._fastest(images)
@@ -66,7 +76,10 @@ class FastPass:
 
     @property
     def _ways(self) -> dict[str, Callable[[Tensor], Any]]:
-        return {"own": self.net.original, "channels_last": self._channels_last, "torch.compile": self._compile}
+        return {"own": self._own, "channels_last": self._channels_last, "torch.compile": self._compile}
+
+    def _own(self, images: Tensor) -> Any:
+        return self.net.original(images)
 
     def _channels_last(self, images: Tensor) -> Any:
         if images.ndim != 4:
@@ -76,7 +89,7 @@ class FastPass:
 
     def _compile(self, images: Tensor) -> Any:
         if self._compiled is None:
-            self._compiled = torch.compile(self.net.original, dynamic=True)
+            self._compiled = torch.compile(self._own, dynamic=True)
         return self._compiled(images)
 
     # -- the trial
@@ -100,7 +113,7 @@ class FastPass:
         if not self._warned:
             self._warned = True
             slow = [f"{name} is no faster" for name in list(ways)[1:]]
-            warnings.warn(f"fast=True changes nothing here: {'; '.join(faults + slow)}", stacklevel=2)
+            warnings.warn(f"FastPass changes nothing here: {'; '.join(faults + slow)}", stacklevel=2)
         return "own"
 
     def _fault(self, way: Callable[[Tensor], Any], images: Tensor, own: list[Tensor]) -> str | None:
@@ -128,7 +141,7 @@ class FastPass:
         return time.perf_counter() - start
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_compiled": None}  # copies compile for themselves
+        return {"_chosen": {}, "_compiled": None, "_warned": self._warned}  # copies choose for their own network
 
 
 def _difference(own: list[Tensor], other: list[Tensor]) -> str | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ttalight.losses import entropy
 from ttalight.models.batch_shard import BatchShard
+from ttalight.models.call import Call
+from ttalight.models.classifier import Classifier, Head
 from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, find_norms
-from ttalight.models.outputs import logits_of, map_tensors, with_logits
+from ttalight.models.outputs import Select, logits_of, map_tensors, with_logits
 
 __all__ = ["Head", "Network", "Outputs", "Selection"]
 
@@ -45,72 +46,59 @@ class Outputs(_Outputs):
             return entropy(self.logits)
 
 
-class Head(NamedTuple):
-    """The classifier: ``logits = scale * features @ weight.T + bias``.
-
-    Args:
-        weight: (C, D).
-        bias: (C,), or None.
-        scale: Factor on the product, 1 for an ordinary classifier.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    scale: float | Tensor = 1.0
-
-
 class Network:
-    """A model behind one narrow interface: passes, normalisation layers, classifier, free parameters.
+    """A model behind one narrow interface: passes, normalisation layers, classifier, trainable parameters.
 
-    Calling it runs the model's *original* forward, under the run's precision for that pass only, and counts it.
+    Calling it runs the model under the run's precision for that pass only, and counts the pass.
 
     Args:
         module: The model.
-        forward: Its original forward. The model's own one by default.
-        precision: Makes the context of a pass, for example autocast.
+        forward: What a pass calls; the model itself by default, its hooks included.
         classifier: Name of the classifier among the model's modules; found by a probe when None.
+        output: Where the logits are in what the model returns; see ``logits_of``.
+
+    Raises:
+        ValueError: If the model has no layer of the classifier's name.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        forward: Callable[[Tensor], Any] | None = None,
-        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        forward: Callable[..., Any] | None = None,
         classifier: str | None = None,
+        output: Select = None,
     ) -> None:
         self.module = module
-        self.original = forward if forward is not None else module.forward
-        #: What passes are made with: the original forward, or a faster way to compute the same.
-        self.run: Callable[[Tensor], Any] = self.original
-        self.precision = precision
-        self.classifier = classifier
+        #: What a pass calls with the images.
+        self.original: Callable[..., Any] = module if forward is None else forward
+        #: The same, or a faster way to compute it.
+        self.run: Callable[..., Any] = self.original
+        #: Makes the context of a pass, for example autocast.
+        self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.output = output
         self.norms: list[NormLayer] = find_norms(module)
         self.parameters: list[nn.Parameter] = []
         #: Those of them that the method brought along, by name.
         self.own: dict[str, nn.Parameter] = {}
         #: Values of ``parameters`` in the source model; there from the first batch on.
         self.source: list[Tensor] = []
-        self._source_vector: tuple[list[Tensor], Tensor] | None = None
         self.generator: torch.Generator = torch.Generator(device=self.device)
-        #: Passes so far, in whole batches; those that no step has gone backward through yet.
-        self.forwards = self.unclaimed = 0.0
+        #: Passes so far, in whole batches; those that no backward has followed yet.
+        self.forwards = self.pending_forwards = 0.0
         #: Logits of the present batch after fewer steps than the method takes, by number of steps.
         self.readings: dict[int, Tensor] = {}
-        #: Fraction of samples that the last step kept.
-        self.kept = 1.0
+        #: The present batch, and how the model is called with it.
         self.images: Tensor | None = None
+        self.call = Call()
+        self._classifier = Classifier(module, classifier)
+        self._source_vector: tuple[list[Tensor], Tensor] | None = None
         self._shard: BatchShard | None = None
-        self.step: Callable[..., None] = _no_engine
-        self.backward: Callable[..., None] = _no_engine
-        self.descend: Callable[..., None] = _no_engine
-        self.recover: Callable[..., None] = _no_engine
-        self.draws: Callable[[int], torch.Generator] = _no_engine
+        #: Whether the model changes its input in place; None before the first pass.
+        self._changes_input: bool | None = None
+        self._classes: int | None = None
         #: Passes of the present batch that returned more than a tensor: logits, and all of it without a graph.
         self._returned: list[tuple[Tensor, Any]] = []
-        self._head: nn.Module | None = None
-        self._hook: RemovableHandle | None = None
-        self._classes: int | None = None
-        self._features: Tensor | None = None
+        self._modules, self._all = list(module.modules()), list(module.parameters())
 
     @property
     def device(self) -> torch.device:
@@ -119,30 +107,32 @@ class Network:
             return tensor.device
         return torch.device("cpu")
 
-    def __call__(self, images: Tensor, norm: NormMode | None = None, keep: Tensor | None = None) -> Outputs:
+    def __call__(
+        self, images: Tensor, norm: NormMode | None = None, keep: Tensor | None = None, batches: float = 1.0
+    ) -> Outputs:
         """Run one pass.
 
         Args:
             images: (B, 3, H, W).
             norm: Mode of the BatchNorm layers for this pass only; their present one by default.
             keep: Places of the images to pass, int64 (K,): the outputs are of these alone, as are batch statistics.
+            batches: Passes of a whole batch that this one costs; with ``keep`` it is the share of images that pass.
         """
-        self._features = None
-        if keep is None:
-            with self.norm_mode(norm):
-                raw = self._pass(images)
-        else:
-            kept = images.index_select(0, keep)
-            with self.norm_mode(norm):
-                raw = self._pass(kept, len(kept) / len(images))
-        logits = _full(logits_of(raw))
+        call = self.call
+        if keep is not None:
+            batches, call = len(keep) / len(images), call.of(keep, len(images))
+            images = images.index_select(0, keep)
+        self._classifier.features = None
+        with self.norm_mode(norm):
+            raw = self._pass(images, call, batches)
+        logits = _full(logits_of(raw, self.output))
         if keep is None and not isinstance(raw, Tensor):
             self._returned.append((logits.detach(), map_tensors(raw, Tensor.detach)))
-        return Outputs(logits, self._read_features(len(images if keep is None else kept)))
+        return Outputs(logits, self._features(len(images)))
 
-    def _read_features(self, images: int) -> Tensor | None:
+    def _features(self, images: int) -> Tensor | None:
         """Return what the classifier read in the last pass, of so many images."""
-        features = self._features
+        features = self._classifier.features
         if features is None:
             return None
         return _full(features if self._shard is None else self._shard.whole(features, images))
@@ -155,12 +145,19 @@ class Network:
             loss: Tensor = self.module.auxiliary_loss(images, generator)  # type: ignore[operator]
         return _full(loss)
 
-    def _pass(self, images: Tensor, batches: float = 1.0) -> Any:
+    def _pass(self, images: Tensor, call: Call, batches: float) -> Any:
         self._before_pass(batches)
+        if self._changes_input is not False:
+            images = images.clone()
+        version = images._version
+        run = self.run if call.is_plain else partial(call, self.run)
         with self.precision():
-            return self.run(images) if self._shard is None else self._shard(self.run, images)
+            raw = run(images) if self._shard is None else self._shard(run, images)
+        if self._changes_input is None:
+            self._changes_input = images._version != version
+        return raw
 
-    def deal_out(self) -> None:
+    def shard_batches(self) -> None:
         """Let each process pass its slice of every batch; outputs, and statistics, are those of the whole batch."""
         self._shard = BatchShard()
         self.run = self.original  # processes that choose ways of their own would wait for each other
@@ -168,20 +165,22 @@ class Network:
             layer.shard = self._shard
 
     @property
-    def is_dealt_out(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether passes are divided over processes."""
         return self._shard is not None
 
     def _before_pass(self, batches: float) -> None:
         self.forwards += batches
         if torch.is_grad_enabled():
-            self.unclaimed += batches
-        if self.module.training:  # somebody called train() since
-            self.module.eval()
+            self.pending_forwards += batches
+        for part in self._modules:
+            if part.training:  # somebody called train() since
+                self.module.eval()
+                break
 
-    # -- what moves
+    # -- trainable parameters
 
-    def free(self, parameters: Iterable[nn.Parameter], own: Mapping[str, nn.Parameter] | None = None) -> None:
+    def set_trainable(self, parameters: Iterable[nn.Parameter], own: Mapping[str, nn.Parameter] | None = None) -> None:
         """Let exactly these parameters receive gradients.
 
         Args:
@@ -190,14 +189,38 @@ class Network:
 
         Raises:
             ValueError: If there is none.
+            TypeError: If they are held in 16 bits.
         """
         self.own = dict(own or {})
         self.parameters = [*parameters, *self.own.values()]
-        if not self.parameters:
+        self.check_trainable(self.parameters)
+        self.fix_flags()
+
+    free = set_trainable  # the name until version 0.2
+
+    @staticmethod
+    def check_trainable(parameters: Sequence[nn.Parameter]) -> None:
+        """Check that parameters can be adapted.
+
+        Raises:
+            ValueError: If there is none.
+            TypeError: If they are held in 16 bits.
+        """
+        if not parameters:
             raise ValueError("there is no parameter to adapt: the selection is empty for this network")
-        self.module.requires_grad_(False)
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
+        halves = {parameter.dtype for parameter in parameters} & {torch.float16, torch.bfloat16}
+        if halves:
+            raise TypeError(
+                f"the parameters to adapt are {halves.pop()}, in which small steps round to nothing: convert the "
+                "network with network.float() and let autocast run its passes in 16 bits"
+            )
+
+    def fix_flags(self) -> None:
+        """Let exactly ``parameters`` require gradients, whatever the user's step has set since."""
+        chosen = set(map(id, self.parameters))
+        for parameter in (*self._all, *self.own.values()):
+            if parameter.requires_grad != (id(parameter) in chosen):
+                parameter.requires_grad_(id(parameter) in chosen)
 
     @property
     def source_vector(self) -> Tensor:
@@ -228,9 +251,7 @@ class Network:
         if selection == "all":
             return list(self.module.parameters())
         if selection == "features":
-            _ = self.head
-            assert self._head is not None
-            classifier = {id(parameter) for parameter in self._head.parameters()}
+            classifier = {id(parameter) for parameter in self._found().parameters()}
             return [parameter for parameter in self.module.parameters() if id(parameter) not in classifier]
         raise ValueError(
             "parameters must be 'norm', 'norm_before_last_block', 'features', 'all' or a function of name and "
@@ -312,58 +333,48 @@ class Network:
     def _probe(self) -> Tensor:
         if self.images is None:
             raise RuntimeError("classifier and classes are found from a batch of images: ask in configure or adapt")
+        few = torch.arange(min(2, len(self.images)), device=self.images.device)
+        call = self.call.of(few, len(self.images))
         with torch.no_grad(), self.precision():
-            return logits_of(self.original(self.images[:2]))
+            return logits_of(call(self.original, self.images.index_select(0, few)), self.output)
 
     @property
     def head(self) -> Head:
-        """The classifier, found by asking whose output the logits are.
+        """The classifier, found by asking whose output the logits are; from then on passes keep its features.
 
         Raises:
             ValueError: If no layer or more than one qualifies; the message lists the candidates.
         """
-        if self._head is None:
-            self._head = self._find_head()
-            self._hook = self._head.register_forward_pre_hook(self._keep_features)
-        weight: Tensor = self._head.weight  # type: ignore[assignment]
-        bias: Tensor | None = self._head.bias  # type: ignore[assignment]
+        layer = self._found()
+        self._classifier.keep_features()
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        bias: Tensor | None = layer.bias  # type: ignore[assignment]
         return Head(weight.detach().flatten(1), None if bias is None else bias.detach())
 
-    def _keep_features(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._features = inputs[0]
+    def _found(self) -> nn.Module:
+        return self._classifier.find(self._probe)
 
-    def _find_head(self) -> nn.Module:
-        modules: dict[str, nn.Module] = {
-            name: module for name, module in self.module.named_modules() if _can_classify(module)
-        }
-        if self.classifier is not None:
-            if self.classifier not in modules:
-                raise ValueError(
-                    f"classifier={self.classifier!r} is not a Linear layer or 1x1 convolution of "
-                    f"{type(self.module).__name__}; it has {', '.join(modules) or 'none'}"
-                )
-            return modules[self.classifier]
-        seen: dict[str, Tensor] = {}
-        hooks = [
-            module.register_forward_hook(lambda _module, _inputs, output, name=name: seen.__setitem__(name, output))
-            for name, module in modules.items()
-        ]
-        try:
-            logits = self._probe()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        found = [name for name, output in seen.items() if _same_values(output, logits)]
-        if len(found) != 1:
-            raise ValueError(
-                f"the classifier of {type(self.module).__name__} cannot be found: {len(found)} layers give the logits "
-                f"({', '.join(found) or 'none'}). Name one with classifier=; candidates: {', '.join(seen) or 'none'}"
-            )
-        return modules[found[0]]
+    def check_classifier(self) -> None:
+        """Check that the model has a layer that can be its classifier.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        self._classifier.check()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what probes have found: name of the classifier, number of classes."""
+        return {"classifier": self._classifier.found_name, "classes": self._classes}
+
+    def know(self, facts: dict[str, Any]) -> None:
+        """Take what ``facts`` of an equal network returned, so that no probe is needed."""
+        self._classes = facts["classes"]
+        if facts["classifier"] is not None:
+            self._classifier.set(facts["classifier"])
 
     # -- the structure of what the model returns
 
-    def put_back(self, logits: Tensor, after: bool = False) -> Any:
+    def rebuild_output(self, logits: Tensor, after: bool = False) -> Any:
         """Return ``logits`` in the structure that the model returned: tensor, dict or dataclass, free of any graph.
 
         The other parts are those of the pass that the logits come from. Where a method has changed the logits it is the
@@ -378,38 +389,20 @@ class Network:
         whole = [output for seen, output in self._returned if len(seen) == len(logits)]
         same = [output for seen, output in self._returned if seen.data_ptr() == logits.data_ptr()]
         if same or whole:
-            return with_logits(same[-1] if same else whole[-1 if after else 0], logits)
-        return with_logits(map_tensors(self._returned[-1][1], lambda part: None), logits)
+            return with_logits(same[-1] if same else whole[-1 if after else 0], logits, self.output)
+        return with_logits(map_tensors(self._returned[-1][1], lambda part: None), logits, self.output)
 
-    def forget(self) -> None:
-        """Drop references to the last pass."""
+    def clear_cache(self) -> None:
+        """Drop references to the last batch."""
         self._returned.clear()
-        self._features = self.images = None
+        self._classifier.features = self.images = None
+        self.call = Call()
 
     def release(self) -> None:
-        """Take away what was hung on the model."""
-        self.forget()
-        if self._hook is not None:
-            self._hook.remove()
-
-
-def _can_classify(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1) and module.groups == 1
-    return isinstance(module, nn.Linear)
-
-
-def _same_values(output: Any, logits: Tensor) -> bool:
-    return (
-        isinstance(output, Tensor)
-        and output.numel() == logits.numel()
-        and torch.equal(output.reshape(logits.shape).float(), logits.float())
-    )
+        """Remove the hook on the classifier."""
+        self.clear_cache()
+        self._classifier.release()
 
 
 def _full(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _no_engine(*args: Any, **kwargs: Any) -> Any:
-    raise RuntimeError("this network is not being adapted: an Adapter's run or wrap() puts an engine behind it")

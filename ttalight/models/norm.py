@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from ttalight.distributed import global_moments
+from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.batch_shard import BatchShard
-from ttalight.models.batch_statistics import moments, normalize_by_batch
+from ttalight.models.batch_statistics import moments, move_running_statistics, normalize_by_batch, normalized
 
 __all__ = ["NormLayer", "NormMode", "exact_statistics", "find_norms", "unmoved"]
 
@@ -27,41 +29,72 @@ _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class NormLayer:
-    """One normalisation layer of a network, and the stand-in for its forward.
+    """One normalisation layer of a network, with statistics that adaptation chooses.
 
     Only layers of the BatchNorm family have statistics to choose; for GroupNorm and LayerNorm every mode is the
-    layer's own forward. A BatchNorm layer that sees a single value a channel cannot estimate a variance: it falls
-    back to its running statistics, and ``fallbacks`` counts how often.
+    layer's own forward. A BatchNorm layer that sees a single value a channel cannot estimate a variance: it uses its
+    running statistics, and ``fallbacks`` counts how often.
+
+    ``attach`` gives the layer a subclass of its own class whose forward is ``forward`` below. Copies and files of an
+    attached layer are of the original class. A layer whose instance carries a forward of its own, as offloading hooks
+    and profilers set it, keeps that one: hooks choose the statistics around it.
 
     Args:
         name: Dotted name of the layer in the network.
         module: The layer.
-
-    Raises:
-        TypeError: If the layer is a BatchNorm with a forward of its own that cannot be stood in for.
     """
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
         self.module = module
-        self.mode: NormMode = "source"
         self.momentum = 0.1
         #: The batch's share in mode ``alpha``; the images N that the source statistics count as in mode ``prior``.
         self.alpha, self.prior = 0.1, 16.0
         self.fallbacks = 0
         #: Whether statistics of a batch are summed up exactly whatever the layout; see ``normalize_by_batch``.
         self.exact = False
-        #: Where passes are dealt out over processes: statistics are then those of the whole batch.
+        #: Whether a pass repeats one for its gradient, as checkpointing does: statistics do not move again.
+        self.repeating = False
+        #: The division of passes over processes: statistics are then those of the whole batch.
         self.shard: BatchShard | None = None
+        self._mode: NormMode = "source"
         self._replacement: Callable[[Tensor], Tensor] | None = None
+        self._class = type(module)
+        self._hooks: list[RemovableHandle] = []
         #: Whether the layer has statistics to choose.
         self.is_batch_norm = isinstance(module, _BatchNorm)
-        #: What a fused layer brings along.
+        #: The drop-out and activation of a fused layer.
         self._tail = [part for part in ("drop", "act") if part in module._modules]
+        #: The reason why statistics cannot be chosen.
+        self.problem: str | None = None
         if self.is_batch_norm:
-            _check_forward(name, module, _BatchNorm.forward, nn.SyncBatchNorm.forward)
+            self.problem = _problem(module)
             own = getattr(module, "momentum", None)
             self.momentum = 0.1 if own is None else float(own)
+
+    @property
+    def mode(self) -> NormMode:
+        """The statistics that the layer normalises with.
+
+        Raises:
+            TypeError: When set to other statistics than the source's, if the layer computes something of its own.
+        """
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: NormMode) -> None:
+        if mode != "source":
+            self.check()
+        self._mode = mode
+
+    def check(self) -> None:
+        """Check that the statistics of the layer can be chosen.
+
+        Raises:
+            TypeError: If it is a BatchNorm that computes something of its own.
+        """
+        if self.problem is not None:
+            raise TypeError(f"layer {self.name} is a {self._class.__name__} {self.problem}")
 
     @property
     def affine(self) -> list[nn.Parameter]:
@@ -77,59 +110,73 @@ class NormLayer:
 
     @property
     def replaceable(self) -> bool:
-        """Whether ``replace`` can stand in for the layer: it computes what torch.nn's layer of its kind does."""
+        """Whether ``replace`` works: the layer computes what torch.nn's layer of its kind does."""
+        if "forward" in vars(self.module):
+            return False
         if self.is_batch_norm:
-            return True  # the constructor has looked at its forward
+            return self.problem is None
         kind = nn.GroupNorm if isinstance(self.module, nn.GroupNorm) else nn.LayerNorm
         x = _example(self.module)
         with torch.no_grad():
             usual = self._finish(kind.forward(self.module, x))  # type: ignore[arg-type]
             try:
-                return torch.allclose(type(self.module).forward(self.module, x), usual, rtol=1e-2, atol=1e-2)
+                return torch.allclose(self._class.forward(self.module, x), usual, rtol=1e-2, atol=1e-2)
             except (RuntimeError, IndexError, TypeError):  # it wants other input
                 return False
 
     def attach(self) -> None:
-        """Stand in for the layer's forward; GroupNorm and LayerNorm keep their own."""
-        if self.is_batch_norm and "forward" not in vars(self.module):
-            self.module.forward = self.forward
+        """Take part in the layer's forward; GroupNorm and LayerNorm keep their own until ``replace``."""
+        if not self.is_batch_norm or self.problem is not None:
+            return
+        if "forward" in vars(self.module):
+            around = _Around(self)
+            self._hooks = [
+                self.module.register_forward_pre_hook(around.before, with_kwargs=True),
+                self.module.register_forward_hook(around.after, always_call=True),
+            ]
+        else:
+            attach_forward(self.module, self.forward)
 
     def replace(self, normalize: Callable[[Tensor], Tensor]) -> None:
-        """Normalise by a function of the method's own, affine included; what a fused layer brings along still follows.
+        """Normalise by another function, affine included; drop-out and activation of a fused layer still follow.
 
         Raises:
             TypeError: If the layer does something else than to normalise over its input's usual dimensions.
         """
         if not self.replaceable:
             raise TypeError(
-                f"layer {self.name} is a {type(self.module).__name__} that computes something else than torch.nn's "
-                "layer of its kind, so it cannot be stood in for: leave it as it is, or use torch.nn's layer"
+                f"layer {self.name} is a {self._class.__name__} that computes something else than torch.nn's layer of "
+                "its kind, or carries a forward of its own, so its normalisation cannot be replaced: use torch.nn's "
+                "layer"
             )
         self._replacement = normalize
-        self.module.forward = self.forward
+        attach_forward(self.module, self.forward)
 
     def detach(self) -> None:
-        """Give the layer its own forward back."""
+        """Restore the layer's own forward."""
         self._replacement = None
-        if vars(self.module).get("forward") == self.forward:
-            del self.module.forward
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        detach_forward(self.module)
 
     @contextmanager
     def as_source(self) -> Iterator[None]:
-        """Normalise as the source model does for a while: by running statistics, nothing standing in."""
-        before = self.mode, self._replacement
-        self.mode, self._replacement = "source", None
+        """Normalise as the source model does for a while: by running statistics, nothing replaced."""
+        before = self._mode, self._replacement
+        self._mode, self._replacement = "source", None
         try:
             yield
         finally:
-            self.mode, self._replacement = before
+            self._mode, self._replacement = before
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x`` in the present mode, then apply what a fused layer brings along (drop-out, activation)."""
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Normalise the input in the present mode, then apply drop-out and activation of a fused layer."""
+        (x,) = (*args, *kwargs.values())
         if self._replacement is not None:
             return self._finish(self._replacement(x))
         if not self.is_batch_norm:
-            own: Tensor = type(self.module).forward(self.module, x)
+            own: Tensor = self._class.forward(self.module, x)
             return own
         return self._finish(self._normalize(x, self.module.weight, self.module.bias))
 
@@ -149,13 +196,13 @@ class NormLayer:
 
     def _normalize(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         layer: Any = self.module
-        if self.mode == "batch" and self.shard is None and x.numel() != x.shape[1]:
+        if self._mode == "batch" and self.shard is None and x.numel() != x.shape[1]:
             if self.exact and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
                 return normalize_by_batch(x, weight, bias, layer.eps)
             # By far the most frequent, so without the functional's look at the shape that this has just been.
             return torch.batch_norm(x, weight, bias, None, None, True, 0.0, layer.eps, torch.backends.cudnn.enabled)
         mean, var = layer.running_mean, layer.running_var
-        batch = mean is None or self.mode != "source"
+        batch = mean is None or self._mode != "source"
         shared = self.shard is not None and self.shard.images > 0
         images = self._shared_images(x) if batch and shared else len(x)
         if batch and images * (x.numel() // len(x)) == x.shape[1]:
@@ -163,22 +210,22 @@ class NormLayer:
                 raise ValueError(
                     f"layer {self.name} sees one value a channel and has no running statistics: use more images a batch"
                 )
-            self.fallbacks += 1
+            self.fallbacks += not self.repeating
             batch = False
         momentum = 0.0
-        if batch and mean is not None and self.mode in ("alpha", "prior"):
+        if batch and mean is not None and self._mode in ("alpha", "prior"):
             mean, var = self._mixed(x, mean, var, images, shared)
             batch = False
         elif batch and shared:
             return self._by_all(x, weight, bias)
-        elif batch and self.mode == "ema":
-            momentum = self.momentum
+        elif batch and self._mode == "ema":
+            momentum = 0.0 if self.repeating else self.momentum
         elif batch:
             mean = var = None
         return F.batch_norm(x, mean, var, weight, bias, batch, momentum, layer.eps)
 
     def _mixed(self, x: Tensor, mean: Tensor, var: Tensor, images: int, shared: bool) -> tuple[Tensor, Tensor]:
-        share = self.alpha if self.mode == "alpha" else images / (images + self.prior)
+        share = self.alpha if self._mode == "alpha" else images / (images + self.prior)
         # Mixed statistics are constants to the gradient: running ones cannot carry any.
         x = x.detach().to(mean.dtype)
         if shared:
@@ -208,24 +255,9 @@ class NormLayer:
         layer: Any = self.module
         full = x.to(torch.promote_types(x.dtype, torch.float32))
         mean, var, count = self._shared_moments(full)
-        if self.mode == "ema" and layer.running_mean is not None:
+        if self._mode == "ema" and layer.running_mean is not None and not self.repeating:
             move_running_statistics(layer, mean, var, count, self.momentum)
         return normalized(full, mean, var, weight, bias, layer.eps).to(x.dtype)
-
-
-def normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
-    """Return (x - mean) / sqrt(var + eps), times weight, plus bias, a channel: (B, C, *)."""
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    scale = (var + eps).rsqrt() if weight is None else (var + eps).rsqrt() * weight
-    x = (x - mean.view(shape)) * scale.view(shape)
-    return x if bias is None else x + bias.view(shape)
-
-
-@torch.no_grad()
-def move_running_statistics(layer: Any, mean: Tensor, var: Tensor, count: Tensor, momentum: float) -> None:
-    """Move a layer's running mean and variance, the latter unbiased, towards those of ``count`` values a channel."""
-    layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
-    layer.running_var.lerp_((var * (count / (count - 1))).to(layer.running_var.dtype), momentum)
 
 
 def find_norms(network: nn.Module) -> list[NormLayer]:
@@ -286,10 +318,65 @@ def _example(layer: Any) -> Tensor:
     return torch.linspace(-9, 9, math.prod(shape)).sin().view(shape).to(**options)
 
 
-def _check_forward(name: str, module: nn.Module, *known: Callable[..., Tensor]) -> None:
+def _problem(module: nn.Module) -> str | None:
+    """Return why the statistics of a BatchNorm layer cannot be chosen, None if they can."""
     fused = {"drop", "act"} <= module._modules.keys()
-    if not fused and type(module).forward not in known:
-        raise TypeError(
-            f"layer {name} is a {type(module).__name__}, a normalisation layer with a forward of its own; it cannot be "
-            "stood in for. Use torch.nn's layer, or one with 'drop' and 'act' submodules like timm's BatchNormAct2d"
-        )
+    if fused or type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        return None
+    return (
+        "with a forward of its own, so its statistics cannot be chosen: use torch.nn's layer, one with 'drop' and "
+        "'act' submodules like timm's BatchNormAct2d, or a method that leaves statistics alone (Source, T3A, LAME)"
+    )
+
+
+class _Around:
+    """Hooks around the forward that a BatchNorm instance carries, which choose its statistics by its own attributes."""
+
+    def __init__(self, layer: NormLayer) -> None:
+        self.layer: NormLayer | None = layer
+        self._saved: list[dict[str, Any]] = []
+
+    def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layer = self.layer
+        if layer is None:
+            return
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        options = {name: getattr(module, name) for name in ("training", "track_running_stats", "momentum")}
+        self._saved.append(options | {name: module._buffers.get(name) for name in names})
+        x: Tensor = (*args, *kwargs.values())[0]
+        if layer.shard is not None:
+            raise TypeError(
+                f"layer {layer.name} carries a forward of its own, which cannot share a batch among processes: use "
+                "shard='domain', or remove it"
+            )
+        has_own = module.running_mean is not None
+        mode = layer.mode if layer.mode != "source" or has_own else "batch"
+        if mode != "source" and x.numel() == x.shape[1] and has_own:
+            layer.fallbacks += 1
+            mode = "source"
+        module.training, module.track_running_stats = False, has_own
+        if mode in ("alpha", "prior") and has_own:
+            mixed = layer._mixed(x, module.running_mean, module.running_var, len(x), False)
+            module._buffers["running_mean"], module._buffers["running_var"] = mixed
+        elif mode != "source":
+            module._buffers["num_batches_tracked"] = None
+            module.training = True
+            module.track_running_stats = mode == "ema" and has_own
+            module.momentum = 0.0 if layer.repeating else layer.momentum
+
+    def after(self, module: Any, args: Any, output: Any) -> None:
+        if self.layer is None or not self._saved:
+            return
+        saved = self._saved.pop()
+        for name in ("training", "track_running_stats", "momentum"):
+            setattr(module, name, saved.pop(name))
+        module._buffers.update({name: value for name, value in saved.items() if name in module._buffers})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hooks, ()  # a copy of an attached layer normalises as the layer itself does
+
+
+def _no_hooks() -> _Around:
+    hooks = _Around.__new__(_Around)
+    hooks.layer, hooks._saved = None, []
+    return hooks

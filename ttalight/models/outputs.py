@@ -8,11 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["logits_of", "map_tensors", "with_logits"]
+__all__ = ["Select", "logits_of", "map_tensors", "with_logits"]
 
 
-def logits_of(output: Any) -> Tensor:
+Select = str | int | Callable[[Any], Tensor] | None
+
+
+def logits_of(output: Any, select: Select = None) -> Tensor:
     """Return the logits in what a model returned: a tensor, a dict with ``logits`` (or ``out``), or a dataclass.
+
+    Args:
+        output: What the model returned.
+        select: Key or position of the logits, or a function of the output that returns them.
 
     Raises:
         TypeError: If there are none; the message says what was returned.
@@ -30,12 +37,13 @@ def logits_of(output: Any) -> Tensor:
     )
 
 
-def with_logits(output: Any, logits: Tensor) -> Any:
+def with_logits(output: Any, logits: Tensor, select: Select = None) -> Any:
     """Return what a model returned with other logits.
 
     Args:
         output: Something that ``logits_of`` takes.
         logits: To be put in.
+        select: See ``logits_of``.
     """
     if isinstance(output, Mapping):
         return type(output)({**output, _logits_key(output): logits})  # type: ignore[call-arg]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.network import Network
-from ttalight.models.norm import NormLayer, unmoved
+from ttalight.models.norm import NormLayer, NormMode
+from ttalight.models.pass_policy import PassPolicy
 
 __all__ = ["RecomputedBlocks"]
 
 
-class RecomputedBlocks:
+class RecomputedBlocks(PassPolicy):
     """Keeps only the inputs of a network's blocks, and passes a block again on the way back.
 
     Blocks are those entries of the network's ``nn.Sequential`` and ``nn.ModuleList`` that have normalisation layers
@@ -27,34 +30,35 @@ class RecomputedBlocks:
 
     Source: T. Chen, B. Xu, C. Zhang, C. Guestrin, *Training Deep Nets with Sublinear Memory Cost*, arXiv 1604.06174.
 
-    Args:
-        net: The network; its blocks' forwards are replaced from ``attach`` to ``detach``.
-
-    Raises:
-        ValueError: If the network has fewer than two blocks.
     """
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self) -> None:
+        self.blocks: list[_Block] = []
+
+    def attach(self, net: Network) -> None:
+        """Replace the forwards of a network's blocks.
+
+        Raises:
+            ValueError: If the network has fewer than two blocks.
+        """
         layers = {norm.module: norm for norm in net.norms}
         self.blocks = [_Block(module, layers) for module in _blocks(net.module, layers)]
         if len(self.blocks) < 2:
             raise ValueError(
-                f"recompute=True passes a network's blocks again, and {type(net.module).__name__} has "
+                f"RecomputedBlocks passes a network's blocks again, and {type(net.module).__name__} has "
                 f"{len(self.blocks)}: entries of an nn.Sequential or nn.ModuleList with normalisation layers inside. "
-                "Leave recompute=False and take smaller batches, or another network"
+                "Leave passes=None and take smaller batches, or another network"
             )
-
-    def attach(self) -> None:
-        """Stand in for the blocks' forwards."""
         for block in self.blocks:
-            if "forward" not in vars(block.module):
-                block.module.forward = block.forward
+            attach_forward(block.module, block.forward)
 
     def detach(self) -> None:
-        """Give the blocks their own forwards back."""
+        """Restore the forwards of the blocks."""
         for block in self.blocks:
-            if vars(block.module).get("forward") == block.forward:
-                del block.module.forward
+            detach_forward(block.module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"blocks": []}  # copies repeat the blocks of their own network
 
 
 class _Block:
@@ -63,35 +67,33 @@ class _Block:
     def __init__(self, module: nn.Module, layers: dict[nn.Module, NormLayer]) -> None:
         self.module = module
         self.norms = [layers[part] for part in module.modules() if part in layers]
+        carried = vars(module).get("forward")
+        self._own: Callable[..., Any] = partial(type(module).forward, module) if carried is None else carried
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        own = type(self.module).forward
         if not torch.is_grad_enabled() or self.norms[0].shard is not None:
-            return own(self.module, *args, **kwargs)
-        return checkpoint(own, self.module, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
+            return self._own(*args, **kwargs)
+        return checkpoint(self._own, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), _Again(self.norms)
 
 
 class _Again:
-    """Gives normalisation layers the modes of now, and takes back what they move; entered once for each backward."""
+    """Sets the modes of normalisation layers to those of now; entered once for each backward."""
 
     def __init__(self, norms: list[NormLayer]) -> None:
         self.norms = norms
         self.modes = [norm.mode for norm in norms]
 
     def __enter__(self) -> None:
-        self._stack = ExitStack()
-        self._stack.enter_context(unmoved(self.norms))
         self._later = [norm.mode for norm in self.norms]
         self._set(self.modes)
 
     def __exit__(self, *error: object) -> None:
         self._set(self._later)
-        self._stack.close()
 
-    def _set(self, modes: list[Any]) -> None:
+    def _set(self, modes: list[NormMode]) -> None:
         for norm, mode in zip(self.norms, modes, strict=True):
             norm.mode = mode
 

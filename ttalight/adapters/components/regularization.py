@@ -1,4 +1,4 @@
-"""Ways back towards the source weights, and penalties on the way from them."""
+"""Weight averaging and regularisation towards the source weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ttalight.adapters.parameter_vector import flatten
+from ttalight.models.vectors import flatten
 
-__all__ = ["drift", "move_towards", "restore_at_random"]
+__all__ = ["ema_update_", "ewc_penalty_and_gradient"]
 
 
 @torch.no_grad()
-def move_towards(weights: Sequence[Tensor], targets: Sequence[Tensor], share: float) -> None:
+def ema_update_(weights: Sequence[Tensor], targets: Sequence[Tensor], share: float) -> None:
     """Move weights, in place, by a share of the way to their targets: an exponential moving average.
 
     Args:
@@ -25,26 +25,7 @@ def move_towards(weights: Sequence[Tensor], targets: Sequence[Tensor], share: fl
 
 
 @torch.no_grad()
-def restore_at_random(
-    weights: Sequence[Tensor], source: Sequence[Tensor], probability: float, generator: torch.Generator
-) -> None:
-    """Set each single weight back to the source, in place, with a probability.
-
-    Q. Wang, O. Fink, L. Van Gool, D. Dai, *Continual Test-Time Domain Adaptation*, CVPR 2022, arXiv 2203.13591.
-
-    Args:
-        weights: Tensors to change.
-        source: As many of the same shapes.
-        probability: In [0, 1].
-        generator: On the weights' device.
-    """
-    for weight, original in zip(weights, source, strict=True):
-        chosen = torch.rand(weight.shape, generator=generator, device=weight.device) < probability
-        weight.copy_(torch.where(chosen, original, weight))
-
-
-@torch.no_grad()
-def drift(
+def ewc_penalty_and_gradient(
     weights: Sequence[Tensor], source: Tensor, strength: float, importance: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of a penalty on the distance to the source weights, one vector for all, and the penalty.

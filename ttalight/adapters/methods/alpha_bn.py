@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Network
 
 __all__ = ["AlphaBN"]
@@ -44,7 +45,12 @@ class AlphaBN(Adapter):
         self.prior, self.alpha = prior, alpha
         self.norm = "prior" if alpha is None else "alpha"
 
-    def configure(self, net: Network) -> None:
+    def check(self, net: Network) -> None:
+        """Check that there are BatchNorm layers whose statistics can be chosen."""
+        for layer in net.batch_norms():
+            layer.check()
+
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Mix the statistics of all BatchNorm layers."""
         for layer in net.batch_norms():
             if self.alpha is None:
@@ -52,7 +58,7 @@ class AlphaBN(Adapter):
             else:
                 layer.mode, layer.alpha = "alpha", self.alpha
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict with the mixed statistics."""
         with torch.no_grad():
             return net(images).logits

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.methods.roid import ROID
-from ttalight.adapters.parameter_vector import divide, flatten
-from ttalight.models.network import Network
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.models.vectors import divide, flatten
 
 __all__ = ["CMF", "filter_gain"]
 
@@ -62,7 +62,7 @@ class CMF(ROID):
         self._hidden = torch.empty(0)
         self._variance = torch.zeros(())
 
-    def configure(self, net: Network) -> None:
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with the source as hidden model, and no variance."""
         super().configure(net)
         count = sum(parameter.numel() for parameter in net.parameters)
@@ -80,7 +80,7 @@ class CMF(ROID):
         return super().method_state() | {"hidden": self._hidden, "variance": self._variance}
 
     @torch.no_grad()
-    def after_step(self, net: Network) -> None:
+    def after_step(self, net: AdaptiveNetwork) -> None:
         """Filter the hidden model and move the weights towards it."""
         beta, variance = filter_gain(self._variance, self._scaled_variance, 1 - self.source_share)
         self._variance.copy_(variance)

@@ -11,7 +11,8 @@ from torch import Tensor
 from ttalight.adapters.components.filters import confidence_weight, entropy_margin, probability_drop
 from ttalight.adapters.methods.sar import SAR
 from ttalight.adapters.self_training import SelfTrainingAdapter
-from ttalight.models.network import Network, Outputs, Selection
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.models.network import Outputs, Selection
 
 __all__ = ["DeYO", "occlude", "shuffle_patches", "shuffle_pixels"]
 
@@ -48,8 +49,6 @@ class DeYO(SelfTrainingAdapter):
 
     shards_batches = True
 
-    decides_on_host = True
-    sgd_momentum = 0.9
     published_parameters: Selection = "norm_before_last_block"
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {**SAR.published["cifar"], "threshold": 0.2},
@@ -89,12 +88,12 @@ class DeYO(SelfTrainingAdapter):
         self.margin, self.weight_margin, self.threshold = margin, weight_margin, threshold
         self.destroy, self.patches, self.occlusion = destroy, patches, occlusion
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Step on the batch; the shuffles of its steps are drawn one after another."""
         net.draws(0)
         return super().adapt(net, images)
 
-    def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return exp(E0 - H) + exp(D) of the samples that count, 0 for the others."""
         logits = outputs.logits.detach()
         if logits.ndim != 2:
@@ -108,11 +107,11 @@ class DeYO(SelfTrainingAdapter):
         weights = confidence_weight(entropies, entropy_margin(self.weight_margin, classes)) + drops.exp()
         return weights.where(confident & (drops > self.threshold), 0)
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
         return outputs.entropies
 
-    def _drops(self, net: Network, images: Tensor, logits: Tensor, confident: Tensor) -> Tensor:
+    def _drops(self, net: AdaptiveNetwork, images: Tensor, logits: Tensor, confident: Tensor) -> Tensor:
         """Return what the confident samples lose when objects are destroyed, minus infinity for the others: (B,)."""
         drops = torch.full_like(logits[:, 0], -torch.inf)
         keep = confident.nonzero()[:, 0]

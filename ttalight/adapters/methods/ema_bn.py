@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.intermediate_predictions import check_readings, predict, steps_with_readings
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Network
 
 __all__ = ["EMABN", "move_statistics"]
@@ -44,12 +45,17 @@ class EMABN(Adapter):
         self.momentum = check_momentum(momentum)
         self.read_at = check_readings(read_at, steps, self.reset)
 
-    def configure(self, net: Network) -> None:
+    def check(self, net: Network) -> None:
+        """Check that there are BatchNorm layers whose statistics can be chosen."""
+        for layer in net.batch_norms():
+            layer.check()
+
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Let the BatchNorm layers move their statistics."""
         net.batch_norms()
         move_statistics(net, "ema", self.momentum)
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Move the statistics, then predict with them."""
         with torch.no_grad():
             for step in steps_with_readings(net, images, self.steps, self.read_at):
@@ -60,7 +66,7 @@ class EMABN(Adapter):
         return predict(net, images, "source")
 
 
-def move_statistics(net: Network, norm: str, momentum: float) -> None:
+def move_statistics(net: AdaptiveNetwork, norm: str, momentum: float) -> None:
     """Run the layers that a task lets adapt (all BatchNorm layers by default) on the batch's statistics.
 
     Args:

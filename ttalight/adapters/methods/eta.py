@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ttalight.adapters.components.filters import confidence_weight, entropy_margin, redundancy, update_mean
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
-from ttalight.models.network import Network, Outputs
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.models.network import Outputs
 
 __all__ = ["ETA"]
 
@@ -55,7 +56,7 @@ class ETA(SelfTrainingAdapter):
         self.margin = margin
         self.redundancy = redundancy
 
-    def configure(self, net: Network) -> None:
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Free the affines, and begin without a mean prediction."""
         super().configure(net)
         dtype = torch.promote_types(net.parameters[0].dtype, torch.float32)
@@ -65,7 +66,7 @@ class ETA(SelfTrainingAdapter):
         """Return the running mean of predictions, NaN until the first sample counts."""
         return {"mean_prediction": self._mean}
 
-    def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return exp(E0 - H) of the samples that count, 0 for the others, and move the mean prediction."""
         logits = outputs.logits.detach()
         entropies = per_image(outputs.entropies.detach())
@@ -76,7 +77,7 @@ class ETA(SelfTrainingAdapter):
         update_mean(self._mean, predictions, kept)
         return confidence_weight(entropies, margin).where(kept, 0)
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
         return per_image(outputs.entropies)
 

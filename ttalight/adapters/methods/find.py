@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.batch_statistics import moments
 from ttalight.models.network import Network
 from ttalight.models.norm import NormLayer
@@ -64,7 +65,12 @@ class FIND(Adapter):
         self.alpha, self.layers, self.others = alpha, layers, others
         self.configured_by_images = layers == "auto"
 
-    def configure(self, net: Network) -> None:
+    def check(self, net: Network) -> None:
+        """Check that there are BatchNorm layers whose statistics can be chosen."""
+        for layer in net.batch_norms():
+            layer.check()
+
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Stand in for the normalisation of all BatchNorm layers, and choose which divide the batch."""
         layers = net.batch_norms()
         count, device = len(layers), net.device
@@ -85,7 +91,7 @@ class FIND(Adapter):
         """Return which layers divide the batch."""
         return {"divides": self._divides}
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict with the statistics of each image's group."""
         with torch.no_grad():
             return net(images).logits

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Network
 
 __all__ = ["LAME", "affinity", "laplacian_adjusted"]
@@ -56,12 +57,16 @@ class LAME(Adapter):
         self.kernel, self.neighbors, self.symmetric = kernel, neighbors, symmetric
         self.iterations, self.norm = iterations, norm
 
-    def configure(self, net: Network) -> None:
+    def check(self, net: Network) -> None:
+        """Check that there can be a classifier."""
+        net.check_classifier()
+
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Keep the features of each pass."""
         net.set_norm_mode("batch" if self.norm == "batch" else "source")
         _ = net.head
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict, then let neighbours agree."""
         with torch.no_grad():
             logits, features = net(images)

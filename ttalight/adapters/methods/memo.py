@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ttalight.adapters.adapter import GradientAdapter
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
+from ttalight.adapters.gradient import GradientAdapter
+from ttalight.adapters.self_training import check_selection
 from ttalight.adapters.term import add_terms
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses import marginal_entropy
 from ttalight.models.network import Network, Selection
 from ttalight.transforms import AugMixViews
@@ -54,7 +56,6 @@ class MEMO(GradientAdapter):
 
     norm = "alpha"
     prediction = "after"
-    sgd_momentum = 0.0
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "SGD", "lr": 0.005, "batch_size": 1, "views": 32},
         "imagenet": {"optimizer": "SGD", "lr": 2.5e-4, "batch_size": 1, "views": 64, "crop": "resized"},
@@ -90,26 +91,32 @@ class MEMO(GradientAdapter):
         self._augmentation = AugMixViews(crop)
         self._space = PixelSpace()
 
-    def configure(self, net: Network) -> None:
+    def check(self, net: Network) -> None:
+        """Check that there are parameters to adapt, and layers whose statistics can be chosen."""
+        check_selection(net, self.parameters)
+        for layer in net.norms:
+            layer.check()
+
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Free the parameters and mix the statistics."""
-        net.free(net.select(self.parameters))
+        net.set_trainable(net.select(self.parameters))
         net.set_norm_mode("alpha")
         for layer in net.norms:
             layer.alpha = 1 / (self.prior + 1)
         self._space = pixel_space(net, self.mean, self.std)
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Adapt to each image and predict it, or to all at once."""
         if self.joint or len(images) == 1:
             return self._episode(net, images, 0, 1.0)
         logits = []
         for index in range(len(images)):
             if index and self.reset == "batch":
-                net.recover()
+                net.reset()
             logits.append(self._episode(net, images[index : index + 1], index, 1 / len(images)))
         return torch.cat(logits)
 
-    def _episode(self, net: Network, images: Tensor, index: int, batches: float) -> Tensor:
+    def _episode(self, net: AdaptiveNetwork, images: Tensor, index: int, batches: float) -> Tensor:
         """Step on the views of some images, then predict these.
 
         Args:
@@ -121,23 +128,18 @@ class MEMO(GradientAdapter):
         pixels = self._space.to_pixels(images)
         for step in range(self.steps):
             views = self._augmentation(pixels, net.draws(index * self.steps + step), self.views)
-            outputs = net(self._space.from_pixels(views))
+            outputs = net(self._space.from_pixels(views), batches=self.views * batches)
             logits = outputs.logits
             if logits.ndim != 2:
                 raise ValueError(
                     "MEMO averages predictions over cropped and turned views and takes one prediction an image, "
                     f"(B, C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
                 )
-            # The network counts a call as a pass of one whole batch.
-            net.forwards += self.views * batches - 1
-            net.unclaimed += self.views * batches - 1
             losses = marginal_entropy(logits.view(self.views, len(images), -1).transpose(0, 1))
             added = add_terms(logits.new_zeros(len(logits)), self.terms, net, outputs)
             net.step(losses + added.view(self.views, -1).mean(0))
         with torch.no_grad():
-            prediction = net(images).logits
-        net.forwards += batches - 1
-        return prediction
+            return net(images, batches=batches).logits
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttalight.adapters.components.filters import confidence_weight, entropy_margin
 from ttalight.adapters.components.routed_norm import RoutedNorm, can_be_routed
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Network, Outputs
 from ttalight.models.norm import NormLayer
 from ttalight.seeding import derive_seed
@@ -46,7 +47,7 @@ class MoETTA(SelfTrainingAdapter):
         margin: E0 as a share of ln C.
         dynamic_threshold: Whether the threshold follows the running mean; otherwise it is E0.
         dynamic_balance: Whether the running mean multiplies the weight of the penalty.
-        kwargs: See ``SelfTrainingAdapter``; ``parameters`` and ``repeat_kept`` have no meaning here.
+        kwargs: See ``SelfTrainingAdapter``; ``parameters`` has no meaning here.
 
     Raises:
         ValueError: If an argument is out of range; at the first batch, if no layer is left for experts.
@@ -56,7 +57,6 @@ class MoETTA(SelfTrainingAdapter):
         "cifar": {"optimizer": "SGD", "momentum": 0.9, "lr": 1e-3, "batch_size": 64},
         "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 1e-3, "batch_size": 64},
     }
-    sgd_momentum = 0.9
 
     def __init__(
         self,
@@ -74,8 +74,6 @@ class MoETTA(SelfTrainingAdapter):
         super().__init__(lr=lr, **kwargs)
         if kwargs.get("parameters") is not None:
             raise ValueError("MoETTA adapts experts of its own: choose layers with frozen and plain, not parameters")
-        if self.repeat_kept:
-            raise ValueError("MoETTA balances its experts over all images of a batch: repeat_kept must be False")
         if not 1 <= top <= experts:
             raise ValueError(f"top must lie between 1 and experts, got top={top} and experts={experts}")
         if isinstance(frozen, (int, float)) and not 0 <= frozen < 1:
@@ -90,18 +88,22 @@ class MoETTA(SelfTrainingAdapter):
         self.balance, self.margin = balance, margin
         self.dynamic_threshold, self.dynamic_balance = dynamic_threshold, dynamic_balance
 
-    def configure(self, net: Network) -> None:
+    def check(self, net: Network) -> None:
+        """Check that there are layers for experts."""
+        for layer in net.norms:
+            layer.check()
+        self._choose([layer for layer in net.norms if can_be_routed(layer)], type(net.module).__name__)
+
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Put experts into the layers, free them, and normalise with the batch's statistics."""
         layers = [layer for layer in net.norms if can_be_routed(layer)]
         routed, plain = self._choose(layers, type(net.module).__name__)
-        engine = self.engine
-        assert engine is not None, "only an engine configures a method"
-        generator = torch.Generator().manual_seed(derive_seed(engine.seed, "experts"))
+        generator = torch.Generator().manual_seed(derive_seed(net.seed, "experts"))
         self._routed = [RoutedNorm(layer, self.experts, self.top, generator) for layer in routed]
         for layer, stand_in in zip(routed, self._routed, strict=True):
             layer.replace(stand_in)
         own = {name: value for stand_in in self._routed for name, value in stand_in.parameters.items()}
-        net.free(net.norm_affines(plain) if plain else [], own=own)
+        net.set_trainable(net.norm_affines(plain) if plain else [], own=own)
         net.set_norm_mode("batch")
         dtype = torch.promote_types(self._routed[0].weight.dtype, torch.float32)
         self._mean = torch.zeros((), dtype=dtype, device=net.device)
@@ -131,7 +133,7 @@ class MoETTA(SelfTrainingAdapter):
         """Return the running mean of the batches' mean entropies, and their number."""
         return {"mean_entropy": self._mean, "batches": self._batches}
 
-    def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return exp(E0 - H) for samples up to the threshold and 0 for others."""
         with torch.no_grad():
             entropies = per_image(outputs.entropies)
@@ -146,11 +148,11 @@ class MoETTA(SelfTrainingAdapter):
         self._batches.add_(finite)
         self._mean.add_(torch.where(finite, (mean - self._mean) / self._batches, 0.0))
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
         return per_image(outputs.entropies)
 
-    def penalty(self, net: Network) -> Tensor:
+    def penalty(self, net: AdaptiveNetwork) -> Tensor:
         """Return the weighted load balance, summed over layers, of the pass that the losses were made from."""
         balances = [stand_in.balance for stand_in in self._routed if stand_in.balance is not None]
         for stand_in in self._routed:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from ttalight.adapters.components.filters import confidence_weight, entropy_margin
 from ttalight.adapters.self_training import SelfTrainingAdapter
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
 from ttalight.losses.similarity import unit_vectors
-from ttalight.models.network import Network, Outputs
+from ttalight.models.network import Outputs
 
 __all__ = ["NCTTA"]
 
@@ -107,18 +107,12 @@ class NCTTA(SelfTrainingAdapter):
         self.entropy_weight, self.distance_weight = entropy_weight, distance_weight
         self.distance_decay = distance_decay
 
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """Return the optimizer asked for: by default SGD with Nesterov momentum."""
-        if self._make is not None:
-            return super().make_optimizer(parameters)
-        return torch.optim.SGD(parameters, lr=self._lr, momentum=0.9, nesterov=True, foreach=True)
-
-    def configure(self, net: Network) -> None:
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Free the parameters and take the classifier's rows as they are in the source."""
         super().configure(net)
         self._rows = unit_vectors(net.head.weight)
 
-    def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return rho exp(E0 - H) + nu / (1 + eta d) for confident samples and 0 for others."""
         self._check(outputs)
         with torch.no_grad():
@@ -130,7 +124,7 @@ class NCTTA(SelfTrainingAdapter):
             weights: Tensor = self.entropy_weight * confidence_weight(entropies, margin) + near
             return weights * (entropies < margin)
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return H + s L for each sample."""
         features = _unit_features(outputs)
         similarities = features @ self._rows.T

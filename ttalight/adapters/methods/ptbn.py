@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Network
 
 __all__ = ["PTBN"]
@@ -32,11 +33,16 @@ class PTBN(Adapter):
 
     norm = "batch"
 
-    def configure(self, net: Network) -> None:
+    def check(self, net: Network) -> None:
+        """Check that there are BatchNorm layers whose statistics can be chosen."""
+        for layer in net.batch_norms():
+            layer.check()
+
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Set the BatchNorm layers to the batch's statistics."""
         net.set_norm_mode("batch", net.batch_norms())
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Return the logits under the batch's statistics."""
         with torch.no_grad():
             return net(images).logits

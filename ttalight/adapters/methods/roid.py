@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ttalight.adapters.components.filters import redundancy
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
-from ttalight.adapters.components.regularization import move_towards
+from ttalight.adapters.components.regularization import ema_update_
 from ttalight.adapters.self_training import SelfTrainingAdapter
-from ttalight.adapters.term import add_terms
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses import soft_likelihood_ratio, symmetric_cross_entropy
-from ttalight.models.network import Network, Outputs
+from ttalight.models.network import Outputs
 from ttalight.transforms import RandomJitterAffineFlip
 
 __all__ = ["ROID", "certainty_diversity_weights", "smoothed_prior"]
@@ -48,14 +48,13 @@ class ROID(SelfTrainingAdapter):
             ``none`` leaves them.
         mean: Channel means of a normalisation outside the network; see ``pixel_space``.
         std: Channel standard deviations of it.
-        kwargs: See ``SelfTrainingAdapter``; ``repeat_kept`` changes nothing here.
+        kwargs: See ``SelfTrainingAdapter``.
 
     Raises:
         ValueError: If an argument is out of range; at the first batch, if the network has nothing to adapt or
             predicts pixel by pixel.
     """
 
-    decides_on_host = True
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},
         "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 2.5e-4, "batch_size": 64},
@@ -90,7 +89,7 @@ class ROID(SelfTrainingAdapter):
         self._space = PixelSpace()
         self._mean_prediction = torch.empty(0)
 
-    def configure(self, net: Network) -> None:
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Free the parameters, normalise with the batch's statistics, and begin with a uniform mean prediction."""
         super().configure(net)
         precision = torch.promote_types(net.parameters[0].dtype, torch.float32)
@@ -102,19 +101,16 @@ class ROID(SelfTrainingAdapter):
         """Return the running mean of predictions."""
         return {"mean_prediction": self._mean_prediction}
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Step on the batch and correct the prediction by the batch's class prior."""
-        for step in range(self.steps):
-            logits = self._update(net, images, step)
-        if self.prediction == "after":
-            with torch.no_grad():
-                logits = net(images).logits
+        logits = super().adapt(net, images)
         if self.prior_correction == "none":
             return logits
         prior = smoothed_prior(logits)
         return logits + prior.log() if self.prior_correction == "log" else logits * prior
 
-    def _update(self, net: Network, images: Tensor, step: int) -> Tensor:
+    def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
+        """Make one step, with the augmented images of the kept ones; see ``SelfTrainingAdapter``."""
         outputs = net(images)
         logits = outputs.logits
         if logits.ndim != 2:
@@ -123,16 +119,14 @@ class ROID(SelfTrainingAdapter):
                 f"C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
             )
         weights = self.weigh(net, images, outputs)
-        selected = None if weights is None else weights != 0
         losses = self.losses(net, images, outputs)
         if self.consistency:
-            losses = losses + self._inconsistency(net, images, logits, selected, step)
-        losses = add_terms(losses, self.terms, net, outputs, selected, weights)
-        net.step(losses, weights, self.penalty(net))
-        self.after_step(net)
+            losses = losses + self._inconsistency(net, images, logits, weights, step)
+        self.backward(net, losses, weights, outputs)
+        self.optimizer_step(net)
         return logits.detach()
 
-    def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor | None:
+    def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor | None:
         """Return the weights of the samples and move the mean prediction.
 
         They contain the fraction kept: the authors divide the sum of the kept losses by the size of the whole batch.
@@ -147,26 +141,26 @@ class ROID(SelfTrainingAdapter):
         self._mean_prediction.lerp_(torch.where(seen.isfinite().all(), seen, self._mean_prediction), 0.1)
         return weights * (weights != 0).to(weights.dtype).mean()
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the soft likelihood ratio of each prediction."""
         return soft_likelihood_ratio(outputs.logits)
 
     def _inconsistency(
-        self, net: Network, images: Tensor, logits: Tensor, selected: Tensor | None, step: int
+        self, net: AdaptiveNetwork, images: Tensor, logits: Tensor, weights: Tensor | None, step: int
     ) -> Tensor:
         """Return the symmetric cross-entropy of kept samples to their augmented images, (B,); 0 for the others."""
         with torch.no_grad():
             views = self._augmentation(self._space.to_pixels(images), net.draws(step))
         views = self._space.from_pixels(views)
-        if selected is None:
+        if weights is None:
             return symmetric_cross_entropy(net(views).logits, logits)
-        keep = selected.nonzero()[:, 0]
+        keep = weights.nonzero()[:, 0]
         losses = symmetric_cross_entropy(net(views, keep=keep).logits, logits.index_select(0, keep))
         return losses.new_zeros(len(images)).index_copy(0, keep, losses)
 
-    def after_step(self, net: Network) -> None:
+    def after_step(self, net: AdaptiveNetwork) -> None:
         """Move the weights back towards the source."""
-        move_towards(net.parameters, net.source, self.source_share)
+        ema_update_(net.parameters, net.source, self.source_share)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses import generalized_cross_entropy
-from ttalight.models.network import Network, Outputs
+from ttalight.models.network import Outputs
 
 __all__ = ["RPL"]
 
@@ -30,8 +31,6 @@ class RPL(SelfTrainingAdapter):
         ValueError: If an argument is out of range.
     """
 
-    separable = True
-
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},
         "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 5e-4, "batch_size": 64},
@@ -43,6 +42,6 @@ class RPL(SelfTrainingAdapter):
             raise ValueError(f"q must lie in (0, 1], got {q}")
         self.q = q
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the generalised cross-entropy of each sample to its likeliest class."""
         return per_image(generalized_cross_entropy(outputs.logits, self.q))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.components.filters import entropy_margin, update_mean
-from ttalight.adapters.parameter_vector import flatten
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
-from ttalight.adapters.term import add_terms
-from ttalight.models.network import Network, Outputs, Selection
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.models.network import Outputs, Selection
+from ttalight.models.vectors import flatten
 
 __all__ = ["SAR", "climb"]
 
@@ -53,8 +53,6 @@ class SAR(SelfTrainingAdapter):
 
     shards_batches = True
 
-    decides_on_host = True
-    sgd_momentum = 0.9
     published_parameters: Selection = "norm_before_last_block"
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "SGD", "momentum": 0.9, "lr": 2.5e-4, "batch_size": 64},
@@ -75,7 +73,7 @@ class SAR(SelfTrainingAdapter):
         self.rho = rho
         self.recovery = recovery
 
-    def configure(self, net: Network) -> None:
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Free the affines in front of the last block, and begin without a mean entropy."""
         super().configure(net)
         dtype = torch.promote_types(net.parameters[0].dtype, torch.float32)
@@ -85,36 +83,34 @@ class SAR(SelfTrainingAdapter):
         """Return the running mean of the second entropy, NaN until the first step."""
         return {"mean_entropy": self._mean}
 
-    def weigh(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return 1 for the samples with an entropy below E0, 0 for the others."""
         entropies = per_image(outputs.entropies.detach())
         return (entropies < entropy_margin(self.margin, outputs.logits.shape[1])).to(entropies.dtype)
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
         return per_image(outputs.entropies)
 
-    def _step(self, net: Network, images: Tensor) -> Tensor:
-        first, losses, weights = self._pass(net, images)
-        net.backward(losses, weights, self.penalty(net))
+    def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
+        """Make one step, with the gradient at the worst weights nearby; see ``SelfTrainingAdapter``."""
+        first = net(images)
+        weights = self.weigh(net, images, first)
+        self.backward(net, self.losses(net, images, first), weights, first)
         with net.with_weights(climb(net.parameters, self.rho)):
-            for parameter in net.parameters:
-                parameter.grad = None
             second = net(images)
             still = self.weigh(net, images, second)
             weights = still if weights is None else still * weights
             losses = self.losses(net, images, second)
             self._watch(net, losses.detach(), weights != 0)
-            losses = add_terms(losses, self.terms, net, second, weights != 0, weights)
-            net.backward(losses, weights, self.penalty(net))
-        net.descend()
-        self.after_step(net)
+            self.backward(net, losses, weights, second)
+        self.optimizer_step(net)
         return first.logits
 
-    def _watch(self, net: Network, entropies: Tensor, kept: Tensor) -> None:
+    def _watch(self, net: AdaptiveNetwork, entropies: Tensor, kept: Tensor) -> None:
         """Move the mean entropy, and ask for a reset where it shows a collapse."""
         update_mean(self._mean, entropies.nan_to_num()[:, None], kept)
-        net.recover(self._mean[0] < self.recovery)
+        net.reset_if(self._mean[0] < self.recovery)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses import entropy, marginal_entropy
-from ttalight.models.network import Network, Outputs, Selection
+from ttalight.models.network import Outputs, Selection
 
 __all__ = ["SHOT", "confident_cross_entropy", "information_maximization"]
 
@@ -42,7 +43,6 @@ class SHOT(SelfTrainingAdapter):
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "SGD", "momentum": 0.9, "lr": 1e-3, "batch_size": 64}
     }
-    sgd_momentum = 0.9
 
     def __init__(self, pseudo_weight: float = 0.3, confidence: float = 0.9, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -53,7 +53,7 @@ class SHOT(SelfTrainingAdapter):
         self.pseudo_weight = pseudo_weight
         self.confidence = confidence
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return losses whose mean is that of SHOT; the diversity of the batch is in each of them."""
         labelled = confident_cross_entropy(outputs.logits, self.confidence)
         return information_maximization(outputs.logits) + self.pseudo_weight * labelled

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
-from ttalight.models.network import Network
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 
 __all__ = ["Source"]
 
@@ -20,10 +20,10 @@ class Source(Adapter):
 
     shards_batches = True
 
-    def configure(self, net: Network) -> None:
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Change nothing."""
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Return the source model's logits."""
         with torch.no_grad():
             return net(images).logits

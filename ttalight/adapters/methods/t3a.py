@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses import entropy
 from ttalight.models.network import Network
 
@@ -45,7 +46,11 @@ class T3A(Adapter):
             raise ValueError(f"norm must be 'source' or 'batch', got {norm!r}")
         self.supports, self.norm = supports, norm
 
-    def configure(self, net: Network) -> None:
+    def check(self, net: Network) -> None:
+        """Check that there can be a classifier."""
+        net.check_classifier()
+
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with the rows of the classifier."""
         net.set_norm_mode("batch" if self.norm == "batch" else "source")
         weight, bias, scale = net.head
@@ -60,7 +65,7 @@ class T3A(Adapter):
         """Return the supports."""
         return {"features": self._features, "entropies": self._entropies}
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Insert the batch, then predict it."""
         with torch.no_grad():
             logits, features = net(images)

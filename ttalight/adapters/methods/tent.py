@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
-from ttalight.models.network import Network, Outputs
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.models.network import Outputs
 
 __all__ = ["Tent"]
 
@@ -29,13 +30,12 @@ class Tent(SelfTrainingAdapter):
     """
 
     shards_batches = True
-    separable = True
 
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},
         "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 2.5e-4, "batch_size": 64},
     }
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""
         return per_image(outputs.entropies)

@@ -7,16 +7,16 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ttalight.adapters.adapter import GradientAdapter
 from ttalight.adapters.components.intermediate_predictions import (
     check_readings,
     pass_for_prediction,
     predict,
     steps_with_readings,
 )
-from ttalight.adapters.episodes import check_views
+from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.methods.ema_bn import check_momentum, move_statistics
 from ttalight.adapters.term import add_terms
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Network
 
 __all__ = ["TestTimeTraining"]
@@ -53,7 +53,6 @@ class TestTimeTraining(GradientAdapter):
     """
 
     shards_batches = True
-    separable = True
 
     __test__ = False  # the name begins like that of a test
     prediction = "after"
@@ -88,8 +87,12 @@ class TestTimeTraining(GradientAdapter):
                 "has no auxiliary_encoders(), the modules that its images go through one by one. Use shard='domain'"
             )
 
-    def configure(self, net: Network) -> None:
-        """Free what the task lets adapt."""
+    def check(self, net: Network) -> None:
+        """Check that the module is a task with an auxiliary loss.
+
+        Raises:
+            TypeError: If it is not.
+        """
         task: Any = net.module
         missing = [name for name in ("auxiliary_loss", "adaptable_parameters") if not hasattr(task, name)]
         if missing:
@@ -97,8 +100,12 @@ class TestTimeTraining(GradientAdapter):
                 f"{type(task).__name__} has no {' and no '.join(missing)}: test-time training needs a task that was "
                 "trained with a self-supervised loss, such as CrossTaskTTT; for any other model use a TTA method"
             )
-        check_views(self, task)
-        net.free(task.adaptable_parameters())
+        net.check_trainable(list(task.adaptable_parameters()))
+
+    def configure(self, net: AdaptiveNetwork) -> None:
+        """Set the parameters that the task lets adapt."""
+        task: Any = net.module
+        net.set_trainable(task.adaptable_parameters())
         move_statistics(net, self.norm, self.momentum)
         self._episode = task.episode_state() if hasattr(task, "episode_state") else {}
 
@@ -106,7 +113,7 @@ class TestTimeTraining(GradientAdapter):
         """Return the task's queues and buffers that belong to an episode."""
         return self._episode
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Step on the auxiliary loss of fresh views, then predict the images."""
         for step in steps_with_readings(net, images, self.steps, self.read_at, self.norm):
             losses = net.auxiliary_loss(images, net.draws(step))

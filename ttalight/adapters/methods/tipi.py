@@ -11,8 +11,8 @@ from torch import Tensor
 from ttalight.adapters.components.intermediate_predictions import predict
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
-from ttalight.adapters.term import add_terms
-from ttalight.models.network import Network, Outputs
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.models.network import Outputs
 
 __all__ = ["TIPI", "divergence"]
 
@@ -92,43 +92,43 @@ class TIPI(SelfTrainingAdapter):
         self.mean, self.std = mean, std
         self._space = PixelSpace()
 
-    def configure(self, net: Network) -> None:
+    def configure(self, net: AdaptiveNetwork) -> None:
         """Free the parameters, and let clean passes move the running statistics."""
         super().configure(net)
         net.set_norm_mode("ema")
         self._space = pixel_space(net, self.mean, self.std)
 
-    def adapt(self, net: Network, images: Tensor) -> Tensor:
-        """Step on the batch, then predict it."""
-        for step in range(self.steps):
-            logits = self._update(net, images, step)
-        if self.prediction == "before":
-            return logits
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Return the logits of the batch from the moved statistics, or from the batch's own where it is large."""
         large = self.large_batch is not None and len(images) > self.large_batch
         return predict(net, images, "batch" if large else "source")
 
-    def _update(self, net: Network, images: Tensor, step: int) -> Tensor:
+    def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
+        """Make one step towards predictions that the perturbation does not change; see ``SelfTrainingAdapter``."""
         with torch.set_grad_enabled(bool(self.entropy_weight or self.terms)):
             outputs = net(images)
-        losses = add_terms(self.losses(net, images, outputs), self.terms, net, outputs)
         target = outputs.logits.detach()
         moved = net(self._worst(net, images, target, step), norm="batch").logits
-        net.step(losses + per_image(self._distance(target, moved)), None, self.penalty(net))
-        self.after_step(net)
+        losses = self.losses(net, images, outputs) + per_image(self._distance(target, moved))
+        self.backward(net, losses, None, outputs)
+        self.optimizer_step(net)
         return target
 
-    def losses(self, net: Network, images: Tensor, outputs: Outputs) -> Tensor:
+    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return what a clean prediction loses besides its instability: its weighted entropy."""
         return self.entropy_weight * per_image(outputs.entropies)
 
-    def _worst(self, net: Network, images: Tensor, target: Tensor, step: int) -> Tensor:
+    def _worst(self, net: AdaptiveNetwork, images: Tensor, target: Tensor, step: int) -> Tensor:
         """Return the images perturbed along the gradient of the divergence at a random point nearby."""
         pixels = self._space.to_pixels(images)
         drawn = torch.rand(pixels.shape, generator=net.draws(step), device=pixels.device)
         near = (pixels + self.epsilon * (2 * drawn - 1)).to(pixels.dtype).requires_grad_()
-        logits = net(self._space.from_pixels(near), norm="batch").logits
-        (slope,) = torch.autograd.grad(self._distance(target, logits).sum(), near)
+        slope = net.input_gradient(near, lambda: self._divergence_at(net, near, target))
         return self._space.from_pixels(pixels + self.epsilon * slope.sign())
+
+    def _divergence_at(self, net: AdaptiveNetwork, pixels: Tensor, target: Tensor) -> Tensor:
+        logits = net(self._space.from_pixels(pixels), norm="batch").logits
+        return self._distance(target, logits).sum()
 
     def _distance(self, target: Tensor, logits: Tensor) -> Tensor:
         return divergence(logits, target) if self.reverse else divergence(target, logits)

@@ -1,0 +1,128 @@
+"""The base of the methods that take gradient steps."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import nn
+from torch.optim import Optimizer
+
+from ttalight.adapters.adapter import Adapter
+from ttalight.adapters.term import Term
+
+__all__ = ["GradientAdapter"]
+
+A = TypeVar("A", bound="GradientAdapter")
+#: Published settings that belong to the optimizer, and those that are no argument.
+_OPTIMIZER, _OTHERS = ("optimizer", "lr", "lr_per_image", "momentum", "nesterov", "weight_decay"), ("batch_size",)
+
+
+class GradientAdapter(Adapter):
+    """Base of the methods that take gradient steps.
+
+    Args:
+        lr: Learning rate of the published optimizer.
+        optimizer: Another optimizer, with its own learning rate; not together with ``lr``.
+        steps: Gradient steps for each batch.
+        clip_norm: Norm that the gradient of all trainable parameters together is clipped to in each step; no limit by
+            default.
+        terms: Plug-in terms that are added to the loss of each sample.
+        kwargs: See ``Adapter``.
+
+    Raises:
+        ValueError: If both ``lr`` and ``optimizer`` are given, or one is out of range.
+    """
+
+    def __init__(
+        self,
+        lr: float | None = None,
+        optimizer: OptimizerCallable | None = None,
+        steps: int = 1,
+        clip_norm: float | None = None,
+        terms: list[Term] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if lr is not None and optimizer is not None:
+            raise ValueError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
+        for name, value in (("lr", lr), ("steps", steps), ("clip_norm", clip_norm)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise TypeError(f"{name} must be a number, got {value!r}, a {type(value).__name__}")
+        if lr is not None and not lr >= 0:
+            raise ValueError(f"lr must be at least 0, got {lr}")
+        if steps < 0:
+            raise ValueError(f"steps must be at least 0, got {steps}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, or None for no limit, got {clip_norm}")
+        self.steps = steps
+        self.clip_norm = clip_norm
+        self.terms = terms or []
+        #: Settings of the optimizer where none is given, and the name of the benchmark that they were published for.
+        self._settings = {**self.published.get("cifar", {}), **({} if lr is None else {"lr": lr})}
+        if optimizer is None and "lr" not in self._settings:
+            raise ValueError(f"{type(self).__name__} has no published learning rate: give lr or optimizer")
+        self._benchmark = "cifar" if lr is None and optimizer is None else None
+        self._make = optimizer
+
+    @classmethod
+    def preset(cls: type[A], benchmark: str, **overrides: Any) -> A:
+        """Return the method with the settings that were published for a benchmark, those of its optimizer included.
+
+        Args:
+            benchmark: A key of ``published``, such as ``imagenet``.
+            overrides: Arguments that replace or add to the published ones. ``batch_size`` scales a rate that was
+                published for each image.
+
+        Raises:
+            ValueError: If nothing was published for the benchmark, or a rate for each image needs ``batch_size``.
+        """
+        if benchmark not in cls.published:
+            raise ValueError(f"{cls.__name__} has settings for {', '.join(cls.published)}, got {benchmark!r}")
+        settings = {**cls.published[benchmark]}
+        batch_size = overrides.pop("batch_size", None)
+        if "lr" not in settings or (batch_size is not None and "lr_per_image" in settings):
+            if batch_size is None:
+                raise ValueError(f"the rate of {benchmark!r} is published for each image: give batch_size=")
+            settings["lr"] = settings["lr_per_image"] * batch_size
+        arguments = {name: value for name, value in settings.items() if name not in (*_OPTIMIZER, *_OTHERS)}
+        method = cls(**(arguments | overrides))
+        if "optimizer" not in overrides:
+            method._settings = settings | ({"lr": overrides["lr"]} if "lr" in overrides else {})
+            method._benchmark = None if "lr" in overrides else benchmark
+        return method
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """Return the optimizer asked for, by default the published one."""
+        if self._make is not None:
+            return self._make(parameters)
+        settings = self._settings
+        options = {name: settings[name] for name in ("lr", "momentum", "nesterov", "weight_decay") if name in settings}
+        make: Any = getattr(torch.optim, settings.get("optimizer", "Adam"))
+        try:
+            optimizer: Optimizer = make(parameters, **options, fused=True)
+        except (RuntimeError, TypeError):  # torch has no such kernel for these devices or types
+            optimizer = make(parameters, **options)
+        return optimizer
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what a result must say about this method to be comparable."""
+        optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
+        lr = float(optimizer.param_groups[0]["lr"])
+        clipped = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
+        added = {"terms": [repr(term) for term in self.terms]} if self.terms else {}
+        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr} | clipped | added
+
+    def check_defaults(self, classes: int) -> None:
+        """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
+        cifar, imagenet = self.published.get("cifar"), self.published.get("imagenet")
+        if classes >= 200 and self._benchmark == "cifar" and imagenet != cifar:
+            name = type(self).__name__
+            advice = (
+                "For ImageNet none are published"
+                if imagenet is None
+                else f"For ImageNet {name}.preset('imagenet') has the published ones, {imagenet}"
+            )
+            warnings.warn(f"{name} runs with its settings for CIFAR on {classes} classes. {advice}", stacklevel=2)

@@ -1,0 +1,7 @@
+"""The engine of adaptation: runs a method on any network. It knows nothing of Lightning."""
+
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.engine.engine import Engine, release
+from ttalight.engine.method import Method
+
+__all__ = ["AdaptiveNetwork", "Engine", "Method", "release"]

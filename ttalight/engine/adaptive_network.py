@@ -1,0 +1,248 @@
+"""The network as a method sees it: passes, steps, random draws, resets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ttalight.distributed import average
+from ttalight.engine.guard import Guard, is_finite
+from ttalight.models.network import Network
+from ttalight.models.outputs import Select
+from ttalight.models.vectors import divide, flatten
+from ttalight.seeding import derive_seed
+
+__all__ = ["AdaptiveNetwork", "Counters"]
+
+
+@dataclass
+class Counters:
+    """Counts of a run, and the place of its next batch."""
+
+    visit: int = -1
+    batch: int = 0
+    batches: int = 0
+    updates: int = 0
+    skipped: int = 0
+    recoveries: int = 0
+    bad_batches: int = 0
+    updates_at_reset: int = 0
+
+
+class AdaptiveNetwork(Network):
+    """A ``Network`` whose trainable parameters can be stepped.
+
+    Args:
+        module: See ``Network``.
+        seed: Key of all random draws, with their place in the stream.
+        forward: See ``Network``.
+        classifier: See ``Network``.
+        output: See ``Network``.
+        clip_norm: Norm that the gradient of a step is clipped to; None clips nothing.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        seed: int,
+        forward: Callable[..., Any] | None = None,
+        classifier: str | None = None,
+        output: Select = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        super().__init__(module, forward, classifier, output)
+        self.seed = seed
+        self.clip_norm = clip_norm
+        self.optimizer: Optimizer | None = None
+        self.counters = Counters()
+        self.guard = Guard()
+        #: Backwards so far, in whole batches.
+        self.backwards = 0.0
+        #: Loss, gradient norm and fraction of samples kept of the last step, and whether it asked for a reset.
+        self.last: dict[str, float] = {}
+        #: Whether the present batch is known to be bad, so that no step of it moves anything.
+        self.is_bad = False
+        self._restore_source: Callable[[], None] = lambda: None
+        self._reduced: tuple[Tensor, Tensor]
+        self._reset_if: Tensor | None = None
+
+    # -- what a method calls
+
+    def draws(self, step: int = 0) -> torch.Generator:
+        """Return the generator of a step's random draws, keyed by (seed, visit, batch, step)."""
+        place = self.counters
+        return self.generator.manual_seed(derive_seed(self.seed, "adapt", place.visit, place.batch, step))
+
+    def step(
+        self,
+        losses: Tensor,
+        weights: Tensor | None = None,
+        penalty: Tensor | None = None,
+        penalty_gradient: tuple[Tensor, Tensor] | None = None,
+    ) -> bool:
+        """Reduce per-sample losses, go backward and let the optimizer step: ``backward``, then ``optimizer_step``.
+
+        Args:
+            losses: (B,), or a scalar that is a mean already.
+            weights: (B,); a weight of zero drops the sample. The loss is the mean of weighted losses over those kept.
+            penalty: A scalar that does not depend on the samples, added to the mean.
+            penalty_gradient: A gradient that needs no backward, one vector (N,) for all trainable parameters, and the
+                penalty that it is of, a scalar without gradient.
+
+        Returns:
+            Whether the parameters have moved.
+
+        Raises:
+            RuntimeError: If the loss does not depend on the trainable parameters.
+        """
+        self.backward(losses, weights, penalty, penalty_gradient)
+        return self.optimizer_step()
+
+    def backward(
+        self,
+        losses: Tensor,
+        weights: Tensor | None = None,
+        penalty: Tensor | None = None,
+        penalty_gradient: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Reduce per-sample losses and compute the gradients of the trainable parameters; see ``step``."""
+        loss, kept = _reduce(losses, weights)
+        if penalty is not None:
+            loss = loss + penalty
+        self.zero_grad()
+        if loss.requires_grad:
+            self._repeat(True)
+            try:
+                loss.backward()  # type: ignore[no-untyped-call]
+            finally:
+                self._repeat(False)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if not gradients:
+            raise RuntimeError(
+                "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, or "
+                "detach its outputs?"
+            )
+        if self.is_sharded:
+            average(gradients)
+        loss = loss.detach()
+        if penalty_gradient is not None:
+            vector, value = penalty_gradient
+            loss = loss + value
+            for parameter, part in zip(self.parameters, divide(vector, self.parameters), strict=True):
+                parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+        self.backwards += self.pending_forwards
+        self.pending_forwards = 0.0
+        self._reduced = loss, kept
+
+    def optimizer_step(self) -> bool:
+        """Let the optimizer step with the gradients that ``backward`` computed; one host synchronisation.
+
+        A step whose loss or gradient is not finite, that keeps no sample, or that is of a bad batch, moves nothing.
+
+        Returns:
+            Whether the parameters have moved.
+        """
+        assert self.optimizer is not None, "a method that steps has trainable parameters"
+        loss, kept = self._reduced
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.linalg.vector_norm(flatten(gradients))
+        values = {"loss": loss, "grad_norm": norm, "selected": kept}
+        if self._reset_if is not None:
+            values["recovered"] = self._reset_if
+        seen = self.guard.read(list(values.values()))
+        self.last = dict(zip(values, seen, strict=True))
+        is_good = not self.is_bad and self.guard.pixels_finite is not False and self.guard.state_finite
+        moves = is_good and all(map(is_finite, seen)) and seen[2] > 0
+        if moves:
+            if self.clip_norm is not None:
+                torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
+            self.optimizer.step()
+            self.guard.moved = True
+        self.counters.updates += moves
+        self.counters.skipped += not moves
+        self.zero_grad()
+        self._reset_if = None
+        if self.last.get("recovered") and is_good:
+            self.reset()
+        return moves
+
+    def input_gradient(self, images: Tensor, loss: Callable[[], Tensor]) -> Tensor:
+        """Return the gradient of a scalar with respect to images; the parameters get none.
+
+        Args:
+            images: A leaf that requires gradients.
+            loss: Makes the scalar.
+        """
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+        try:
+            loss().backward()  # type: ignore[no-untyped-call]
+        finally:
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
+        if images.grad is None:
+            raise RuntimeError(
+                "the prediction does not depend on the pixels: does the model's forward run under no_grad, or detach "
+                "its outputs?"
+            )
+        return images.grad
+
+    def zero_grad(self) -> None:
+        """Drop the gradients of the trainable parameters."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def reset(self) -> None:
+        """Restore the source in the middle of a batch, on the method's own decision; counted in ``recoveries``."""
+        self._restore_source()
+        self.counters.recoveries += 1
+
+    def reset_if(self, condition: Tensor) -> None:
+        """Restore the source with the coming step if a condition holds; read together with the step's numbers.
+
+        Args:
+            condition: Boolean scalar.
+        """
+        self._reset_if = condition
+
+    # -- what the engine calls
+
+    def on_reset(self, restore_source: Callable[[], None]) -> None:
+        """Set what ``reset`` calls."""
+        self._restore_source = restore_source
+
+    def begin(self, images: Tensor, is_bad: bool) -> None:
+        """Begin to adapt to a batch.
+
+        Args:
+            images: (B, C, H, W), finite.
+            is_bad: Whether no step may move anything.
+        """
+        self.images, self.is_bad = images, is_bad
+        self.last, self.readings = {}, {}
+        self.pending_forwards = 0.0
+        self._reset_if = None
+        self.fix_flags()
+
+    def clear_cache(self) -> None:
+        """Drop references to the last batch, and its gradients."""
+        super().clear_cache()
+        self.zero_grad()
+        self._reset_if = None
+
+    def _repeat(self, repeating: bool) -> None:
+        for layer in self.norms:
+            layer.repeating = repeating
+
+
+def _reduce(losses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean loss over kept samples and the fraction kept."""
+    if weights is None:
+        return losses.mean(), losses.new_ones(())
+    kept = (weights != 0).sum()
+    return (losses * weights).sum() / kept.clamp(min=1), kept / weights.numel()

@@ -1,0 +1,79 @@
+"""What the engine asks of an adaptation method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.models.network import Network
+from ttalight.models.outputs import Select
+from ttalight.models.pass_policy import PassPolicy
+
+__all__ = ["Method", "OnBadBatch", "Reset"]
+
+#: When the engine restores the source: at announced boundaries, before every batch, never, or after N updates.
+Reset = Literal["domain", "batch", "never"] | int
+#: What becomes of a batch that the network cannot take: an error, a prediction without adaptation, or a prediction of
+#: the source model.
+OnBadBatch = Literal["error", "skip", "source"]
+
+
+class Method(ABC):
+    """An adaptation method as the engine runs it: ``configure`` once, then ``adapt`` once for every batch.
+
+    A method keeps what it changes in the tensors of ``method_state`` and in the network, and nowhere else. The engine
+    restores both where a batch fails.
+    """
+
+    reset: Reset = "domain"
+    on_bad_batch: OnBadBatch = "error"
+    classifier: str | None = None
+    output: Select = None
+    passes: PassPolicy | None = None
+    #: Norm that the gradient of a step is clipped to; None clips nothing.
+    clip_norm: float | None = None
+    #: Whether logits come from before or after the update.
+    prediction: str = "before"
+    #: Numbers of steps after which ``adapt`` leaves predictions in ``net.readings``.
+    read_at: Sequence[int] = ()
+
+    def check(self, net: Network) -> None:  # noqa: B027
+        """Check what can be known of a network before its first batch.
+
+        Raises:
+            ValueError: If it lacks something that the method needs.
+            TypeError: If a layer or a weight is of a kind that the method cannot adapt.
+        """
+
+    @abstractmethod
+    def configure(self, net: AdaptiveNetwork) -> None:
+        """Set norm modes and trainable parameters.
+
+        Called with the first batch in ``net.images``, or without images where a saved state follows: what is measured
+        on images is then part of that state.
+        """
+
+    @abstractmethod
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Adapt to a batch and return its logits.
+
+        Args:
+            net: The network.
+            images: (B, 3, H, W), finite.
+        """
+
+    def method_state(self) -> dict[str, Tensor]:
+        """Return the tensors that the method changes in place; they are reset and saved with the weights."""
+        return {}
+
+    @abstractmethod
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """Return a new optimizer of the trainable parameters."""
+
+    def check_defaults(self, classes: int) -> None:  # noqa: B027
+        """Warn when settings published for few classes meet a classifier of many."""

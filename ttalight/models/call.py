@@ -1,0 +1,60 @@
+"""How a model is called: by which arguments, and with an input of its own where it changes that in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ttalight.models.outputs import map_tensors
+
+__all__ = ["Call"]
+
+
+class Call:
+    """Calls a model with other images than the caller's and with the caller's further arguments.
+
+    Args:
+        args: Further positional arguments, behind the images.
+        kwargs: Further keyword arguments.
+        name: Keyword that the images are passed by; None for the first position.
+    """
+
+    def __init__(
+        self, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, name: str | None = None
+    ) -> None:
+        self.args, self.kwargs, self.name = args, kwargs or {}, name
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model is called with the images alone."""
+        return not (self.args or self.kwargs or self.name)
+
+    def __call__(self, run: Callable[..., Any], images: Tensor) -> Any:
+        """Return what the model returns.
+
+        Args:
+            run: The model.
+            images: (B, 3, H, W).
+        """
+        if self.name is None:
+            return run(images, *self.args, **self.kwargs)
+        return run(*self.args, **{self.name: images}, **self.kwargs)
+
+    def of(self, keep: Tensor, images: int) -> Call:
+        """Return the call for some images of a batch: tensors with one row an image keep the rows of these.
+
+        Args:
+            keep: Places of the images, int64 (K,).
+            images: Images of the batch.
+        """
+        if self.is_plain:
+            return self
+        args, kwargs = map_tensors((self.args, self.kwargs), partial(_rows, keep, images))
+        return Call(args, kwargs, self.name)
+
+
+def _rows(keep: Tensor, images: int, value: Tensor) -> Tensor:
+    return value.index_select(0, keep) if value.ndim and len(value) == images else value

@@ -1,0 +1,30 @@
+"""Ways to compute a network's passes that give the same numbers in less time or memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ttalight.models.network import Network
+
+__all__ = ["PassPolicy"]
+
+
+class PassPolicy(ABC):
+    """A way to compute a network's passes: ``FastPass`` or ``RecomputedBlocks``, in the one argument ``passes``."""
+
+    @abstractmethod
+    def attach(self, net: Network) -> None:
+        """Begin to compute the passes of a network.
+
+        Args:
+            net: The network; its weights are not changed.
+
+        Raises:
+            ValueError: If this cannot be done for the network.
+        """
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Restore the network's own passes."""
