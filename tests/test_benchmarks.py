@@ -1,0 +1,95 @@
+"""The tools that measure the package's size, and compare versions of it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import ttalight
+from ttalight.adapters import ETA, Source
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools" / "benchmarks"
+PACKAGE = Path(ttalight.__file__).parent
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def core_size():
+    return load("core_size")
+
+
+@pytest.fixture
+def circle(tmp_path):
+    """A package of four modules, two of which import each other, one under TYPE_CHECKING and one in a function."""
+    package = tmp_path / "sample"
+    package.mkdir()
+    texts = {
+        "__init__": "",
+        "a": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sample.b import B\n",
+        "b": "import sample.c\ndef f():\n    from . import d\n",
+        "c": "from sample import a\n",
+        "d": "from .b import f\n",
+    }
+    for name, text in texts.items():
+        (package / f"{name}.py").write_text(text)
+    return package
+
+
+def test_import_circles(core_size, circle):
+    three = ["sample.a", "sample.b", "sample.c"]
+    assert core_size.import_circles(circle, typing=False) == []
+    assert core_size.import_circles(circle) == [three]
+    assert core_size.import_circles(circle, inside=True) == [[*three, "sample.d"]]
+    assert core_size.import_circles(circle, typing=False, inside=True) == [["sample.b", "sample.d"]]
+
+
+def test_core_files_are_found(core_size):
+    lines = core_size.lines_of(PACKAGE)
+    assert "adapters/wrapper.py" in lines
+    assert lines["adapters/wrapper.py"] == len((PACKAGE / "adapters/wrapper.py").read_text().splitlines())
+
+
+def test_long_functions_and_files_are_found(core_size, tmp_path):
+    (tmp_path / "long.py").write_text("def f():\n" + "    pass\n" * 60 + "\n" * 340)
+    assert core_size.too_long(tmp_path) == ["long.py: 401 lines", "long.py:1 f: 61 lines"]
+
+
+def test_inherited_constructor_arguments_count(core_size):
+    assert {"reset", "seed"} <= core_size.constructor_arguments(Source)
+    assert {"margin", "lr", "reset"} <= core_size.constructor_arguments(ETA)
+
+
+def test_calls_of_a_step_are_seen(core_size):
+    for calls in core_size.step_calls(PACKAGE).values():
+        assert any(call.startswith("adapters/wrapper.py") and call.endswith("__call__") for call in calls)
+
+
+@pytest.fixture
+def golden(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return load("golden")
+
+
+def test_golden_rows_compare_bit_for_bit(golden, capsys):
+    before = {
+        "Tent | net | x | a": torch.tensor([1.0, float("nan")]),
+        "Tent | net | x | b": "ValueError",
+        "ETA | y": 1.0,
+    }
+    assert golden.compare(before, dict(before), brief=False) == 0
+    now = {"Tent | net | x | a": torch.tensor([1.0 + 1e-6, float("nan")]), "Tent | net | x | c": 2.0, "ETA | y": 1.0}
+    assert golden.compare(before, now, brief=False) == 3
+    out = capsys.readouterr().out
+    assert "Tent | net | x | a: 9.5e-07" in out
+    assert "Tent | net | x | b: only in the first" in out
+    assert "Tent | net | x | c: only in the second" in out
+    assert "ETA: 1 of 1 rows are equal bit for bit" in out

@@ -1,0 +1,1 @@
+"""Tools that compare versions of the package, and measure it."""
