@@ -154,12 +154,19 @@ def compared(before: Rows, now: Rows, name: str) -> str | None:
 
 
 def by_scenario(found: dict[str, str]) -> list[str]:
-    """Return a line for each scenario and kind of difference, numbers by their power of ten."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    """Return a line for each scenario and kind of difference; all numbers are one kind, of which the largest stands."""
+    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for name, text in found.items():
         scenario, value = name.rsplit(" | ", 1)
-        groups.setdefault((scenario, text[3:] if text[1:2] == "." else text), []).append(value)
-    return [f"{scenario}: {text}: {len(names)} rows, first {names[0]}" for (scenario, text), names in groups.items()]
+        try:
+            groups.setdefault((scenario, "differ by at most"), []).append((float(text), value))
+        except ValueError:
+            groups.setdefault((scenario, text), []).append((0.0, value))
+    lines = []
+    for (scenario, kind), rows in groups.items():
+        size, value = max(rows, key=lambda row: row[0])
+        lines.append(f"{scenario}: {len(rows)} rows {kind}{f' {size:.1e}' if size else ''} ({value})")
+    return lines
 
 
 def select(rows: Rows, only: list[str], alone: bool) -> Rows:
