@@ -86,10 +86,10 @@ def test_golden_rows_compare_bit_for_bit(golden, capsys):
         "ETA | y": 1.0,
     }
     assert golden.compare(before, dict(before), brief=False) == 0
-    now = {"Tent | net | x | a": torch.tensor([1.0 + 1e-6, float("nan")]), "Tent | net | x | c": 2.0, "ETA | y": 1.0}
-    assert golden.compare(before, now, brief=False) == 3
+    now = {"Tent | net | x | a": torch.tensor([1.0 + 1e-6, float("nan")]), "Tent | net | x | c": 2.0, "ETA | y": 3.0}
+    assert golden.compare(before, now, brief=False) == 4
     out = capsys.readouterr().out
     assert "Tent | net | x | a: 9.5e-07" in out
     assert "Tent | net | x | b: only in the first" in out
     assert "Tent | net | x | c: only in the second" in out
-    assert "ETA: 1 of 1 rows are equal bit for bit" in out
+    assert "ETA: 0 of 1 rows are equal bit for bit\n    ETA | y: 2.0e+00\n0 of 4 rows" in out
