@@ -12,7 +12,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -21,7 +21,16 @@ import numpy.typing as npt
 import torch
 from numpy.lib import format as npy
 
-__all__ = ["DAMAGE", "LARGEST", "check_archive", "inflate", "load_tensors", "read_member", "read_npy_header"]
+__all__ = [
+    "DAMAGE",
+    "LARGEST",
+    "check_archive",
+    "difference",
+    "inflate",
+    "load_tensors",
+    "read_member",
+    "read_npy_header",
+]
 
 #: What a damaged archive, array, text or JSON makes its reader raise.
 DAMAGE = (
@@ -194,3 +203,31 @@ def _unpacker(kind: str) -> _Unpacker:
     }
     unpacker: _Unpacker = makers[kind]()
     return unpacker
+
+
+def difference(expected: Any, seen: Any, name: str = "state") -> str | None:
+    """Return the first difference of two structures in names, types and shapes, None if there is none.
+
+    Args:
+        expected: Dicts, lists, tensors and plain values. None stands for anything, an empty dict or list for any.
+        seen: What should be like it. A dict may have further entries.
+        name: Name of both.
+    """
+    if expected is None:
+        return None
+    found: Iterator[str | None] = iter(())
+    if isinstance(expected, torch.Tensor) and isinstance(seen, torch.Tensor):
+        if expected.shape != seen.shape:
+            return f"{name} has shape {tuple(seen.shape)}, expected {tuple(expected.shape)}"
+    elif isinstance(expected, dict) and isinstance(seen, dict):
+        missing = [str(key) for key in expected if key not in seen]
+        if missing:
+            return f"{name} lacks {', '.join(missing[:5])}"
+        found = (difference(value, seen[key], str(key)) for key, value in expected.items())
+    elif isinstance(expected, (list, tuple)) and isinstance(seen, (list, tuple)):
+        if expected and len(seen) != len(expected):
+            return f"{name} has {len(seen)} entries, expected {len(expected)}"
+        found = (difference(*both, f"{name}[{i}]") for i, both in enumerate(zip(expected, seen, strict=False)))
+    elif type(seen) is not type(expected) and not {type(seen), type(expected)} <= {int, float}:
+        return f"{name} is of type {type(seen).__name__}, expected {type(expected).__name__}"
+    return next((fault for fault in found if fault is not None), None)

@@ -112,10 +112,7 @@ class Adapter(Callback, Method):
         }
 
     def check_batch_shard(self, module: nn.Module) -> None:
-        """Check that shard='batch' gives what one process gives.
-
-        Args:
-            module: The model.
+        """Check that shard='batch' gives what one process gives on a model.
 
         Raises:
             ValueError: If this method does something to a batch that cannot be divided.
@@ -216,21 +213,6 @@ class Adapter(Callback, Method):
         self._inference_mode = loop.inference_mode
         loop.inference_mode = False
 
-    def _start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._stage == "fit":
-            return
-        engine = self._begin(module, module.forward)
-        if trainer.world_size > 1 and self.shard == "batch":
-            engine.net.shard_batches()
-        if self._share is not None and self._share.begins_later and self.configured_by_images:
-            prepare(engine, trainer)
-        if self._continues:
-            engine.restore(self._state)
-            engine.keeps_place = not self._resumes
-            self._continues = self._resumes = False
-        self._dataloader = -1
-        attach_forward(module, self._stand_in)
-
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _stand_in(self, *args: Any, **kwargs: Any) -> Any:
         engine = self._engine
@@ -246,44 +228,25 @@ class Adapter(Callback, Method):
         key = [images, *args[1:], *kwargs.values()], 0 if images.is_inference() else images._version
         if self._answered is not None and _are_same(key, self._answered[0]):
             return self._answered[1]
-        logits = engine(images, Call(args[1:], kwargs, name))
+        logits = engine(images, Call(args[1:], kwargs, name) if name or kwargs or len(args) > 1 else None)
         self._answered = key, logits
         return logits
 
-    def _batch_start(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
-        engine = self._engine
-        if engine is None:
-            return
-        self._answered = None
-        stream = getattr(getattr(trainer, "datamodule", None), "stream", None)
-        probe = stream is not None and stream.is_probe(batch_idx)
-        engine.probe(probe)
-        begins = stream.begins_visit(batch_idx) if stream is not None else dataloader_idx != self._dataloader
-        if begins and not probe:
-            engine.announce()
-        place = None if self._share is None else self._share.place(batch_idx)
-        if place is not None:
-            engine.seek(*place)
-        self._dataloader = dataloader_idx
-
-    def _batch_end(self, module: LightningModule) -> None:
-        engine = self._engine
-        if engine is not None and engine.batches == 0:
-            raise RuntimeError(
-                f"{type(self).__name__} was never reached: the step of {type(module).__name__} does not call "
-                "self(images), so its numbers would be those of the unadapted model. Let the step call self(images), "
-                "or adapt the network inside with wrap()"
-            )
-
-    def _stop(self, module: LightningModule) -> None:
-        if self._engine is not None:
-            detach_forward(module)
-            self._answered = None
-            self.end()
-
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stand in for the module's forward."""
-        self._start(trainer, pl_module)
+        """Stand in for the module's forward, outside fit."""
+        if self._stage == "fit":
+            return
+        engine = self._begin(pl_module, pl_module.forward)
+        if trainer.world_size > 1 and self.shard == "batch":
+            engine.net.shard_batches()
+        if self._share is not None and self._share.begins_later and self.configured_by_images:
+            prepare(engine, trainer)
+        if self._continues:
+            engine.restore(self._state)
+            engine.keeps_place = not self._resumes
+            self._continues = self._resumes = False
+        self._dataloader = -1
+        attach_forward(pl_module, self._stand_in)
 
     on_validation_start = on_predict_start = on_test_start
 
@@ -291,33 +254,42 @@ class Adapter(Callback, Method):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Tell the engine of a boundary that the stream announces."""
-        self._batch_start(trainer, batch_idx, dataloader_idx)
+        engine, self._answered = self._engine, None
+        if engine is None:
+            return
+        stream = getattr(getattr(trainer, "datamodule", None), "stream", None)
+        probe = stream is not None and stream.is_probe(batch_idx)
+        engine.probe(probe)
+        begins = stream.begins_visit(batch_idx) if stream is not None else dataloader_idx != self._dataloader
+        if begins and not probe:
+            engine.announce()
+        if self._share is not None and (place := self._share.place(batch_idx)):
+            engine.seek(*place)
+        self._dataloader = dataloader_idx
 
     on_validation_batch_start = on_predict_batch_start = on_test_batch_start
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Check that the first batch was adapted to."""
-        self._batch_end(pl_module)
+        if self._engine is not None and self._engine.batches == 0:
+            raise RuntimeError(
+                f"{type(self).__name__} was never reached: the step of {type(pl_module).__name__} does not call "
+                "self(images), so its numbers would be those of the unadapted model. Let the step call self(images), "
+                "or adapt the network inside with wrap()"
+            )
 
     on_validation_batch_end = on_predict_batch_end = on_test_batch_end
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Release the module as it was."""
-        self._stop(pl_module)
-
-    on_validation_end = on_predict_end = on_test_end
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None
+    ) -> None:
         """Release the module as it was, whatever happened."""
-        self._stop(pl_module)
+        if self._engine is not None:
+            detach_forward(pl_module)
+            self._answered = None
+            self.end()
+
+    on_test_end = on_validation_end = on_predict_end = on_exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the loop's inference mode."""

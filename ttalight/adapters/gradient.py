@@ -102,7 +102,7 @@ class GradientAdapter(Adapter):
         options = {name: settings[name] for name in ("lr", "momentum", "nesterov", "weight_decay") if name in settings}
         make: Any = getattr(torch.optim, settings.get("optimizer", "Adam"))
         try:
-            optimizer: Optimizer = make(parameters, **options, fused=True)
+            optimizer: Optimizer = make(parameters, **options, foreach=True)
         except (RuntimeError, TypeError):  # torch has no such kernel for these devices or types
             optimizer = make(parameters, **options)
         return optimizer

@@ -128,7 +128,8 @@ class SelfTrainingAdapter(GradientAdapter):
             outputs: The pass that the losses were made from.
         """
         selected = None if weights is None else weights != 0
-        losses = add_terms(losses, self.terms, net, outputs, selected, weights)
+        if self.terms:
+            losses = add_terms(losses, self.terms, net, outputs, selected, weights)
         net.backward(losses, weights, self.penalty(net), self.penalty_gradient(net))
 
     def optimizer_step(self, net: AdaptiveNetwork) -> None:

@@ -63,7 +63,8 @@ class AdaptedNetwork:
         with self._lock:
             if not isinstance(images, Tensor):
                 raise TypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
-            return self.engine(images, Call(args, kwargs))
+            engine = self._engine or self.engine
+            return engine(images, Call(args, kwargs) if args or kwargs else None)
 
     def reset(self) -> None:
         """Restore the source weights and begin a new domain."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -165,7 +166,8 @@ class FeatureCollector(Callback):
 
     def _embed(self, task: BaseTask, engine: Engine, images: Tensor) -> dict[str, Tensor]:
         net = engine.net
-        with net.norm_mode(_prediction_mode(self._adapter, net.norms)), net.precision():
+        mode = _prediction_mode(self._adapter, net.norms)
+        with nullcontext() if mode is None else net.norm_mode(mode), net.precision():
             return embed(task, images)
 
     def _make_references(self, task: BaseTask, data: Any) -> dict[str, dict[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttalight.distributed import average
-from ttalight.engine.guard import Guard, is_finite
+from ttalight.engine.guard import Guard
 from ttalight.models.network import Network
 from ttalight.models.outputs import Select
-from ttalight.models.vectors import divide, flatten
+from ttalight.models.vectors import divide
 from ttalight.seeding import derive_seed
 
 __all__ = ["AdaptiveNetwork", "Counters"]
@@ -43,7 +44,7 @@ class AdaptiveNetwork(Network):
         forward: See ``Network``.
         classifier: See ``Network``.
         output: See ``Network``.
-        clip_norm: Norm that the gradient of a step is clipped to; None clips nothing.
+        clip_norm: Norm that the gradient of a step is clipped to. None clips nothing.
     """
 
     def __init__(
@@ -56,22 +57,21 @@ class AdaptiveNetwork(Network):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(module, forward, classifier, output)
-        self.seed = seed
-        self.clip_norm = clip_norm
+        self.seed, self.clip_norm = seed, clip_norm
+        self.guard = Guard()
         self.optimizer: Optimizer | None = None
         self.counters = Counters()
-        self.guard = Guard()
         #: Backwards so far, in whole batches.
         self.backwards = 0.0
         #: Loss, gradient norm and fraction of samples kept of the last step, and whether it asked for a reset.
         self.last: dict[str, float] = {}
-        #: Whether the present batch is known to be bad, so that no step of it moves anything.
+        #: Restores the source; the engine sets it.
+        self.restore_source: Callable[[], None] = lambda: None
+        #: Whether no step of the present batch may move anything.
         self.is_bad = False
-        self._restore_source: Callable[[], None] = lambda: None
         self._reduced: tuple[Tensor, Tensor]
+        self._gradients: list[Tensor] = []
         self._reset_if: Tensor | None = None
-
-    # -- what a method calls
 
     def draws(self, step: int = 0) -> torch.Generator:
         """Return the generator of a step's random draws, keyed by (seed, visit, batch, step)."""
@@ -89,10 +89,10 @@ class AdaptiveNetwork(Network):
 
         Args:
             losses: (B,), or a scalar that is a mean already.
-            weights: (B,); a weight of zero drops the sample. The loss is the mean of weighted losses over those kept.
+            weights: (B,). A weight of zero drops the sample. The loss is the mean of weighted losses over those kept.
             penalty: A scalar that does not depend on the samples, added to the mean.
-            penalty_gradient: A gradient that needs no backward, one vector (N,) for all trainable parameters, and the
-                penalty that it is of, a scalar without gradient.
+            penalty_gradient: A gradient in closed form, one vector (N,) for all trainable parameters, and the penalty
+                that it is of, a scalar without gradient.
 
         Returns:
             Whether the parameters have moved.
@@ -111,30 +111,35 @@ class AdaptiveNetwork(Network):
         penalty_gradient: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Reduce per-sample losses and compute the gradients of the trainable parameters; see ``step``."""
-        loss, kept = _reduce(losses, weights)
+        if weights is None:
+            loss, kept = losses.mean(), losses.new_ones(())
+        else:
+            count = (weights != 0).sum()
+            loss, kept = (losses * weights).sum() / count.clamp(min=1), count / weights.numel()
         if penalty is not None:
             loss = loss + penalty
         self.zero_grad()
         if loss.requires_grad:
-            self._repeat(True)
+            self.pass_state.repeating = True  # blocks under checkpointing pass again
             try:
                 loss.backward()  # type: ignore[no-untyped-call]
             finally:
-                self._repeat(False)
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        if not gradients:
+                self.pass_state.repeating = False
+        self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if not self._gradients:
             raise RuntimeError(
                 "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, or "
                 "detach its outputs?"
             )
-        if self.is_sharded:
-            average(gradients)
+        if self.pass_state.shard is not None:
+            average(self._gradients)
         loss = loss.detach()
         if penalty_gradient is not None:
             vector, value = penalty_gradient
             loss = loss + value
             for parameter, part in zip(self.parameters, divide(vector, self.parameters), strict=True):
                 parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+            self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         self.backwards += self.pending_forwards
         self.pending_forwards = 0.0
         self._reduced = loss, kept
@@ -148,73 +153,41 @@ class AdaptiveNetwork(Network):
             Whether the parameters have moved.
         """
         assert self.optimizer is not None, "a method that steps has trainable parameters"
-        loss, kept = self._reduced
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = torch.linalg.vector_norm(flatten(gradients))
-        values = {"loss": loss, "grad_norm": norm, "selected": kept}
+        guard, gradients = self.guard, self._gradients
+        norm = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in gradients]))
+        values = {"loss": self._reduced[0], "grad_norm": norm, "selected": self._reduced[1]}
         if self._reset_if is not None:
             values["recovered"] = self._reset_if
-        seen = self.guard.read(list(values.values()))
+        seen = guard.read(list(values.values()))
         self.last = dict(zip(values, seen, strict=True))
-        is_good = not self.is_bad and self.guard.pixels_finite is not False and self.guard.state_finite
-        moves = is_good and all(map(is_finite, seen)) and seen[2] > 0
+        is_good = guard.pixels_finite is True and guard.state_finite is True and not self.is_bad
+        moves = is_good and seen[2] > 0 and all(map(math.isfinite, seen))
         if moves:
             if self.clip_norm is not None:
                 torch._foreach_mul_(gradients, (self.clip_norm / (norm + 1e-6)).clamp(max=1.0))
             self.optimizer.step()
-            self.guard.moved = True
+            guard.moved = True
         self.counters.updates += moves
         self.counters.skipped += not moves
-        self.zero_grad()
         self._reset_if = None
-        if self.last.get("recovered") and is_good:
+        if is_good and self.last.get("recovered"):
             self.reset()
         return moves
 
-    def input_gradient(self, images: Tensor, loss: Callable[[], Tensor]) -> Tensor:
-        """Return the gradient of a scalar with respect to images; the parameters get none.
-
-        Args:
-            images: A leaf that requires gradients.
-            loss: Makes the scalar.
-        """
-        for parameter in self.parameters:
-            parameter.requires_grad_(False)
-        try:
-            loss().backward()  # type: ignore[no-untyped-call]
-        finally:
-            for parameter in self.parameters:
-                parameter.requires_grad_(True)
-        if images.grad is None:
-            raise RuntimeError(
-                "the prediction does not depend on the pixels: does the model's forward run under no_grad, or detach "
-                "its outputs?"
-            )
-        return images.grad
-
     def zero_grad(self) -> None:
         """Drop the gradients of the trainable parameters."""
+        self._gradients = []
         for parameter in self.parameters:
             parameter.grad = None
 
     def reset(self) -> None:
         """Restore the source in the middle of a batch, on the method's own decision; counted in ``recoveries``."""
-        self._restore_source()
+        self.restore_source()
         self.counters.recoveries += 1
 
     def reset_if(self, condition: Tensor) -> None:
-        """Restore the source with the coming step if a condition holds; read together with the step's numbers.
-
-        Args:
-            condition: Boolean scalar.
-        """
+        """Restore the source with the coming step if a condition, a boolean scalar, holds; read with the step."""
         self._reset_if = condition
-
-    # -- what the engine calls
-
-    def on_reset(self, restore_source: Callable[[], None]) -> None:
-        """Set what ``reset`` calls."""
-        self._restore_source = restore_source
 
     def begin(self, images: Tensor, is_bad: bool) -> None:
         """Begin to adapt to a batch.
@@ -223,10 +196,7 @@ class AdaptiveNetwork(Network):
             images: (B, C, H, W), finite.
             is_bad: Whether no step may move anything.
         """
-        self.images, self.is_bad = images, is_bad
-        self.last, self.readings = {}, {}
-        self.pending_forwards = 0.0
-        self._reset_if = None
+        self.images, self.is_bad, self.last, self.readings, self.pending_forwards = images, is_bad, {}, {}, 0.0
         self.fix_flags()
 
     def clear_cache(self) -> None:
@@ -234,15 +204,3 @@ class AdaptiveNetwork(Network):
         super().clear_cache()
         self.zero_grad()
         self._reset_if = None
-
-    def _repeat(self, repeating: bool) -> None:
-        for layer in self.norms:
-            layer.repeating = repeating
-
-
-def _reduce(losses: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the mean loss over kept samples and the fraction kept."""
-    if weights is None:
-        return losses.mean(), losses.new_ones(())
-    kept = (weights != 0).sum()
-    return (losses * weights).sum() / kept.clamp(min=1), kept / weights.numel()

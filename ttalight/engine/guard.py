@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Guard", "is_finite"]
+__all__ = ["Guard"]
 
 
 class Guard:
     """Checks that pixels, weights and statistics are finite.
 
-    The checks of a batch are scalars on the device. They are read together with the numbers that the first step of the
-    batch reads anyway, or when the batch ends.
+    The checks of a batch are scalars on the device, read with the numbers that the first step of the batch reads
+    anyway, or when the batch ends.
     """
 
     def __init__(self) -> None:
-        #: Whether the pixels of the present batch are finite; None until they are read.
+        #: Whether the pixels of the batch are finite, and whether the model was before it. None until they are read.
         self.pixels_finite: bool | None = None
-        #: Whether weights and statistics were finite before the present batch.
-        self.state_finite = True
+        self.state_finite: bool | None = None
         #: Whether a step has moved the weights since they were last checked.
         self.moved = False
         self._unread: list[Tensor] = []
@@ -29,59 +29,56 @@ class Guard:
         self._others: list[Tensor] = []
 
     def watch(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        """Set what must stay finite.
+        """Set what must stay finite. What is not finite now is left out.
 
         Args:
             weights: Tensors that steps alone move.
-            others: Tensors that also move where no step does; those that are not finite now are left out.
+            others: Tensors that also move where no step does.
         """
-        self._weights = [value for value in weights if value.numel() and bool(value.isfinite().all())]
-        self._others = [
-            value for value in others if value.is_floating_point() and value.numel() and bool(value.isfinite().all())
-        ]
+        self._weights, self._others = (
+            [value for value in values if value.is_floating_point() and value.numel() and bool(value.isfinite().all())]
+            for values in (weights, others)
+        )
 
     def begin(self, images: Tensor) -> None:
-        """Begin a batch.
-
-        Args:
-            images: (B, C, H, W), as they came.
-        """
+        """Begin a batch, (B, C, H, W)."""
         low, high = images.detach().aminmax()
         self._unread = [(low - low + (high - high)).float()]  # 0 or NaN
-        self.pixels_finite, self.state_finite = None, True
+        self.pixels_finite = self.state_finite = None
+
+    def check_state(self) -> None:
+        """Have weights and statistics checked with the coming read."""
         watched = [*self._weights, *self._others] if self.moved else self._others
         if watched:
             self._unread.append(_size(watched))
 
     def read(self, values: Sequence[Tensor] = ()) -> list[float]:
-        """Return numbers from the device, and note the checks that were not read yet; one host synchronisation.
+        """Return numbers from the device, and note the checks that were not read yet. One host synchronisation.
 
         Args:
             values: Scalars.
         """
-        unread, self._unread = self._unread, []
-        scalars = [*values, *unread]
+        scalars, count = [*values, *self._unread], len(values)
         if not scalars:
             return []
         seen: list[float] = [scalars[0].item()] if len(scalars) == 1 else torch.stack(scalars).tolist()
-        if unread:
-            checks = seen[len(values) :]
-            self.pixels_finite = is_finite(checks[0])
-            self.state_finite = all(map(is_finite, checks[1:]))
+        if self._unread:
+            self._unread = []
+            self.pixels_finite = math.isfinite(seen[count])
+            self.state_finite = all(map(math.isfinite, seen[count + 1 :]))
             self.moved = self.moved and not self.state_finite
-        return seen[: len(values)]
+        return seen[:count]
 
-    def check_state(self) -> bool:
-        """Return whether weights and statistics are finite; one host synchronisation where they may not be."""
-        watched = [*self._weights, *self._others] if self.moved else self._others
-        finite = not watched or is_finite(float(_size(watched)))
-        self.moved = self.moved and not finite
-        return finite
+    def is_pixels_finite(self) -> bool:
+        """Return whether the pixels of the batch are finite. One host synchronisation."""
+        self.read()
+        return self.pixels_finite is True
 
-
-def is_finite(value: float) -> bool:
-    """Return whether a number is neither infinite nor NaN."""
-    return value - value == 0
+    def is_state_finite(self) -> bool:
+        """Return whether weights and statistics are finite. One host synchronisation where they may not be."""
+        self._unread = []
+        self.check_state()
+        return not self._unread or math.isfinite(self._unread.pop())
 
 
 @torch.no_grad()

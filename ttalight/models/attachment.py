@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from torch import nn
 
 __all__ = ["attach_forward", "detach_forward"]
 
-#: Attributes of a module whose forward is replaced: the replacement, and the forward that its instance carried.
-_FORWARD, _CARRIED = "_ttalight_forward", "_ttalight_carried_forward"
+#: Attributes of a module whose forward is replaced: whether it is, and the forward that its instance carried.
+_ATTACHED, _CARRIED = "_ttalight_attached", "_ttalight_carried_forward"
 
 
 def attach_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
@@ -25,34 +24,28 @@ def attach_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
         module: The module.
         forward: Takes what the module's own forward takes.
     """
-    own = vars(module)
-    if _FORWARD not in own:
-        if "forward" in own:
-            own[_CARRIED] = own.pop("forward")
-        module.__class__ = _attached_class(type(module))  # type: ignore[arg-type]
-    own[_FORWARD] = forward
+    detach_forward(module)
+    own, original = vars(module), type(module)
+    own[_ATTACHED] = True
+    if "forward" in own:
+        own[_CARRIED] = own.pop("forward")
+    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
+    functions = {"forward": staticmethod(forward), "__reduce_ex__": _reduce_as_original}
+    module.__class__ = type(original.__name__, (original,), names | functions)
 
 
 def detach_forward(module: nn.Module) -> None:
     """Restore the forward that a module had before ``attach_forward``; nothing happens where it is not attached."""
     own = vars(module)
-    if own.pop(_FORWARD, None) is None:
+    if own.pop(_ATTACHED, None) is None:
         return
     module.__class__ = type(module).__bases__[0]
     if _CARRIED in own:
         own["forward"] = own.pop(_CARRIED)
 
 
-@cache
-def _attached_class(original: type[nn.Module]) -> type[nn.Module]:
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__[_FORWARD](*args, **kwargs)
-
-    def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
-        state = {name: value for name, value in vars(self).items() if name not in (_FORWARD, _CARRIED)}
-        if _CARRIED in vars(self):
-            state["forward"] = vars(self)[_CARRIED]
-        return copyreg.__newobj__, (original,), state  # type: ignore[attr-defined]
-
-    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
-    return type(original.__name__, (original,), {"forward": forward, "__reduce_ex__": reduce, **names})
+def _reduce_as_original(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    state = {name: value for name, value in vars(module).items() if name not in (_ATTACHED, _CARRIED)}
+    if _CARRIED in vars(module):
+        state["forward"] = vars(module)[_CARRIED]
+    return copyreg.__newobj__, (type(module).__bases__[0],), state  # type: ignore[attr-defined]

@@ -27,11 +27,6 @@ class Call:
     ) -> None:
         self.args, self.kwargs, self.name = args, kwargs or {}, name
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the model is called with the images alone."""
-        return not (self.args or self.kwargs or self.name)
-
     def __call__(self, run: Callable[..., Any], images: Tensor) -> Any:
         """Return what the model returns.
 
@@ -50,8 +45,6 @@ class Call:
             keep: Places of the images, int64 (K,).
             images: Images of the batch.
         """
-        if self.is_plain:
-            return self
         args, kwargs = map_tensors((self.args, self.kwargs), partial(_rows, keep, images))
         return Call(args, kwargs, self.name)
 

@@ -15,7 +15,7 @@ from ttalight.models.batch_shard import BatchShard
 from ttalight.models.call import Call
 from ttalight.models.classifier import Classifier, Head
 from ttalight.models.depth import norms_before_last_block
-from ttalight.models.norm import NormLayer, NormMode, find_norms
+from ttalight.models.norm import NormLayer, NormMode, PassState, find_norms
 from ttalight.models.outputs import Select, logits_of, map_tensors, with_logits
 
 __all__ = ["Head", "Network", "Outputs", "Selection"]
@@ -77,6 +77,8 @@ class Network:
         self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.output = output
         self.norms: list[NormLayer] = find_norms(module)
+        #: What is true of the pass in progress.
+        self.pass_state = self.norms[0].passes if self.norms else PassState()
         self.parameters: list[nn.Parameter] = []
         #: Those of them that the method brought along, by name.
         self.own: dict[str, nn.Parameter] = {}
@@ -89,10 +91,9 @@ class Network:
         self.readings: dict[int, Tensor] = {}
         #: The present batch, and how the model is called with it.
         self.images: Tensor | None = None
-        self.call = Call()
+        self.call: Call | None = None
         self._classifier = Classifier(module, classifier)
         self._source_vector: tuple[list[Tensor], Tensor] | None = None
-        self._shard: BatchShard | None = None
         #: Whether the model changes its input in place; None before the first pass.
         self._changes_input: bool | None = None
         self._classes: int | None = None
@@ -120,56 +121,47 @@ class Network:
         """
         call = self.call
         if keep is not None:
-            batches, call = len(keep) / len(images), call.of(keep, len(images))
+            batches, call = len(keep) / len(images), None if call is None else call.of(keep, len(images))
             images = images.index_select(0, keep)
-        self._classifier.features = None
-        with self.norm_mode(norm):
+        with nullcontext() if norm is None else self.norm_mode(norm):
             raw = self._pass(images, call, batches)
-        logits = _full(logits_of(raw, self.output))
+        is_plain: bool = isinstance(raw, Tensor) and raw.ndim in (2, 4) and self.output is None
+        logits = _full(raw if is_plain else logits_of(raw, self.output))
         if keep is None and not isinstance(raw, Tensor):
             self._returned.append((logits.detach(), map_tensors(raw, Tensor.detach)))
-        return Outputs(logits, self._features(len(images)))
-
-    def _features(self, images: int) -> Tensor | None:
-        """Return what the classifier read in the last pass, of so many images."""
-        features = self._classifier.features
-        if features is None:
-            return None
-        return _full(features if self._shard is None else self._shard.whole(features, images))
+        features, self._classifier.features = self._classifier.features, None
+        shard = self.pass_state.shard
+        if features is not None:
+            features = _full(features if shard is None else shard.whole(features, len(images)))
+        return Outputs(logits, features)
 
     def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the task's self-supervised loss, scalar or (B,), in fp32; counted as one pass for each view."""
-        self._before_pass(getattr(self.module, "auxiliary_views", 1))
-        dealt = nullcontext() if self._shard is None else self._shard.inside(self.module.auxiliary_encoders())  # type: ignore[operator]
+        self._count(getattr(self.module, "auxiliary_views", 1))
+        shard = self.pass_state.shard
+        dealt = nullcontext() if shard is None else shard.inside(self.module.auxiliary_encoders())  # type: ignore[operator]
         with self.precision(), dealt:
             loss: Tensor = self.module.auxiliary_loss(images, generator)  # type: ignore[operator]
         return _full(loss)
 
-    def _pass(self, images: Tensor, call: Call, batches: float) -> Any:
-        self._before_pass(batches)
+    def _pass(self, images: Tensor, call: Call | None, batches: float) -> Any:
+        self._count(batches)
         if self._changes_input is not False:
             images = images.clone()
         version = images._version
-        run = self.run if call.is_plain else partial(call, self.run)
+        run, shard = self.run if call is None else partial(call, self.run), self.pass_state.shard
         with self.precision():
-            raw = run(images) if self._shard is None else self._shard(run, images)
+            raw = run(images) if shard is None else shard(run, images)
         if self._changes_input is None:
             self._changes_input = images._version != version
         return raw
 
     def shard_batches(self) -> None:
         """Let each process pass its slice of every batch; outputs, and statistics, are those of the whole batch."""
-        self._shard = BatchShard()
+        self.pass_state.shard = BatchShard()
         self.run = self.original  # processes that choose ways of their own would wait for each other
-        for layer in self.norms:
-            layer.shard = self._shard
 
-    @property
-    def is_sharded(self) -> bool:
-        """Whether passes are divided over processes."""
-        return self._shard is not None
-
-    def _before_pass(self, batches: float) -> None:
+    def _count(self, batches: float) -> None:
         self.forwards += batches
         if torch.is_grad_enabled():
             self.pending_forwards += batches
@@ -292,11 +284,8 @@ class Network:
             layer.mode = mode
 
     @contextmanager
-    def norm_mode(self, mode: NormMode | None) -> Iterator[None]:
-        """Set the mode of all normalisation layers for a while; None changes nothing."""
-        if mode is None:
-            yield
-            return
+    def norm_mode(self, mode: NormMode) -> Iterator[None]:
+        """Set the mode of all normalisation layers for a while."""
         before = [layer.mode for layer in self.norms]
         self.set_norm_mode(mode)
         try:
@@ -334,9 +323,10 @@ class Network:
         if self.images is None:
             raise RuntimeError("classifier and classes are found from a batch of images: ask in configure or adapt")
         few = torch.arange(min(2, len(self.images)), device=self.images.device)
-        call = self.call.of(few, len(self.images))
+        images, call = self.images.index_select(0, few), self.call
         with torch.no_grad(), self.precision():
-            return logits_of(call(self.original, self.images.index_select(0, few)), self.output)
+            raw = self.original(images) if call is None else call.of(few, len(self.images))(self.original, images)
+        return logits_of(raw, self.output)
 
     @property
     def head(self) -> Head:
@@ -368,6 +358,8 @@ class Network:
 
     def know(self, facts: dict[str, Any]) -> None:
         """Take what ``facts`` of an equal network returned, so that no probe is needed."""
+        if type(facts["classes"]) not in (int, type(None)):
+            raise ValueError(f"number of classes {facts['classes']!r:.50}")
         self._classes = facts["classes"]
         if facts["classifier"] is not None:
             self._classifier.set(facts["classifier"])
@@ -396,7 +388,7 @@ class Network:
         """Drop references to the last batch."""
         self._returned.clear()
         self._classifier.features = self.images = None
-        self.call = Call()
+        self.call = None
 
     def release(self) -> None:
         """Remove the hook on the classifier."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.batch_shard import BatchShard
 from ttalight.models.batch_statistics import moments, move_running_statistics, normalize_by_batch, normalized
 
-__all__ = ["NormLayer", "NormMode", "exact_statistics", "find_norms", "unmoved"]
+__all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "unmoved"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
 #: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
@@ -26,6 +27,19 @@ __all__ = ["NormLayer", "NormMode", "exact_statistics", "find_norms", "unmoved"]
 NormMode = Literal["source", "batch", "ema", "alpha", "prior"]
 
 _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass
+class PassState:
+    """What is true of a network's pass in progress.
+
+    Args:
+        repeating: Whether it repeats one for its gradient, as checkpointing does: statistics do not move again.
+        shard: The division of passes over processes: statistics are then those of the whole batch.
+    """
+
+    repeating: bool = False
+    shard: BatchShard | None = None
 
 
 class NormLayer:
@@ -42,9 +56,10 @@ class NormLayer:
     Args:
         name: Dotted name of the layer in the network.
         module: The layer.
+        passes: See ``PassState``.
     """
 
-    def __init__(self, name: str, module: nn.Module) -> None:
+    def __init__(self, name: str, module: nn.Module, passes: PassState | None = None) -> None:
         self.name = name
         self.module = module
         self.momentum = 0.1
@@ -53,10 +68,8 @@ class NormLayer:
         self.fallbacks = 0
         #: Whether statistics of a batch are summed up exactly whatever the layout; see ``normalize_by_batch``.
         self.exact = False
-        #: Whether a pass repeats one for its gradient, as checkpointing does: statistics do not move again.
-        self.repeating = False
-        #: The division of passes over processes: statistics are then those of the whole batch.
-        self.shard: BatchShard | None = None
+        #: What is true of the pass in progress, shared with the network's other layers.
+        self.passes = PassState() if passes is None else passes
         self._mode: NormMode = "source"
         self._replacement: Callable[[Tensor], Tensor] | None = None
         self._class = type(module)
@@ -154,7 +167,7 @@ class NormLayer:
 
     def detach(self) -> None:
         """Restore the layer's own forward."""
-        self._replacement = None
+        self._replacement, self._mode = None, "source"
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -174,11 +187,13 @@ class NormLayer:
         """Normalise the input in the present mode, then apply drop-out and activation of a fused layer."""
         (x,) = (*args, *kwargs.values())
         if self._replacement is not None:
-            return self._finish(self._replacement(x))
-        if not self.is_batch_norm:
+            x = self._replacement(x)
+        elif self.is_batch_norm:
+            x = self._normalize(x, self.module.weight, self.module.bias)
+        else:
             own: Tensor = self._class.forward(self.module, x)
             return own
-        return self._finish(self._normalize(x, self.module.weight, self.module.bias))
+        return self._finish(x) if self._tail else x
 
     def standardize(self, x: Tensor) -> Tensor:
         """Normalise ``x`` in the present mode, without the layer's weight and bias."""
@@ -196,21 +211,21 @@ class NormLayer:
 
     def _normalize(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         layer: Any = self.module
-        if self._mode == "batch" and self.shard is None and x.numel() != x.shape[1]:
+        if self._mode == "batch" and self.passes.shard is None and x.numel() != x.shape[1]:
             if self.exact and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
                 return normalize_by_batch(x, weight, bias, layer.eps)
             # By far the most frequent, so without the functional's look at the shape that this has just been.
             return torch.batch_norm(x, weight, bias, None, None, True, 0.0, layer.eps, torch.backends.cudnn.enabled)
         mean, var = layer.running_mean, layer.running_var
         batch = mean is None or self._mode != "source"
-        shared = self.shard is not None and self.shard.images > 0
+        shared = self.passes.shard is not None and self.passes.shard.images > 0
         images = self._shared_images(x) if batch and shared else len(x)
         if batch and images * (x.numel() // len(x)) == x.shape[1]:
             if mean is None:
                 raise ValueError(
                     f"layer {self.name} sees one value a channel and has no running statistics: use more images a batch"
                 )
-            self.fallbacks += not self.repeating
+            self.fallbacks += not self.passes.repeating
             batch = False
         momentum = 0.0
         if batch and mean is not None and self._mode in ("alpha", "prior"):
@@ -219,7 +234,7 @@ class NormLayer:
         elif batch and shared:
             return self._by_all(x, weight, bias)
         elif batch and self._mode == "ema":
-            momentum = 0.0 if self.repeating else self.momentum
+            momentum = 0.0 if self.passes.repeating else self.momentum
         elif batch:
             mean = var = None
         return F.batch_norm(x, mean, var, weight, bias, batch, momentum, layer.eps)
@@ -237,25 +252,25 @@ class NormLayer:
     # -- batches that are dealt out over processes
 
     def _shared_images(self, x: Tensor) -> int:
-        assert self.shard is not None
-        if len(x) != self.shard.rows:
+        assert self.passes.shard is not None
+        if len(x) != self.passes.shard.rows:
             raise ValueError(
-                f"layer {self.name} sees {len(x)} rows where the pass has {self.shard.rows} images: shard='batch' "
-                "needs one row an image in every BatchNorm layer; use shard='domain'"
+                f"layer {self.name} sees {len(x)} rows where the pass has {self.passes.shard.rows} images: "
+                "shard='batch' needs one row an image in every BatchNorm layer; use shard='domain'"
             )
-        return self.shard.images
+        return self.passes.shard.images
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives stay where they are in the order of things
     def _shared_moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        assert self.shard is not None
-        return global_moments(x[: self.shard.valid])
+        assert self.passes.shard is not None
+        return global_moments(x[: self.passes.shard.valid])
 
     def _by_all(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         """Normalise with statistics of the whole batch, gradients through these included."""
         layer: Any = self.module
         full = x.to(torch.promote_types(x.dtype, torch.float32))
         mean, var, count = self._shared_moments(full)
-        if self._mode == "ema" and layer.running_mean is not None and not self.repeating:
+        if self._mode == "ema" and layer.running_mean is not None and not self.passes.repeating:
             move_running_statistics(layer, mean, var, count, self.momentum)
         return normalized(full, mean, var, weight, bias, layer.eps).to(x.dtype)
 
@@ -268,7 +283,8 @@ def find_norms(network: nn.Module) -> list[NormLayer]:
     Args:
         network: Any module.
     """
-    return list(_walk(network))
+    passes = PassState()
+    return [NormLayer(name, part, passes) for name, part in network.named_modules() if isinstance(part, _NORM_TYPES)]
 
 
 @contextmanager
@@ -305,12 +321,6 @@ def unmoved(norms: Sequence[NormLayer]) -> Iterator[None]:
                     value.copy_(earlier)
 
 
-def _walk(network: nn.Module) -> Iterator[NormLayer]:
-    for name, module in network.named_modules():
-        if isinstance(module, _NORM_TYPES):
-            yield NormLayer(name, module)
-
-
 def _example(layer: Any) -> Tensor:
     """Return a small input for a GroupNorm or LayerNorm: two images, with what is normalised apart in between."""
     shape = (2, layer.num_channels, 2, 2) if isinstance(layer, nn.GroupNorm) else (2, 3, *layer.normalized_shape)
@@ -344,7 +354,7 @@ class _Around:
         options = {name: getattr(module, name) for name in ("training", "track_running_stats", "momentum")}
         self._saved.append(options | {name: module._buffers.get(name) for name in names})
         x: Tensor = (*args, *kwargs.values())[0]
-        if layer.shard is not None:
+        if layer.passes.shard is not None:
             raise TypeError(
                 f"layer {layer.name} carries a forward of its own, which cannot share a batch among processes: use "
                 "shard='domain', or remove it"
@@ -362,7 +372,7 @@ class _Around:
             module._buffers["num_batches_tracked"] = None
             module.training = True
             module.track_running_stats = mode == "ema" and has_own
-            module.momentum = 0.0 if layer.repeating else layer.momentum
+            module.momentum = 0.0 if layer.passes.repeating else layer.momentum
 
     def after(self, module: Any, args: Any, output: Any) -> None:
         if self.layer is None or not self._saved:

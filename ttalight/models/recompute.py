@@ -71,7 +71,7 @@ class _Block:
         self._own: Callable[..., Any] = partial(type(module).forward, module) if carried is None else carried
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled() or self.norms[0].shard is not None:
+        if not torch.is_grad_enabled() or self.norms[0].passes.shard is not None:
             return self._own(*args, **kwargs)
         return checkpoint(self._own, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
 

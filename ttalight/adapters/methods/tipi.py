@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.components.intermediate_predictions import predict
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
@@ -14,7 +14,7 @@ from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Outputs
 
-__all__ = ["TIPI", "divergence"]
+__all__ = ["TIPI", "divergence", "input_gradient"]
 
 
 class TIPI(SelfTrainingAdapter):
@@ -123,7 +123,7 @@ class TIPI(SelfTrainingAdapter):
         pixels = self._space.to_pixels(images)
         drawn = torch.rand(pixels.shape, generator=net.draws(step), device=pixels.device)
         near = (pixels + self.epsilon * (2 * drawn - 1)).to(pixels.dtype).requires_grad_()
-        slope = net.input_gradient(near, lambda: self._divergence_at(net, near, target))
+        slope = input_gradient(net.parameters, near, lambda: self._divergence_at(net, near, target))
         return self._space.from_pixels(pixels + self.epsilon * slope.sign())
 
     def _divergence_at(self, net: AdaptiveNetwork, pixels: Tensor, target: Tensor) -> Tensor:
@@ -156,3 +156,33 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
     """
     one, two = first.log_softmax(1), second.log_softmax(1)
     return (one.exp() * (one - two)).sum(1)
+
+
+def input_gradient(parameters: Sequence[nn.Parameter], images: Tensor, loss: Callable[[], Tensor]) -> Tensor:
+    """Return the gradient of a scalar with respect to images, and none with respect to parameters.
+
+    It is made by ``backward``, which networks under reentrant checkpointing take.
+
+    Args:
+        parameters: Trainable parameters.
+        images: A leaf that requires gradients.
+        loss: Makes the scalar.
+
+    Raises:
+        RuntimeError: If it does not depend on the images.
+    """
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        value = loss()
+        if value.requires_grad:
+            value.backward()  # type: ignore[no-untyped-call]
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    if images.grad is None:
+        raise RuntimeError(
+            "the prediction does not depend on the pixels: does the model's forward run under no_grad, or detach its "
+            "outputs?"
+        )
+    return images.grad

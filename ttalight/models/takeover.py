@@ -1,0 +1,81 @@
+"""Modules that are taken over for a while: flags and gradients are restored, and no part has two owners."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+from torch import nn
+
+__all__ = ["Takeover", "owner_of"]
+
+
+class Owner(Protocol):
+    """Owner of a module that it can release."""
+
+    def release(self) -> nn.Module:
+        """Return the module as it was."""
+        ...
+
+
+#: Owners by the modules that they have taken over, parts included.
+_owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Owner]] = weakref.WeakKeyDictionary()
+
+
+def owner_of(module: nn.Module) -> Owner | None:
+    """Return the owner of a module, None if it has none."""
+    reference = _owners.get(module)
+    return None if reference is None else reference()
+
+
+class Takeover:
+    """Takes a module over: eval mode, no gradients, and registered as its owner's.
+
+    Args:
+        module: The module.
+        owner: Its owner. It is not kept alive.
+
+    Raises:
+        RuntimeError: If the module, or a part of it, has an owner already.
+    """
+
+    def __init__(self, module: nn.Module, owner: Owner) -> None:
+        check_free(module)
+        _owners.update((part, weakref.ref(owner)) for part in module.modules())
+        self._training = [(part, part.training) for part in module.modules()]
+        self._flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
+        for parameter, _, _ in self._flags:
+            parameter.grad = None
+        module.eval()
+
+    def end(self) -> None:
+        """Restore training flags, gradient flags and gradients, and have no owner."""
+        for part, training in self._training:
+            part.training = training
+            _owners.pop(part, None)
+        for parameter, requires_grad, gradient in self._flags:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+    def restore_copy(self, module: nn.Module) -> None:
+        """Set flags and gradients of a copy of the module to those before the takeover."""
+        for part, (_, training) in zip(module.modules(), self._training, strict=True):
+            part.training = training
+        for parameter, (_, requires_grad, gradient) in zip(module.parameters(), self._flags, strict=True):
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = None if gradient is None else gradient.clone()
+
+
+def check_free(module: nn.Module) -> None:
+    """Check that neither a module nor a part of it has an owner.
+
+    Raises:
+        RuntimeError: If one has.
+    """
+    for name, part in module.named_modules():
+        if owner_of(part) is not None:
+            what = f"{type(module).__name__}" + (f", its part {name}," if name else "")
+            raise RuntimeError(
+                f"{what} is being adapted already: call release() of what wrap() returned, or "
+                "ttalight.adapters.release(network) where that is lost"
+            )
