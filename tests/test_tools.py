@@ -72,12 +72,3 @@ def test_growth_has_a_row_for_each_point_and_draws_them(tmp_path):
         assert int(row["MiB"]) > 0
         assert row["adapted parameters"] == "480"  # weight and bias of 16 + 2 (16 + 32 + 64) channels
     assert picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_episodes_are_compared_with_the_loop():
-    (row,) = table(
-        "bench_episodes.py", "--seconds", "0", "--rounds", "2", "--episodes", "3", "--networks", "vit", "--parameters",
-        "norm",
-    )  # fmt: skip
-    assert float(row["speed (middle half)"].split()[0]) > 0
-    assert float(row["apart"]) < 1e-4

@@ -47,11 +47,13 @@ from lightning import Callback, LightningModule, Trainer
 from timm.models import VisionTransformer, create_model
 from torch import nn
 from torch.utils.data import DataLoader
+from ttalight.adapters.engine import Engine
 
 from ttalight import adapters
 from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter
-from ttalight.adapters.engine import Engine
 from ttalight.models.cifar_resnet import cifar_resnet20
+from ttalight.models.fast_pass import FastPass
+from ttalight.models.recompute import RecomputedBlocks
 from ttalight.tasks import CrossTaskTTT
 
 NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter)
@@ -339,7 +341,9 @@ def make_network(setting: Setting) -> nn.Module:
 
 def make_method(setting: Setting) -> Adapter:
     cls = METHODS[setting.method]
-    settings: dict[str, Any] = {"fast": setting.fast == "yes", "recompute": setting.recompute == "yes"}
+    settings: dict[str, Any] = {
+        "passes": FastPass() if setting.fast == "yes" else RecomputedBlocks() if setting.recompute == "yes" else None
+    }
     if issubclass(cls, GradientAdapter):
         settings["lr"] = 1e-8
     if setting.method == "EATA":

@@ -110,7 +110,6 @@ BY_BATCH = {
     "Tent, after, two steps": lambda: Tent(prediction="after", steps=2, clip_norm=0.5, **GRADIENT),
     "Tent with STAG": lambda: Tent(terms=[adapters.STAG()], clip_norm=1.0, **GRADIENT),
     "Tent, reset by domain": lambda: Tent(lr=0.05),
-    "Tent, looked at by threes": lambda: Tent(guard_every=3, on_bad_batch="skip", **GRADIENT),
     "ETA": lambda: adapters.ETA(margin=0.9, redundancy=0.999, **GRADIENT),
     "EATA": lambda: adapters.EATA(margin=0.9, redundancy=0.999, fisher_samples=10, **GRADIENT),
     "EATA on the stream": lambda: adapters.EATA(
@@ -129,7 +128,6 @@ SIZES = (8, 5, 1, 8, 7)
 
 BY_DOMAIN = {
     "Tent": (lambda: Tent(lr=0.05), None, {}),
-    "Tent, looked at by threes": (lambda: Tent(lr=0.05, guard_every=3, on_bad_batch="skip"), None, {}),
     "FIND": (adapters.FIND, None, {}),
     "DeYO": (lambda: adapters.DeYO(margin=0.9, threshold=-0.5, parameters="norm", lr=0.05), None, {}),
     "EATA": (lambda: adapters.EATA(margin=0.9, redundancy=0.999, fisher_samples=30, lr=0.05), None, {}),

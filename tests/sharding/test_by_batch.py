@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 NAMES = (
     "Source", "PTBN", "AlphaBN", "AlphaBN, constant", "Tent", "Tent, after, two steps", "Tent with STAG",
     "Tent, reset by domain", "ETA", "EATA", "EATA on the stream", "SAR", "SHOT", "NCTTA", "DeYO", "TestTimeTraining",
-    "TestTimeTraining, batch", "TestTimeTraining with STAG", "Tent, looked at by threes",
+    "TestTimeTraining, batch", "TestTimeTraining with STAG",
 )  # fmt: skip
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 

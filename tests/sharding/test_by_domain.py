@@ -13,7 +13,7 @@ from ttalight.reporting import read_predictions, read_results
 pytestmark = pytest.mark.filterwarnings("ignore")
 NAMES = (
     "Tent", "FIND", "DeYO", "EATA", "probes", "one by one", "episodes", "episodes with probes",
-    "fewer domains than ranks", "limited", "Tent, looked at by threes",
+    "fewer domains than ranks", "limited",
 )  # fmt: skip
 COLUMNS = ("position", "visit", "domain", "sample", "label", "prediction", "logits", "domains")
 

@@ -10,7 +10,7 @@ import torch
 from lightning import Callback
 from torch.nn.functional import cross_entropy
 
-from ttalight.adapters import EMABN, Source, Tent, TestTimeTraining
+from ttalight.adapters import EMABN, PTBN, Source, TestTimeTraining
 from ttalight.losses import alignment_loss, barlow_twins_loss, contrastive_loss
 from ttalight.tasks import (
     AlignmentTask,
@@ -597,6 +597,6 @@ def test_images_have_the_precision_of_the_trainer(precision, dtype, make_trainer
     trainer.fit(task, datamodule=make_data())
     seen = set()
     task.encoder.register_forward_pre_hook(lambda module, args: seen.add(args[0].dtype))
-    results = trainer.adapt(task, make_data(domains=["contrast"]), Tent())
+    results = trainer.adapt(task, make_data(domains=["contrast"]), PTBN())
     assert results["complete"]
     assert seen == {dtype}

@@ -242,7 +242,8 @@ class Adapter(Callback, Method):
         if self._share is not None and self._share.begins_later and self.configured_by_images:
             prepare(engine, trainer)
         if self._continues:
-            engine.restore(self._state)
+            with trainer.precision_plugin.forward_context():  # methods are configured under the precision of a step
+                engine.restore(self._state)
             engine.keeps_place = not self._resumes
             self._continues = self._resumes = False
         self._dataloader = -1

@@ -76,9 +76,10 @@ class Guard:
 
     def is_state_finite(self) -> bool:
         """Return whether weights and statistics are finite. One host synchronisation where they may not be."""
-        self._unread = []
+        unread, self._unread = self._unread, []
         self.check_state()
-        return not self._unread or math.isfinite(self._unread.pop())
+        checks, self._unread = self._unread, unread
+        return all(map(math.isfinite, checks))
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ class State:
         count = len(net.parameters)
         net.source = self.source[:count]
         net.guard.watch(self._live[:count], self._live[count:])
-        self._options = [] if net.optimizer is None else copy.deepcopy(_options(net.optimizer))
+        self._options = [] if net.optimizer is None else list(map(_options, net.optimizer.param_groups))
         #: What ``begin`` remembered: tensors and copies of their values, and the optimizer's entries.
         self._tensors: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -89,7 +89,7 @@ class State:
         if self.net.optimizer is not None:
             self.net.optimizer.state.clear()
             for group, options in zip(self.net.optimizer.param_groups, self._options, strict=True):
-                group.update(copy.deepcopy(options))
+                group.update(_options(options))
         self.net.guard.moved = False
         self.net.counters.updates_at_reset = self.net.counters.updates
 
@@ -132,8 +132,10 @@ class State:
         return {name: value for name, value in named if name.startswith("method.")}
 
 
-def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a parameter group without its parameters."""
+    values = {name: value for name, value in group.items() if name != "params"}
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 def _optimizer_difference(optimizer: torch.optim.Optimizer, saved: Any) -> str | None:

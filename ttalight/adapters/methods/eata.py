@@ -77,25 +77,23 @@ class EATA(ETA):
         self.fisher = fisher
         self.fisher_samples = fisher_samples
         self.fisher_weight = fisher_weight
-        #: Fisher information of all trainable parameters, (N,); empty for a run without the penalty, None before a run.
+        #: Fisher information of all trainable parameters, (N,), NaN where it could not be measured. None before a run.
         self._importance: Tensor | None = None
+        self._is_measured: bool | None = None
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Set the affines to adapt, and measure which of them matter."""
         super().configure(net)
         # In host memory: reading these counts does not wait for the device.
         self._seen = {"batches": torch.zeros((), dtype=torch.int64), "samples": torch.zeros((), dtype=torch.int64)}
-        if self.fisher_weight == 0:
-            self._importance = torch.empty(0)
-        elif self.fisher == "stream" or net.images is None:  # measured later, or part of the state to come
-            self._importance = torch.zeros_like(flatten(net.parameters))
-        else:
-            self._importance = self._of_source(net)
+        self._importance = torch.zeros_like(flatten(net.parameters))
+        self._is_measured = None
+        if self.fisher_weight > 0 and self.fisher == "source" and net.images is not None:
+            self._importance = self._of_source(net)  # otherwise it is part of the state that follows
 
     def method_state(self) -> dict[str, Tensor]:
         """Return ETA's state and the Fisher information, with the counts that it is the mean of."""
-        measured = self._importance
-        importance = {"fisher": measured} if measured is not None and len(measured) else {}
+        importance = {"fisher": self._importance} if self._importance is not None and self.fisher_weight else {}
         counts = {f"fisher.{name}": value for name, value in self._seen.items()}
         return super().method_state() | importance | (counts if self.fisher == "stream" else {})
 
@@ -122,7 +120,9 @@ class EATA(ETA):
     # -- the Fisher information
 
     def _penalized(self) -> bool:
-        return self._importance is not None and len(self._importance) > 0
+        if self._is_measured is None and self._importance is not None:
+            self._is_measured = self.fisher_weight > 0 and not bool(self._importance.isnan().any())
+        return bool(self._is_measured)
 
     def _add_batch(self, net: AdaptiveNetwork, images: Tensor) -> None:
         batches, samples = self._seen["batches"], self._seen["samples"]
@@ -144,7 +144,7 @@ class EATA(ETA):
                 "source= (an iterable of image batches), a data module with validation images, or fisher='stream'",
                 stacklevel=2,
             )
-            return torch.empty(0)
+            return torch.full_like(flatten(net.parameters), torch.nan)
         squares = [squared_gradient(net, images.to(net.device)) for images in batches]
         return sum(squares, start=torch.zeros_like(squares[0])) / len(squares)
 

@@ -48,7 +48,7 @@ class TestTimeTraining(GradientAdapter):
         kwargs: See ``GradientAdapter`` and ``Adapter``.
 
     Raises:
-        ValueError: If an argument is out of range; at the first batch, if ``episode="image"`` does not pay.
+        ValueError: If an argument is out of range.
         TypeError: At the first batch, if the module has no auxiliary loss.
     """
 
