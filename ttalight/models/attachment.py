@@ -48,4 +48,4 @@ def _reduce_as_original(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     state = {name: value for name, value in vars(module).items() if name not in (_ATTACHED, _CARRIED)}
     if _CARRIED in vars(module):
         state["forward"] = vars(module)[_CARRIED]
-    return copyreg.__newobj__, (type(module).__bases__[0],), state  # type: ignore[attr-defined]
+    return copyreg._reconstructor, (type(module).__bases__[0], object, None), state  # type: ignore[attr-defined]

@@ -113,6 +113,11 @@ class MoETTA(SelfTrainingAdapter):
         """Return the layers that get experts, and those that adapt as they are."""
         count = len(layers)
         frozen = list(range(int(self.frozen * count))) if isinstance(self.frozen, (int, float)) else self.frozen
+        if count == 0:
+            raise ValueError(
+                f"{network} has no normalisation layer of torch.nn with a weight a channel, which experts need: use "
+                "another network or another method"
+            )
         for name, indices in (("frozen", frozen), ("plain", self.plain)):
             if any(not 0 <= index < count for index in indices):
                 raise ValueError(
