@@ -203,9 +203,9 @@ def smoothed_prior(logits: Tensor) -> Tensor:
     """Return the class frequencies that a batch's predictions speak of, pulled towards uniform, (C,).
 
     Args:
-        logits: (B, C); small batches, and few classes, are pulled more.
+        logits: (B, C); small batches, and few classes, are pulled more. A class that all rows mask does not count.
     """
     prior = logits.detach().softmax(1).mean(0)
-    count, classes = logits.shape
-    smooth = max(1 / count, 1 / classes) / prior.amax()
-    return (prior + smooth) / (1 + smooth * classes)
+    classes = (logits.detach() > -torch.inf).any(0).sum(dtype=torch.float64)
+    smooth = (1 / classes).clamp_min(1 / len(logits)).to(prior.dtype) * prior.amax().reciprocal()
+    return (prior + smooth) / (1 + smooth * classes.to(prior.dtype))

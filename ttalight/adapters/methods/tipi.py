@@ -12,6 +12,7 @@ from ttalight.adapters.components.intermediate_predictions import predict
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.adapters.term import add_terms
+from ttalight.losses.probabilities import expectation, log_probabilities
 from ttalight.models.network import Network, Outputs
 
 __all__ = ["TIPI", "divergence"]
@@ -154,5 +155,5 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         (B,) or (B, ...), in nats.
     """
-    one, two = first.log_softmax(1), second.log_softmax(1)
-    return (one.exp() * (one - two)).sum(1)
+    one, two = log_probabilities(first), log_probabilities(second)
+    return expectation(one, one - two)
