@@ -70,7 +70,7 @@ class T3A(Adapter):
             features = features.flatten(1).to(self._features.dtype)
             insert_supports(self._features, self._entropies, features, logits)
             sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero
-            return features @ F.normalize(sums, dim=1).T
+            return (features @ F.normalize(sums, dim=1).T).masked_fill(logits == -torch.inf, -torch.inf)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
