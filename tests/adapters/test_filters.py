@@ -10,6 +10,7 @@ import torch
 from ttalight.adapters.components.filters import (
     confidence_weight,
     entropy_margin,
+    entropy_margins,
     probability_drop,
     redundancy,
     update_mean,
@@ -30,6 +31,26 @@ def probabilities():
 def test_margin_is_a_share_of_the_largest_entropy():
     assert entropy_margin(0.4, 10) == pytest.approx(0.4 * 2.302585)
     assert entropy_margin(1.0, 1000) == pytest.approx(6.907755)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_margins_without_masked_classes_are_the_margin_bit_for_bit(dtype):
+    for classes in (2, 3, 10, 49, 1000):
+        margin, margins = entropy_margin(0.4, classes), entropy_margins(0.4, torch.zeros(2, classes, dtype=dtype))
+        assert torch.equal(margins, torch.full((2,), margin, dtype=dtype))
+        assert torch.equal(entropy_margins(0.4, torch.zeros(2, classes, 3, 3, dtype=dtype)), margins)
+
+
+def test_margins_count_the_classes_that_are_not_masked(waits):
+    logits = torch.zeros(3, 10, dtype=torch.float64)
+    logits[1, 5:] = logits[2, 1:] = -torch.inf
+    with waits:
+        margins = entropy_margins(0.4, logits)
+        dense = entropy_margins(0.4, logits.T.reshape(1, 10, 3, 1))
+    assert not waits.read
+    assert not waits.masked
+    assert margins.tolist() == pytest.approx([entropy_margin(0.4, count) for count in (10, 5, 1)])
+    assert dense.tolist() == pytest.approx([margins.mean().item()])
 
 
 def test_certain_samples_weigh_more_and_the_weight_is_a_constant():

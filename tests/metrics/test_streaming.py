@@ -144,6 +144,25 @@ class TestStreamingClassification:
         metric.update(torch.eye(classes), torch.arange(classes))
         assert metric.compute()["top5"] == expected
 
+    def test_masked_classes_count_as_classes_cut_off(self):
+        logits, labels = batch(60, 7)
+        cut, masked = StreamingClassification(7), StreamingClassification(10)
+        cut.update(logits, labels)
+        masked.update(torch.cat((logits, torch.full((60, 3), -math.inf)), 1), labels)
+        expected, values = cut.compute(), masked.compute()
+        for name in ("accuracy", "top5", "nll", "ece", "brier", "entropy"):
+            assert values[name] == pytest.approx(expected[name]), name
+
+    def test_a_masked_class_is_never_among_the_top5(self):
+        logits = torch.full((1, 8), -math.inf)
+        logits[0, 7] = 0.0
+        for label in range(8):
+            metric = StreamingClassification(8)
+            metric.update(logits, torch.tensor([label]))
+            values = metric.compute()
+            assert values["top5"] == (label == 7)
+            assert values["nll"] == (0.0 if label == 7 else math.inf)
+
     def test_memory_does_not_grow_with_the_stream(self):
         metric = StreamingClassification(10)
         sizes = []

@@ -13,7 +13,7 @@ from ttalight.adapters.sharding import Shard, StreamShare, check_sharding, check
 from ttalight.adapters.wrapper import AdaptedNetwork
 from ttalight.engine.engine import Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
-from ttalight.models.attachment import attach_forward, detach_forward
+from ttalight.models.attachment import StandIn
 from ttalight.models.call import Call
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
@@ -86,6 +86,7 @@ class Adapter(Callback, Method):
         self._continues = self._resumes = False
         self._stage = ""
         self._inference_mode: bool | None = None
+        self._standing: StandIn | None = None
         self._answered: tuple[_Key, Any] | None = None
         self._dataloader = 0
 
@@ -152,7 +153,7 @@ class Adapter(Callback, Method):
     def __getstate__(self) -> dict[str, Any]:
         # Copies are of the method as it was constructed: what a run has added belongs to its network.
         own = {name: value for name, value in vars(self).items() if name in self._constructed or not self._constructed}
-        return own | {"_engine": None, "_share": None, "_answered": None, "_state": {}}
+        return own | {"_engine": None, "_share": None, "_answered": None, "_standing": None, "_state": {}}
 
     def end(self) -> None:
         """End the adaptation of a network, and keep its state."""
@@ -247,7 +248,7 @@ class Adapter(Callback, Method):
             engine.keeps_place = not self._resumes
             self._continues = self._resumes = False
         self._dataloader = -1
-        attach_forward(pl_module, self._stand_in)
+        self._standing = StandIn(pl_module, self._stand_in)
 
     on_validation_start = on_predict_start = on_test_start
 
@@ -286,8 +287,9 @@ class Adapter(Callback, Method):
     ) -> None:
         """Release the module as it was, whatever happened."""
         if self._engine is not None:
-            detach_forward(pl_module)
-            self._answered = None
+            if self._standing is not None:
+                self._standing.end()
+            self._answered = self._standing = None
             self.end()
 
     on_test_end = on_validation_end = on_predict_end = on_exception

@@ -146,7 +146,7 @@ def check_selection(net: Network, selection: Selection) -> None:
         TypeError: If they are held in 16 bits.
     """
     if selection == "features":
-        net.check_classifier()
+        net.classifier.check()
     else:
         net.check_trainable(net.select(selection))
 

@@ -152,16 +152,12 @@ class FeatureCollector(Callback):
         engine, adapter = self._engine, self._adapter
         assert engine is not None
         assert adapter is not None
-        state = engine.capture()
         # A method that changes nothing has no steps, whatever it predicts with.
-        steps = (getattr(adapter, "steps", 1) or 0) if state["tensors"] else 0
+        steps = (getattr(adapter, "steps", 1) or 0) if engine.state is not None and engine.state.live else 0
         found = {(place, steps): values for place, values in self._embed(task, engine, images).items()}
         if steps:
-            engine.reset()
-            try:
+            with engine.at_source():
                 found |= {(place, 0): values for place, values in self._embed(task, engine, images).items()}
-            finally:
-                engine.restore(state)
         return dict(sorted(found.items()))
 
     def _embed(self, task: BaseTask, engine: Engine, images: Tensor) -> dict[str, Tensor]:
@@ -175,7 +171,9 @@ class FeatureCollector(Callback):
             return {}
         if not isinstance(data, ImageDataModule):
             raise TypeError(f"source_images needs a data module of this package, got {type(data).__name__}")
-        references = {"source": source_medians(task, data, self.source_images)}
+        assert self._engine is not None
+        with self._engine.at_source():
+            references = {"source": source_medians(task, data, self.source_images)}
         if self.supervised is not None:
             shared = {name: task.hparams[name] for name in ("encoder", "num_classes", "stem")}
             teacher = SupervisedTask(weights=self.supervised, image_size=task.crop.size, **shared).to(task.device)

@@ -22,7 +22,7 @@ from ttalight.callbacks.rank_files import RankFiles
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream, StreamOrder
 from ttalight.engine import Engine
-from ttalight.models.outputs import logits_of
+from ttalight.models.outputs import Select, logits_of
 from ttalight.reporting import PredictionWriter, Reading, Results, Source, digest, summarize, write_results
 from ttalight.reporting.predictions import PREDICTIONS, merge_predictions
 from ttalight.seeding import global_seed
@@ -103,6 +103,7 @@ class Recorder(Callback):
         self._measurement = Measurement(None if trainer.validating else stream, self.ignore_index, share)
         self._logits: Tensor | None = None
         self._engine: Engine | None = None
+        self._output: Select = None
         self._written, self._writing = time.perf_counter(), 0.0
         state, self._resumed = self._resumed, None
         self._checkpointed = state is not None
@@ -137,7 +138,7 @@ class Recorder(Callback):
         return self.folder or (trainer.log_dir if given else None)
 
     def _see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._logits = logits_of(output)
+        self._logits = logits_of(output, self._output)
 
     def _batch_start(self) -> None:
         self._logits = None
@@ -344,6 +345,8 @@ class Recorder(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to record."""
+        adapter = _adapter(trainer)
+        self._output = None if adapter is None else adapter.output
         self._start(trainer, pl_module)
 
     on_validation_start = on_test_start

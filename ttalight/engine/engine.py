@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,8 @@ from ttalight.untrusted import difference
 __all__ = ["Engine", "release"]
 
 #: The form of every captured state, and the parts of one whose method is not configured.
-_FORM = {"method": "", "configured": True, "facts": {"classifier": None, "classes": None}, "size": [], "passes": [0, 0]}
+_FACTS = {"classifier": None, "rows": None, "possible": None}
+_FORM = {"method": "", "configured": True, "facts": _FACTS, "size": [], "passes": [0, 0]}
 _EMPTY: dict[str, Any] = {"tensors": {}, "source": {}, "optimizer": None}
 
 
@@ -311,7 +312,7 @@ class Engine:
         return {
             "method": type(self.method).__name__,
             "configured": self.state is not None,
-            "facts": self.net.facts(),
+            "facts": self.net.classifier.facts(),
             "size": list(self.admission.sizes[0]) if self.admission.sizes else [],
             "counters": asdict(self.net.counters),
             "passes": [self.net.forwards, self.net.backwards],
@@ -332,7 +333,7 @@ class Engine:
             if fault or state["method"] != method:
                 raise ValueError(fault or f"it is of {state['method']!r:.50}")
             if state["configured"] and is_fresh:
-                self.net.know(state["facts"])
+                self.net.classifier.know(state["facts"], self.net.device)
                 with torch.inference_mode(False), torch.enable_grad():
                     self._configure()
             if self.state is not None:
@@ -359,14 +360,22 @@ class Engine:
         self.net.generator = torch.Generator(device=device)
         self.restore(state)
 
-    def source_copy(self) -> nn.Module:
-        """Return a copy of the network as it was before adaptation."""
-        state = self.capture()
+    @contextmanager
+    def at_source(self) -> Iterator[None]:
+        """Restore the source for a while."""
+        state, counters = None if self.state is None else self.state.capture(), replace(self.net.counters)
         self.reset()
         try:
-            module = copy.deepcopy(self.net.module)
+            yield
         finally:
-            self.restore(state)
+            if self.state is not None and state is not None:
+                self.state.restore(state)
+            self.net.counters = counters
+
+    def source_copy(self) -> nn.Module:
+        """Return a copy of the network as it was before adaptation."""
+        with self.at_source():
+            module = copy.deepcopy(self.net.module)
         if self._takeover is not None:
             self._takeover.restore_copy(module)
         return module

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttalight.losses.probabilities import log_probabilities
+
 __all__ = ["class_alignment", "hybrid_targets"]
 
 
@@ -15,13 +17,13 @@ def hybrid_targets(
     """Mix, for each sample, where its feature lies with what the classifier says, over its likeliest classes.
 
     Among the k likeliest classes the geometric target is the softmax of minus the standardised distance between
-    feature and row, the target of confidence the renormalised prediction. Other classes have 0.
+    feature and row, the target of confidence the renormalised prediction. Other classes have 0, as have masked ones.
 
     X. Chen et al., *Neural Collapse in Test-Time Adaptation*, CVPR 2026, arXiv 2512.10421.
 
     Args:
         similarities: Cosine of each feature with each classifier row, (B, C).
-        logits: (B, C).
+        logits: (B, C), minus infinity for a class that is masked.
         top_k: k; at most C of them are taken.
         share: Share of confidence in [0, 1].
         metric: ``cosine`` for the distance 1 - s, ``euclidean`` for that of the unit vectors, sqrt(2 - 2 s).
@@ -29,14 +31,18 @@ def hybrid_targets(
     Returns:
         (B, C), rows summing to 1, with gradients to both arguments.
     """
-    likely, classes = logits.log_softmax(1).topk(min(top_k, logits.shape[1]), dim=1)
-    distances = 1 - similarities.gather(1, classes)
+    likely, classes = log_probabilities(logits).topk(min(top_k, logits.shape[1]), dim=1)
+    masked = likely == -torch.inf
+    count = (~masked).sum(1, keepdim=True)
+    distances = (1 - similarities.gather(1, classes)).masked_fill(masked, 0)
     if metric == "euclidean":
         distances = _root(2 * distances)
-    deviations = distances - distances.mean(1, keepdim=True)
-    spread = _root(deviations.square().mean(1, keepdim=True)) + 1e-8
-    mixed = (1 - share) * (-deviations / spread).softmax(1) + share * likely.softmax(1)
-    mixed = mixed.clamp_min(torch.finfo(mixed.dtype).tiny)  # zero says that a class is none of the likeliest
+    deviations = (distances - distances.sum(1, keepdim=True) / count).masked_fill(masked, 0)
+    spread = _root(deviations.square().sum(1, keepdim=True) / count) + 1e-8
+    geometric = (-deviations / spread).masked_fill(masked, -torch.inf).softmax(1)
+    mixed = (1 - share) * geometric + share * likely.softmax(1)
+    # Zero says that a class is none of the likeliest.
+    mixed = mixed.clamp_min(torch.finfo(mixed.dtype).tiny).masked_fill(masked, 0)
     return mixed.new_zeros(logits.shape).scatter(1, classes, mixed)
 
 
@@ -59,7 +65,7 @@ def class_alignment(
     Args:
         features: Of unit length, (B, D).
         rows: Of the classifier, of unit length, (C, D).
-        similarities: Their products, (B, C).
+        similarities: Their products, (B, C); minus infinity for a class that is masked.
         targets: (B, C), zero outside T.
         kind: One of the four.
         temperature: t > 0 of ``infonce``.
@@ -74,7 +80,7 @@ def class_alignment(
         weights = (scaled - largest).exp()
         return weights.sum(1).log() - (targets * weights).sum(1).clamp_min(torch.finfo(weights.dtype).tiny).log()
     if kind == "hinge":
-        wanted = (targets * similarities).sum(1)
+        wanted = (targets * similarities.masked_fill(similarities == -torch.inf, 0)).sum(1)
     else:
         goals = F.normalize(targets @ rows, dim=1)
         if kind == "l2":

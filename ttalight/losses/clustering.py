@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ttalight.losses.probabilities import bounded, log_probabilities
+
 __all__ = ["clustering_loss"]
 
 
@@ -42,7 +44,7 @@ def clustering_loss(logits: Tensor, groups: int = 1, variant: Literal["paper", "
     logits = logits if logits.dtype == torch.float64 else logits.float()
     clusters = logits.shape[1] // groups
     logits = logits.reshape(len(logits), groups, clusters, -1)
-    log_p = logits.log_softmax(2)
+    log_p = bounded(log_probabilities(logits, dim=2))
     conditional = -(log_p.exp() * log_p).sum(2).mean((0, 2))
     if variant == "paper":
         # The mean is taken among logarithms, so that a cluster that nobody chooses has a finite one.

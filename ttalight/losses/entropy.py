@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from ttalight.losses.probabilities import bounded, log_probabilities
 
 __all__ = ["entropy"]
 
@@ -27,8 +28,5 @@ def entropy(logits: Tensor) -> Tensor:
         raise ValueError(
             f"expected logits of shape (batch, classes) or (batch, classes, ...), got {tuple(logits.shape)}"
         )
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    log_probabilities = logits.log_softmax(1)
-    # 0 * -inf is NaN, 0 * (lowest float) is 0; a NaN passes the clamp.
-    finite = log_probabilities.clamp_min(torch.finfo(logits.dtype).min)
-    return (log_probabilities.exp() * -finite).sum(1)
+    log_p = log_probabilities(logits)
+    return (log_p.exp() * -bounded(log_p)).sum(1)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from ttalight.losses.probabilities import expectation, log_probabilities
+
 __all__ = ["mutual_divergence", "reconstruction_loss"]
 
 
@@ -66,12 +68,9 @@ def mutual_divergence(first: Tensor, second: Tensor) -> Tensor:
     """
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"expected logits of one shape (B, C), got {tuple(first.shape)} and {tuple(second.shape)}")
-    log_p, log_q = _full(first).log_softmax(1), _full(second).log_softmax(1)
-    return _divergence(log_q.detach(), log_p) + _divergence(log_p.detach(), log_q)
-
-
-def _divergence(log_from: Tensor, log_to: Tensor) -> Tensor:
-    return (log_from.exp() * (log_from - log_to)).sum(1)
+    log_p, log_q = log_probabilities(first), log_probabilities(second)
+    fixed_p, fixed_q = log_p.detach(), log_q.detach()
+    return expectation(fixed_q, fixed_q - log_p) + expectation(fixed_p, fixed_p - log_q)
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ttalight.losses.entropy import entropy
+from ttalight.losses.probabilities import bounded, expectation, log_probabilities
 
 __all__ = [
     "generalized_cross_entropy",
@@ -35,7 +36,7 @@ def generalized_cross_entropy(logits: Tensor, q: float = 0.8) -> Tensor:
     """
     if not 0 < q <= 1:
         raise ValueError(f"q must lie in (0, 1], got {q}")
-    likely = _log_softmax(logits).amax(1)
+    likely = log_probabilities(logits).amax(1)
     return -torch.expm1(q * likely) / q
 
 
@@ -59,10 +60,11 @@ def soft_likelihood_ratio(logits: Tensor, clip: float = 0.99) -> Tensor:
     """
     if not 0 < clip < 1:
         raise ValueError(f"clip must lie in (0, 1), got {clip}")
-    p = _log_softmax(logits).exp().clamp(max=clip)
+    p = log_probabilities(logits).exp()
+    limits = torch.finfo(p.dtype)
+    p = p.clamp(max=min(clip, 1 - limits.eps / 2))  # the largest number below 1
     # x log x at 0 is 0; clamping keeps its derivative finite.
-    tiny = torch.finfo(p.dtype).tiny
-    return -(p * (p.clamp_min(tiny).log() - torch.log1p(-p))).sum(1)
+    return -(p * (p.clamp_min(limits.tiny).log() - torch.log1p(-p))).sum(1)
 
 
 def symmetric_cross_entropy(first: Tensor, second: Tensor, share: float = 0.5) -> Tensor:
@@ -80,8 +82,8 @@ def symmetric_cross_entropy(first: Tensor, second: Tensor, share: float = 0.5) -
     Returns:
         (B,) or (B, ...).
     """
-    one, two = _log_softmax(first), _log_softmax(second)
-    return -(share * (one.exp() * two).sum(1) + (1 - share) * (two.exp() * one).sum(1))
+    one, two = log_probabilities(first), log_probabilities(second)
+    return -(share * expectation(one, two) + (1 - share) * expectation(two, one))
 
 
 def marginal_entropy(logits: Tensor) -> Tensor:
@@ -98,11 +100,7 @@ def marginal_entropy(logits: Tensor) -> Tensor:
         (B,), or a scalar for (V, C).
     """
     single = logits.ndim == 2
-    log_p = _log_softmax(logits.unsqueeze(0) if single else logits, dim=2)
+    # The sum over views of a class that all of them mask has no derivative, so it gets a finite logarithm.
+    log_p = bounded(log_probabilities(logits.unsqueeze(0) if single else logits, dim=2))
     values = entropy(log_p.logsumexp(1))  # a softmax takes the missing log V away
     return values[0] if single else values
-
-
-def _log_softmax(logits: Tensor, dim: int = 1) -> Tensor:
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.log_softmax(dim)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ttalight.losses.probabilities import bounded, log_probabilities
+
 __all__ = ["entropy_slopes", "predicted_slopes", "structural_alignment", "structural_anchors", "structural_logits"]
 
 
@@ -21,9 +23,7 @@ def entropy_slopes(logits: Tensor) -> Tensor:
     Returns:
         (N, C).
     """
-    log_p = logits.log_softmax(1)
-    # Where p underflows, 0 * -inf is NaN and 0 * (lowest float) is 0.
-    log_p = log_p.clamp_min(torch.finfo(log_p.dtype).min)
+    log_p = bounded(log_probabilities(logits))
     p = log_p.exp()
     return -p * (log_p - (p * log_p).sum(1, keepdim=True))
 
@@ -40,7 +40,7 @@ def predicted_slopes(logits: Tensor, classes: Tensor) -> Tensor:
     Returns:
         (N, C).
     """
-    log_p = logits.log_softmax(1)
+    log_p = bounded(log_probabilities(logits))
     own = log_p.gather(1, classes[:, None])
     one = torch.zeros_like(log_p).scatter(1, classes[:, None], 1)
     return -own.exp() * (own + 1) * (one - log_p.exp())

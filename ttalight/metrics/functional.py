@@ -68,13 +68,13 @@ def classification_sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[
     own_class = nearest.unsqueeze(1)
     confidences = probs.amax(dim=1)
     no_class = labels.new_zeros(classes)
-    highest = log_probs.topk(min(TOP_K, classes), dim=1).indices
+    highest = log_probs.topk(min(TOP_K, classes), dim=1)
     ends = torch.cat((labels, labels.new_zeros(1)))
     count, confidence, hits = calibration_bins(confidences, correct, bins)
     return {
         "samples": labels.new_full((), rows),
         "correct": correct.sum(),
-        "top5_correct": (highest == labels.unsqueeze(1)).sum(),
+        "top5_correct": ((highest.indices == labels.unsqueeze(1)) & (highest.values != -math.inf)).sum(),
         "nll": -log_probs.gather(1, own_class).sum(dtype=torch.float64),
         "brier": (probs.square().sum(dim=1) - 2 * probs.gather(1, own_class).squeeze(1) + 1).sum(dtype=torch.float64),
         "entropy": torch.special.entr(probs).sum(dtype=torch.float64),

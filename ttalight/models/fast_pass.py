@@ -125,7 +125,8 @@ class FastPass(PassPolicy):
 
     def _try(self, way: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
         """Return the logits of a pass and the gradients that it gives."""
-        logits = logits_of(way(images))
+        logits = logits_of(way(images), self.net.output)
+        logits = logits.masked_fill(logits == -torch.inf, 0)  # classes that are masked are not compared
         inputs = [tensor for tensor in (images, *self.net.parameters) if tensor.requires_grad]
         gradients: Sequence[Tensor | None] = ()
         if logits.requires_grad and inputs:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ttalight.losses import entropy
 from ttalight.models.batch_shard import BatchShard
 from ttalight.models.call import Call
-from ttalight.models.classifier import Classifier, Head
+from ttalight.models.classifier_hook import ClassifierHook, Head
 from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, PassState, find_norms
-from ttalight.models.outputs import Select, logits_of, map_tensors, with_logits
+from ttalight.models.outputs import Select, logits_of, map_tensors, possible_classes, with_logits
 
 __all__ = ["Head", "Network", "Outputs", "Selection"]
 
@@ -92,11 +92,11 @@ class Network:
         #: The present batch, and how the model is called with it.
         self.images: Tensor | None = None
         self.call: Call | None = None
-        self._classifier = Classifier(module, classifier)
+        #: The layer whose output the logits are, and what is known of the classes.
+        self.classifier = ClassifierHook(module, classifier)
         self._source_vector: tuple[list[Tensor], Tensor] | None = None
         #: Whether the model changes its input in place; None before the first pass.
         self._changes_input: bool | None = None
-        self._classes: int | None = None
         #: Passes of the present batch that returned more than a tensor: logits, and all of it without a graph.
         self._returned: list[tuple[Tensor, Any]] = []
         self._modules, self._all = list(module.modules()), list(module.parameters())
@@ -129,7 +129,7 @@ class Network:
         logits = _full(raw if is_plain else logits_of(raw, self.output))
         if keep is None and not isinstance(raw, Tensor):
             self._returned.append((logits.detach(), map_tensors(raw, Tensor.detach)))
-        features, self._classifier.features = self._classifier.features, None
+        features, self.classifier.features = self.classifier.features, None
         shard = self.pass_state.shard
         if features is not None:
             features = _full(features if shard is None else shard.whole(features, len(images)))
@@ -243,7 +243,7 @@ class Network:
         if selection == "all":
             return list(self.module.parameters())
         if selection == "features":
-            classifier = {id(parameter) for parameter in self._found().parameters()}
+            classifier = {id(parameter) for parameter in self.classifier.find(self._probe).module.parameters()}
             return [parameter for parameter in self.module.parameters() if id(parameter) not in classifier]
         raise ValueError(
             "parameters must be 'norm', 'norm_before_last_block', 'features', 'all' or a function of name and "
@@ -315,9 +315,14 @@ class Network:
     @property
     def classes(self) -> int:
         """The number of classes C, seen in the logits of a probe; ask for it in ``configure``."""
-        if self._classes is None:
-            self._classes = self._probe().shape[1]
-        return self._classes
+        return len(self.possible_classes)
+
+    @property
+    def possible_classes(self) -> Tensor:
+        """Which classes are not masked, boolean (C,), seen in the logits of a probe; ask for it in ``configure``."""
+        if self.classifier.possible is None:
+            self.classifier.possible = possible_classes(self._probe())
+        return self.classifier.possible
 
     def _probe(self) -> Tensor:
         if self.images is None:
@@ -335,34 +340,9 @@ class Network:
         Raises:
             ValueError: If no layer or more than one qualifies; the message lists the candidates.
         """
-        layer = self._found()
-        self._classifier.keep_features()
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        bias: Tensor | None = layer.bias  # type: ignore[assignment]
-        return Head(weight.detach().flatten(1), None if bias is None else bias.detach())
-
-    def _found(self) -> nn.Module:
-        return self._classifier.find(self._probe)
-
-    def check_classifier(self) -> None:
-        """Check that the model has a layer that can be its classifier.
-
-        Raises:
-            ValueError: If it has none.
-        """
-        self._classifier.check()
-
-    def facts(self) -> dict[str, Any]:
-        """Return what probes have found: name of the classifier, number of classes."""
-        return {"classifier": self._classifier.found_name, "classes": self._classes}
-
-    def know(self, facts: dict[str, Any]) -> None:
-        """Take what ``facts`` of an equal network returned, so that no probe is needed."""
-        if type(facts["classes"]) not in (int, type(None)):
-            raise ValueError(f"number of classes {facts['classes']!r:.50}")
-        self._classes = facts["classes"]
-        if facts["classifier"] is not None:
-            self._classifier.set(facts["classifier"])
+        found = self.classifier.find(self._probe)
+        self.classifier.keep_features()
+        return Head(*found.weights(self.classes))
 
     # -- the structure of what the model returns
 
@@ -378,22 +358,24 @@ class Network:
         """
         if not self._returned:
             return logits
-        whole = [output for seen, output in self._returned if len(seen) == len(logits)]
+        images = None if self.images is None else len(self.images)
+        whole = [output for seen, output in self._returned if len(seen) == len(logits) == images]
         same = [output for seen, output in self._returned if seen.data_ptr() == logits.data_ptr()]
         if same or whole:
             return with_logits(same[-1] if same else whole[-1 if after else 0], logits, self.output)
-        return with_logits(map_tensors(self._returned[-1][1], lambda part: None), logits, self.output)
+        changed = with_logits(self._returned[-1][1], logits, self.output)
+        return map_tensors(changed, lambda part: part if part is logits else None)
 
     def clear_cache(self) -> None:
         """Drop references to the last batch."""
         self._returned.clear()
-        self._classifier.features = self.images = None
+        self.classifier.features = self.images = None
         self.call = None
 
     def release(self) -> None:
         """Remove the hook on the classifier."""
         self.clear_cache()
-        self._classifier.release()
+        self.classifier.release()
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -2,52 +2,81 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["Select", "logits_of", "map_tensors", "with_logits"]
+__all__ = ["Select", "logits_of", "map_tensors", "possible_classes", "with_logits"]
 
-
+#: Where the logits are in what a model returns: a key or a field, a position, or a function that returns them. None
+#: finds them, see ``logits_of``.
 Select = str | int | Callable[[Any], Tensor] | None
+
+_KNOWN = ("logits", "out")
 
 
 def logits_of(output: Any, select: Select = None) -> Tensor:
-    """Return the logits in what a model returned: a tensor, a dict with ``logits`` (or ``out``), or a dataclass.
+    """Return the logits in what a model returned.
+
+    Without ``select`` they are the tensor itself, the key or field ``logits`` (or ``out``) of a dict, a dataclass or a
+    named tuple, or the only element of a tuple or list.
 
     Args:
         output: What the model returned.
-        select: Key or position of the logits, or a function of the output that returns them.
+        select: Which part of it the logits are, where there are several or it has another name.
+
+    Returns:
+        (B, C) or (B, C, H, W), with two classes or more.
 
     Raises:
-        TypeError: If there are none; the message says what was returned.
+        TypeError: If there are no logits; the message says what was returned.
+        ValueError: If ``select`` names no part of it, or there is one class only.
     """
-    if isinstance(output, Mapping):
-        output = output.get(_logits_key(output))
-    elif dataclasses.is_dataclass(output):
-        output = getattr(output, "logits", None)
-    if isinstance(output, Tensor) and output.ndim in (2, 4):
-        return output
-    seen = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"{type(output).__name__}"
-    raise TypeError(
-        f"the model returned {seen}; adaptation reads logits of shape (B, C) or (B, C, H, W) from a tensor, from the "
-        "key 'logits' (or 'out') of a dict, or from the field 'logits' of a dataclass"
-    )
+    if callable(select):
+        logits, named = select(output), f"output={_name(select)} returned"
+    else:
+        place = _place(output) if select is None else select
+        logits = output if place is None else _part(output, place)
+        named = "the model returned" if place is None or select is None else f"output={select!r} is"
+    if isinstance(logits, Tensor) and logits.ndim in (2, 4) and logits.shape[1] > 1:
+        return logits
+    if isinstance(logits, Tensor) and (logits.ndim == 1 or (logits.ndim in (2, 4) and logits.shape[1] == 1)):
+        raise ValueError(
+            f"{named} one logit for each image, shape {tuple(logits.shape)}, and adaptation needs one for each class: "
+            "let the model return torch.cat((torch.zeros_like(z), z), 1) of its logit z, (B, 1), which are the same "
+            "probabilities as logits of two classes"
+        )
+    raise TypeError(_no_logits(output if select is None else logits, named, select))
 
 
 def with_logits(output: Any, logits: Tensor, select: Select = None) -> Any:
-    """Return what a model returned with other logits.
+    """Return what a model returned with other logits in the place of its own.
+
+    Logits that a function has computed, and not taken out of the structure, have no place there: they are returned as
+    they are.
 
     Args:
-        output: Something that ``logits_of`` takes.
-        logits: To be put in.
+        output: Something that ``logits_of`` takes; its logits may be None.
+        logits: The new ones.
         select: See ``logits_of``.
     """
-    if isinstance(output, Mapping):
-        return type(output)({**output, _logits_key(output): logits})  # type: ignore[call-arg]
-    return logits if isinstance(output, Tensor) else dataclasses.replace(output, logits=logits)
+    if callable(select):
+        chosen = select(output)
+        found = False
+
+        def change(part: Tensor) -> Tensor:
+            nonlocal found
+            found = found or part is chosen
+            return logits if part is chosen else part
+
+        changed = map_tensors(output, change)
+        return changed if found else logits
+    place = _place(output) if select is None else select
+    return logits if place is None else _with_part(output, place, logits)
 
 
 def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -59,17 +88,112 @@ def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
     """
     if isinstance(output, Tensor):
         return change(output)
+    if _is_dataclass(output):
+        fields = (field.name for field in dataclasses.fields(output) if field.init)
+        values = {name: map_tensors(getattr(output, name), change) for name in fields}
+        return dataclasses.replace(output, **values)
     if isinstance(output, Mapping):
-        return type(output)({name: map_tensors(value, change) for name, value in output.items()})  # type: ignore[call-arg]
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        values = {field.name: getattr(output, field.name) for field in dataclasses.fields(output) if field.init}
-        return dataclasses.replace(output, **{name: map_tensors(value, change) for name, value in values.items()})
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*(map_tensors(value, change) for value in output))
-    if type(output) in (tuple, list):
-        return type(output)(map_tensors(value, change) for value in output)
+        return _with_items(output, {name: map_tensors(value, change) for name, value in output.items()})
+    if isinstance(output, (tuple, list)):
+        return _like(output, [map_tensors(value, change) for value in output])
     return output
 
 
-def _logits_key(output: Mapping[str, Any]) -> str:
-    return "logits" if "logits" in output else "out"
+def possible_classes(logits: Tensor) -> Tensor:
+    """Return which classes are not masked, boolean (C,): those that any image has a logit above minus infinity for.
+
+    Args:
+        logits: (B, C) or (B, C, H, W).
+    """
+    return (logits.detach().movedim(1, -1).flatten(0, -2) > -torch.inf).any(0)
+
+
+def _place(output: Any) -> str | int | None:
+    """Return where the logits of a structure are without being told; None for the structure itself."""
+    if isinstance(output, Mapping) and not _is_dataclass(output):
+        return next((name for name in _KNOWN if name in output), None)
+    if _is_dataclass(output) or hasattr(output, "_fields"):
+        return next((name for name in _KNOWN if hasattr(output, name)), None)
+    return 0 if isinstance(output, (tuple, list)) and len(output) == 1 else None
+
+
+def _part(output: Any, place: str | int) -> Any:
+    try:
+        if isinstance(output, Tensor):
+            raise KeyError(place)
+        if isinstance(place, str) and (_is_dataclass(output) or not isinstance(output, Mapping)):
+            return getattr(output, place)
+        return output[place]
+    except (AttributeError, IndexError, KeyError, TypeError):
+        raise ValueError(f"output={place!r} is no part of what the model returned: {_describe(output)}") from None
+
+
+def _with_part(output: Any, place: str | int, value: Any) -> Any:
+    if _is_dataclass(output):
+        name = place if isinstance(place, str) else list(output)[place]  # dataclasses with positions are mappings too
+        return dataclasses.replace(output, **{name: value})
+    if isinstance(output, Mapping):
+        return _with_items(output, {place: value})
+    if isinstance(place, int):
+        values = list(output)
+        values[place] = value
+        return _like(output, values)
+    if isinstance(output, tuple):
+        return output._replace(**{place: value})  # type: ignore[attr-defined]
+    made = copy.copy(output)
+    setattr(made, place, value)
+    return made
+
+
+def _with_items(output: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    if not isinstance(output, MutableMapping):
+        return type(output)({**output, **items})  # type: ignore[call-arg]
+    made = copy.copy(output)
+    made.update(items)
+    return made
+
+
+def _like(output: tuple[Any, ...] | list[Any], values: list[Any]) -> Any:
+    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+
+
+def _is_dataclass(output: Any) -> bool:
+    return dataclasses.is_dataclass(output) and not isinstance(output, type)
+
+
+# -- what messages say
+
+
+def _no_logits(found: Any, named: str, select: Select) -> str:
+    message = f"{named} {_describe(found)}; adaptation reads logits of shape (B, C) or (B, C, H, W)"
+    if select is not None:
+        return f"{message}, so output= must name such a tensor, or return it"
+    if isinstance(found, Tensor):
+        return f"{message}, classes in dimension 1"
+    return (
+        f"{message} from a tensor or from the key or field 'logits' (or 'out'): say which part they are with output=, "
+        "a key, a position or a function of what the model returned"
+    )
+
+
+def _describe(output: Any) -> str:
+    """Return a few words on what a structure is and has."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    name = type(output).__name__
+    if _is_dataclass(output):
+        given = [field.name for field in dataclasses.fields(output) if getattr(output, field.name, None) is not None]
+        return f"a {name} with the fields {', '.join(given) or 'none'}"
+    if isinstance(output, Mapping):
+        return f"a {name} with the keys {', '.join(map(repr, output)) or 'none'}"
+    if isinstance(output, (tuple, list)):
+        return f"a {name} of {len(output)} ({', '.join(_short(part) for part in output[:8])})"
+    return "None" if output is None else f"a {name}"
+
+
+def _short(part: Any) -> str:
+    return f"a tensor {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["confidence_weight", "entropy_margin", "probability_drop", "redundancy", "update_mean"]
+__all__ = ["confidence_weight", "entropy_margin", "entropy_margins", "probability_drop", "redundancy", "update_mean"]
 
 
 def entropy_margin(fraction: float, classes: int) -> float:
@@ -15,14 +15,30 @@ def entropy_margin(fraction: float, classes: int) -> float:
     return fraction * math.log(classes)
 
 
-def confidence_weight(entropies: Tensor, margin: float) -> Tensor:
+def entropy_margins(fraction: float, logits: Tensor) -> Tensor:
+    """Return the margin of each image, (B,), as a fraction of ln C, where C counts the classes that are not masked.
+
+    No host synchronisation. Where nothing is masked it is exactly that of ``entropy_margin``.
+
+    Args:
+        fraction: Of the largest entropy.
+        logits: (B, C) or (B, C, ...), minus infinity for a class that is masked; pixels of an image are averaged.
+    """
+    classes = logits.shape[1]
+    masked = (logits.detach() == -torch.inf).sum(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    left = torch.log1p(masked / -classes)  # ln of the share of classes that are left, exactly 0 for all of them
+    left = left.flatten(1).mean(1) if left.ndim > 1 else left
+    return entropy_margin(fraction, classes) + fraction * left
+
+
+def confidence_weight(entropies: Tensor, margin: float | Tensor) -> Tensor:
     """Return exp(E0 - H): certain samples count more; no gradient.
 
     S. Niu et al., *Efficient Test-Time Model Adaptation without Forgetting*, ICML 2022, arXiv 2204.02610.
 
     Args:
         entropies: H, (B,).
-        margin: E0.
+        margin: E0, of all or of each, (B,).
     """
     return (margin - entropies.detach()).exp()
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttalight.adapters.components.filters import confidence_weight, entropy_margin, probability_drop
+from ttalight.adapters.components.filters import confidence_weight, entropy_margins, probability_drop
 from ttalight.adapters.methods.sar import SAR
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
@@ -101,10 +101,10 @@ class DeYO(SelfTrainingAdapter):
                 f"DeYO needs one prediction an image, logits of shape (B, C), got {tuple(logits.shape)}: shuffling "
                 "patches moves pixels away from their labels. Use Tent or SAR for dense predictions"
             )
-        entropies, classes = outputs.entropies.detach(), logits.shape[1]
-        confident = entropies < entropy_margin(self.margin, classes)
+        entropies = outputs.entropies.detach()
+        confident = entropies < entropy_margins(self.margin, logits)
         drops = self._drops(net, images, logits, confident)
-        weights = confidence_weight(entropies, entropy_margin(self.weight_margin, classes)) + drops.exp()
+        weights = confidence_weight(entropies, entropy_margins(self.weight_margin, logits)) + drops.exp()
         return weights.where(confident & (drops > self.threshold), 0)
 
     def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ttalight.adapters.components.filters import confidence_weight, entropy_margin, redundancy, update_mean
+from ttalight.adapters.components.filters import confidence_weight, entropy_margins, redundancy, update_mean
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Outputs
@@ -70,7 +70,7 @@ class ETA(SelfTrainingAdapter):
         """Return exp(E0 - H) of the samples that count, 0 for the others, and move the mean prediction."""
         logits = outputs.logits.detach()
         entropies = per_image(outputs.entropies.detach())
-        margin = entropy_margin(self.margin, logits.shape[1])
+        margin = entropy_margins(self.margin, logits)
         predictions = logits.softmax(1).flatten(2).mean(2) if logits.ndim > 2 else logits.softmax(1)
         # Of a sample that is not a number the entropy is none either; before the first mean the cosine is none.
         kept = (entropies < margin) & (redundancy(predictions, self._mean) >= self.redundancy).logical_not_()

@@ -59,7 +59,7 @@ class LAME(Adapter):
 
     def check(self, net: Network) -> None:
         """Check that there can be a classifier."""
-        net.check_classifier()
+        net.classifier.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Keep the features of each pass."""

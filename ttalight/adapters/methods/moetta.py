@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ttalight.adapters.components.filters import confidence_weight, entropy_margin
+from ttalight.adapters.components.filters import confidence_weight, entropy_margins
 from ttalight.adapters.components.routed_norm import RoutedNorm, can_be_routed
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
@@ -143,7 +143,7 @@ class MoETTA(SelfTrainingAdapter):
         with torch.no_grad():
             entropies = per_image(outputs.entropies)
             self._follow(entropies.mean())
-            margin = entropy_margin(self.margin, outputs.logits.shape[1])
+            margin = entropy_margins(self.margin, outputs.logits)
             kept = entropies <= (self._mean if self.dynamic_threshold else margin)
             return confidence_weight(entropies, margin) * kept
 

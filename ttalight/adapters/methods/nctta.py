@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ttalight.adapters.components.filters import confidence_weight, entropy_margin
+from ttalight.adapters.components.filters import confidence_weight, entropy_margin, entropy_margins
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
@@ -117,7 +117,11 @@ class NCTTA(SelfTrainingAdapter):
         self._check(outputs)
         with torch.no_grad():
             entropies = outputs.entropies
-            margin = entropy_margin(self.margin, self.margin_classes or outputs.logits.shape[1])
+            margin: float | Tensor
+            if self.margin_classes is None:
+                margin = entropy_margins(self.margin, outputs.logits)
+            else:
+                margin = entropy_margin(self.margin, self.margin_classes)
             rows = self._rows[outputs.logits.argmax(1)]
             distances = torch.linalg.vector_norm(_unit_features(outputs) - rows, dim=1)
             near = self.distance_weight / (1 + self.distance_decay * distances)
@@ -127,7 +131,7 @@ class NCTTA(SelfTrainingAdapter):
     def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return H + s L for each sample."""
         features = _unit_features(outputs)
-        similarities = features @ self._rows.T
+        similarities = (features @ self._rows.T).masked_fill(outputs.logits == -torch.inf, -torch.inf)
         targets = hybrid_targets(similarities, outputs.logits, self.top_k, self.share, self.metric)
         if self.detach_target:
             targets = targets.detach()

@@ -93,8 +93,8 @@ class ROID(SelfTrainingAdapter):
         """Free the parameters, normalise with the batch's statistics, and begin with a uniform mean prediction."""
         super().configure(net)
         precision = torch.promote_types(net.parameters[0].dtype, torch.float32)
-        uniform = torch.full((net.classes,), 1 / net.classes, dtype=precision, device=net.device)
-        self._mean_prediction = uniform
+        possible = net.possible_classes
+        self._mean_prediction = possible.to(precision) / possible.sum()
         self._space = pixel_space(net, self.mean, self.std)
 
     def method_state(self) -> dict[str, Tensor]:
@@ -197,9 +197,9 @@ def smoothed_prior(logits: Tensor) -> Tensor:
     """Return the class frequencies that a batch's predictions speak of, pulled towards uniform, (C,).
 
     Args:
-        logits: (B, C); small batches, and few classes, are pulled more.
+        logits: (B, C); small batches, and few classes, are pulled more. A class that all rows mask does not count.
     """
     prior = logits.detach().softmax(1).mean(0)
-    count, classes = logits.shape
-    smooth = max(1 / count, 1 / classes) / prior.amax()
-    return (prior + smooth) / (1 + smooth * classes)
+    classes = (logits.detach() > -torch.inf).any(0).sum(dtype=torch.float64)
+    smooth = (1 / classes).clamp_min(1 / len(logits)).to(prior.dtype) * prior.amax().reciprocal()
+    return (prior + smooth) / (1 + smooth * classes.to(prior.dtype))

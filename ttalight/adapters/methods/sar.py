@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ttalight.adapters.components.filters import entropy_margin, update_mean
+from ttalight.adapters.components.filters import entropy_margins, update_mean
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Outputs, Selection
@@ -86,7 +86,7 @@ class SAR(SelfTrainingAdapter):
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return 1 for the samples with an entropy below E0, 0 for the others."""
         entropies = per_image(outputs.entropies.detach())
-        return (entropies < entropy_margin(self.margin, outputs.logits.shape[1])).to(entropies.dtype)
+        return (entropies < entropy_margins(self.margin, outputs.logits)).to(entropies.dtype)
 
     def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the entropy of each prediction."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses import entropy, marginal_entropy
+from ttalight.losses.probabilities import log_probabilities
 from ttalight.models.network import Outputs, Selection
 
 __all__ = ["SHOT", "confident_cross_entropy", "information_maximization"]
@@ -82,6 +83,6 @@ def confident_cross_entropy(logits: Tensor, confidence: float) -> Tensor:
         logits: (B, C) or (B, C, ...); each place counts as a prediction.
         confidence: Predictions with a probability above this are sure.
     """
-    likely = logits.log_softmax(1).amax(1).reshape(len(logits), -1)
+    likely = log_probabilities(logits).amax(1).reshape(len(logits), -1)
     sure = likely.detach().exp() > confidence
     return -torch.where(sure, likely, 0.0).sum(1) * (len(logits) / sure.sum(dtype=likely.dtype).clamp(min=1))

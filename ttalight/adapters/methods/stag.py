@@ -98,7 +98,8 @@ class STAG(Term):
             gradients = slopes.gather(1, classes[:, None]) * features
         else:
             gradients = slopes @ weight
-        anchors = self._anchors(classes, features.detach(), weight, head.bias)
+        masked = (logits.detach() == -torch.inf).all(0)
+        anchors = self._anchors(classes, features.detach(), weight, head.bias, masked)
         values = structural_alignment(gradients, anchors, self.smallest)
         return values.view(len(outputs.logits), -1).mean(1)
 
@@ -106,15 +107,17 @@ class STAG(Term):
         return entropy_slopes(logits) if self.objective == "entropy" else predicted_slopes(logits, classes)
 
     @torch.no_grad()
-    def _anchors(self, predicted: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the anchor of each predicted class, (N, D)."""
+    def _anchors(
+        self, predicted: Tensor, features: Tensor, weight: Tensor, bias: Tensor | None, masked: Tensor
+    ) -> Tensor:
+        """Return the anchor of each predicted class, (N, D), in a classifier without the masked classes."""
         few = len(predicted) < len(weight)
         classes = predicted if few else torch.arange(len(weight), device=weight.device)
         rows = weight[classes]
         if self.anchor_norm == "match":
             length = torch.linalg.vector_norm(features, dim=1).mean()
             rows = torch.nn.functional.normalize(rows, dim=1) * length
-        logits = structural_logits(rows, weight, bias if self.anchor_bias else None)
+        logits = structural_logits(rows, weight, bias if self.anchor_bias else None).masked_fill(masked, -torch.inf)
         anchors = structural_anchors(self._slopes(logits, classes), classes, rows, weight, self.space)
         return anchors if few else anchors[predicted]
 

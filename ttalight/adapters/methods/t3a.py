@@ -48,10 +48,10 @@ class T3A(Adapter):
 
     def check(self, net: Network) -> None:
         """Check that there can be a classifier."""
-        net.check_classifier()
+        net.classifier.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Begin with the rows of the classifier."""
+        """Begin with the rows of the classifier, those of masked classes left out."""
         net.set_norm_mode("batch" if self.norm == "batch" else "source")
         weight, bias, scale = net.head
         logits = scale * weight @ weight.T
@@ -59,7 +59,9 @@ class T3A(Adapter):
         classes, width = weight.shape
         self._features = weight.new_zeros(classes, self.supports, width)
         self._entropies = weight.new_full((classes, self.supports), torch.inf)
-        insert_supports(self._features, self._entropies, weight, logits)
+        possible = net.possible_classes
+        logits = logits.masked_fill(~possible, -torch.inf)
+        insert_supports(self._features, self._entropies, weight[possible], logits[possible])
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the supports."""
@@ -75,7 +77,7 @@ class T3A(Adapter):
             features = features.flatten(1).to(self._features.dtype)
             insert_supports(self._features, self._entropies, features, logits)
             sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero
-            return features @ F.normalize(sums, dim=1).T
+            return (features @ F.normalize(sums, dim=1).T).masked_fill(logits == -torch.inf, -torch.inf)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

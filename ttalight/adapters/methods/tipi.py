@@ -12,6 +12,7 @@ from ttalight.adapters.components.intermediate_predictions import predict
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.losses.probabilities import expectation, log_probabilities
 from ttalight.models.network import Outputs
 
 __all__ = ["TIPI", "divergence", "input_gradient"]
@@ -154,8 +155,8 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         (B,) or (B, ...), in nats.
     """
-    one, two = first.log_softmax(1), second.log_softmax(1)
-    return (one.exp() * (one - two)).sum(1)
+    one, two = log_probabilities(first), log_probabilities(second)
+    return expectation(one, one - two)
 
 
 def input_gradient(parameters: Sequence[nn.Parameter], images: Tensor, loss: Callable[[], Tensor]) -> Tensor:

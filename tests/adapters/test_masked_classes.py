@@ -1,0 +1,87 @@
+"""A network that masks classes with minus infinity adapts as one whose classifier does not have them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from ttalight import adapters
+from ttalight.adapters import Tent
+from ttalight.models.label_space import select_classes
+
+LEFT, MASKED = 5, 5
+#: With margins of ln 10 all images would count; with margins of ln 5 some do.
+OPEN = {
+    "ETA": {"margin": 0.19, "redundancy": 1.0},
+    "EATA": {"margin": 0.19, "redundancy": 1.0, "fisher": "stream"},
+    "RDumb": {"margin": 0.19, "redundancy": 1.0},
+    "SAR": {"margin": 0.19},
+    "DeYO": {"margin": 0.19, "threshold": -1.0},
+    "NCTTA": {"margin": 0.19},
+    "MoETTA": {"margin": 0.19, "dynamic_threshold": False},
+    "MEMO": {"views": 4},
+}
+NAMES = (
+    "Source", "PTBN", "AlphaBN", "EMABN", "FIND", "LAME", "Tent", "RPL", "ETA", "EATA", "RDumb", "SAR", "DeYO", "SHOT",
+    "TIPI", "ROID", "CMF", "T3A", "MEMO", "NCTTA", "MoETTA",
+)  # fmt: skip
+METHODS = {name: partial(getattr(adapters, name), **OPEN.get(name, {})) for name in NAMES} | {
+    "Tent with STAG": partial(Tent, terms=[adapters.STAG()]),
+    "Tent with STAG, predicted": partial(Tent, terms=[adapters.STAG(objective="predicted", anchor_bias=True)]),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*source")
+
+
+class Masked(nn.Module):
+    """Adds minus infinity to the logits of the last classes."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mask", torch.tensor([0.0] * LEFT + [-torch.inf] * MASKED), persistent=False)
+
+    def forward(self, images):
+        return self.net(images) + self.mask
+
+
+class Cut(nn.Module):
+    """Has a classifier without the last classes."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        net[9] = select_classes(net[9], range(LEFT))
+
+    def forward(self, images):
+        return self.net(images)
+
+
+@pytest.fixture
+def run(make_net):
+    def run(method, kind, batches):
+        net = make_net(classes=LEFT + MASKED)
+        net[9].weight.data *= 8  # predictions of which some are certain
+        adapted = method(seed=0).wrap(kind(net))
+        logits = [adapted(batch) for batch in batches]
+        return logits, adapted.engine
+
+    return run
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_masked_classes_are_as_classes_cut_off(name, run, images):
+    images = (images - 0.5) / 2  # in [0, 1]
+    batches = [images, images.flip(0) * 0.5, images[:3]]
+    masked, engine = run(METHODS[name], Masked, batches)
+    cut, other = run(METHODS[name], Cut, batches)
+    for ours, expected in zip(masked, cut, strict=True):
+        assert torch.isneginf(ours[:, LEFT:]).all()
+        torch.testing.assert_close(ours[:, :LEFT], expected, rtol=1e-7, atol=1e-9)
+    assert (engine.updates, engine.skipped) == (other.updates, other.skipped)
+    assert engine.last == pytest.approx(other.last, rel=1e-6)
+    assert not engine.net.parameters or engine.updates
+    assert "margin" not in OPEN.get(name, {}) or 0 < engine.last["selected"] < 1

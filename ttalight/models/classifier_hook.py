@@ -1,0 +1,124 @@
+"""What the classifier of a model reads in each pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ttalight.models.classifier import Classifier, can_classify, find_classifier
+
+__all__ = ["ClassifierHook", "Head"]
+
+
+class Head(NamedTuple):
+    """The classifier: ``logits = scale * features @ weight.T + bias``.
+
+    Args:
+        weight: (C, D).
+        bias: (C,), or None.
+        scale: Factor on the product, 1 for an ordinary classifier.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float | Tensor = 1.0
+
+
+class ClassifierHook:
+    """Finds the classifier of a model, and keeps what it reads.
+
+    Args:
+        module: The model.
+        name: Name of the classifier among its modules. By default it is found with the first ``find``.
+
+    Raises:
+        ValueError: If no Linear layer or 1x1 convolution has this name.
+    """
+
+    def __init__(self, module: nn.Module, name: str | None = None) -> None:
+        self.module, self.name = module, name
+        #: What the classifier read in the last pass, once ``keep_features`` was called.
+        self.features: Tensor | None = None
+        self.found: Classifier | None = None
+        #: Which classes are not masked, boolean (C,), once a probe has seen logits.
+        self.possible: Tensor | None = None
+        self._hook: RemovableHandle | None = None
+        if name is not None:
+            self._layer(name)
+
+    def _layer(self, name: str) -> nn.Module:
+        layers: dict[str, nn.Module] = {
+            path: layer for path, layer in self.module.named_modules() if can_classify(layer)
+        }
+        if name not in layers:
+            raise ValueError(
+                f"classifier={name!r} is not a Linear layer or 1x1 convolution of {type(self.module).__name__}; it has "
+                f"{', '.join(layers) or 'none'}"
+            )
+        return layers[name]
+
+    def check(self) -> None:
+        """Check that there is a layer that can be the classifier.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if not any(map(can_classify, self.module.modules())):
+            raise ValueError(
+                f"{type(self.module).__name__} has no Linear layer and no 1x1 convolution, so it has no classifier "
+                "that this method could use: use a method that needs none, such as Tent"
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what probes have found: name and rows of the classifier, and which classes are not masked."""
+        name, rows = (None, None) if self.found is None else (self.found.name, self.found.rows)
+        return {"classifier": name, "rows": rows, "possible": self.possible}
+
+    def know(self, facts: dict[str, Any], device: torch.device) -> None:
+        """Take what ``facts`` of an equal model returned, so that no probe is needed.
+
+        Raises:
+            ValueError: If it is not that.
+        """
+        name, rows, possible = (facts[key] for key in ("classifier", "rows", "possible"))
+        tensors = [value for value in (rows, possible) if value is not None]
+        if not isinstance(name, (str, type(None))) or not all(isinstance(value, Tensor) for value in tensors):
+            raise ValueError("its 'facts' are not a classifier and its classes")
+        if name is not None:
+            self.found = Classifier(name, self._layer(name), None if rows is None else rows.to(device))
+        self.possible = None if possible is None else possible.to(device)
+
+    def find(self, probe: Callable[[], Tensor]) -> Classifier:
+        """Return the classifier; see ``find_classifier``."""
+        if self.found is None:
+            self.found = find_classifier(self.module, probe, self.name)
+        return self.found
+
+    def keep_features(self) -> None:
+        """Keep what the classifier reads in each pass from now on."""
+        if self._hook is None and self.found is not None:
+            self._hook = self.found.module.register_forward_pre_hook(_FeatureHook(self), with_kwargs=True)
+
+    def release(self) -> None:
+        """Keep no features any more."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self.features = None
+
+
+class _FeatureHook:
+    """Hands the input of a layer to a ``ClassifierHook``; copies of the layer have a hook that does nothing."""
+
+    def __init__(self, owner: ClassifierHook | None = None) -> None:
+        self.owner = owner
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if self.owner is not None:
+            self.owner.features = (*args, *kwargs.values())[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _FeatureHook, ()
