@@ -126,7 +126,8 @@ def test_with_the_compiler_of_this_machine(make_net, images, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu(method, make_net, images):
     images = images.float().cuda()
-    own, fast = (method(images, passes=FastPass() if on else None).wrap(make_net().float().cuda()) for on in (False, True))
+    policies = (None, FastPass())
+    own, fast = (method(images, passes=policy).wrap(make_net().float().cuda()) for policy in policies)
     for batch in (images, images.flip(0) * 0.5):
         torch.testing.assert_close(fast(batch), own(batch), rtol=1e-3, atol=1e-3)
 
