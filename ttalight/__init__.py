@@ -5,6 +5,6 @@ from ttalight import compat as _compat
 _compat.import_torchvision()
 
 from ttalight.trainer import Trainer  # noqa: E402  (what follows imports torchvision)
+from ttalight.version import __version__  # noqa: E402
 
-__version__ = "0.1.0"
 __all__ = ["Trainer", "__version__"]

@@ -205,7 +205,9 @@ class Adapter(Callback, Method):
         check_strategy(trainer)
         self._share = None
         if trainer.world_size > 1:
-            check_sharding(self, trainer, pl_module)
+            check_sharding(trainer, self.shard, self.reset)
+            if self.shard == "batch":
+                self.check_batch_shard(pl_module)
             if self.shard == "domain":
                 data: Any = trainer.datamodule  # type: ignore[attr-defined]
                 self._share = StreamShare(data.stream, trainer.global_rank, trainer.world_size, self.reset == "batch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -11,13 +12,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.adapters.published import make_published_optimizer, split_settings
 from ttalight.adapters.term import Term
 
 __all__ = ["GradientAdapter"]
 
 A = TypeVar("A", bound="GradientAdapter")
-#: Published settings that belong to the optimizer, and those that are no argument.
-_OPTIMIZER, _OTHERS = ("optimizer", "lr", "lr_per_image", "momentum", "nesterov", "weight_decay"), ("batch_size",)
 
 
 class GradientAdapter(Adapter):
@@ -60,11 +60,11 @@ class GradientAdapter(Adapter):
         self.steps = steps
         self.clip_norm = clip_norm
         self.terms = terms or []
-        #: Settings of the optimizer where none is given, and the name of the benchmark that they were published for.
+        #: Settings of the optimizer where none is given, and whether they are those for CIFAR that nobody chose.
         self._settings = {**self.published.get("cifar", {}), **({} if lr is None else {"lr": lr})}
         if optimizer is None and "lr" not in self._settings:
             raise ValueError(f"{type(self).__name__} has no published learning rate: give lr or optimizer")
-        self._benchmark = "cifar" if lr is None and optimizer is None else None
+        self._is_default = lr is None and optimizer is None
         self._make = optimizer
 
     @classmethod
@@ -72,40 +72,22 @@ class GradientAdapter(Adapter):
         """Return the method with the settings that were published for a benchmark, those of its optimizer included.
 
         Args:
-            benchmark: A key of ``published``, such as ``imagenet``.
-            overrides: Arguments that replace or add to the published ones. ``batch_size`` scales a rate that was
-                published for each image.
-
-        Raises:
-            ValueError: If nothing was published for the benchmark, or a rate for each image needs ``batch_size``.
+            benchmark: A key of ``published``, such as ``imagenet``. Anything else is a ValueError.
+            overrides: Arguments that replace published ones, and ``batch_size`` for a rate published for each image.
         """
         if benchmark not in cls.published:
             raise ValueError(f"{cls.__name__} has settings for {', '.join(cls.published)}, got {benchmark!r}")
-        settings = {**cls.published[benchmark]}
-        batch_size = overrides.pop("batch_size", None)
-        if "lr" not in settings or (batch_size is not None and "lr_per_image" in settings):
-            if batch_size is None:
-                raise ValueError(f"the rate of {benchmark!r} is published for each image: give batch_size=")
-            settings["lr"] = settings["lr_per_image"] * batch_size
-        arguments = {name: value for name, value in settings.items() if name not in (*_OPTIMIZER, *_OTHERS)}
+        arguments, settings = split_settings(cls.published[benchmark], overrides.pop("batch_size", None))
         method = cls(**(arguments | overrides))
         if "optimizer" not in overrides:
-            method._settings = settings | ({"lr": overrides["lr"]} if "lr" in overrides else {})
-            method._benchmark = None if "lr" in overrides else benchmark
+            method._settings = settings | {name: overrides[name] for name in ("lr",) if name in overrides}
+            method._is_default = False
         return method
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Return the optimizer asked for, by default the published one."""
-        if self._make is not None:
-            return self._make(parameters)
-        settings = self._settings
-        options = {name: settings[name] for name in ("lr", "momentum", "nesterov", "weight_decay") if name in settings}
-        make: Any = getattr(torch.optim, settings.get("optimizer", "Adam"))
-        try:
-            optimizer: Optimizer = make(parameters, **options, foreach=True)
-        except (RuntimeError, TypeError):  # torch has no such kernel for these devices or types
-            optimizer = make(parameters, **options)
-        return optimizer
+        make = self._make or partial(make_published_optimizer, self._settings)
+        return make(parameters)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
@@ -118,7 +100,7 @@ class GradientAdapter(Adapter):
     def check_defaults(self, classes: int) -> None:
         """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
         cifar, imagenet = self.published.get("cifar"), self.published.get("imagenet")
-        if classes >= 200 and self._benchmark == "cifar" and imagenet != cifar:
+        if classes >= 200 and self._is_default and imagenet != cifar:
             name = type(self).__name__
             advice = (
                 "For ImageNet none are published"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from ttalight.data.streams import Stream
 from ttalight.data.streams.shares import Places, deal, places
 from ttalight.engine.engine import Engine
-
-if TYPE_CHECKING:
-    from ttalight.adapters.adapter import Adapter
 
 __all__ = ["Shard", "StreamShare", "check_strategy", "check_sharding"]
 
@@ -39,16 +36,15 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-def check_sharding(adapter: Adapter, trainer: Trainer, module: LightningModule) -> None:
+def check_sharding(trainer: Trainer, shard: Shard | None, reset: object) -> None:
     """Refuse what several processes cannot do as one does.
 
     Raises:
-        ValueError: If it is not said how to divide the run, the method cannot be divided like that, or the data module
-            has no stream to divide.
-        TypeError: If the task cannot be divided like that.
+        ValueError: If it is not said how to divide the run, the data module has no stream to divide, or the method's
+            ``reset`` lets one domain depend on another.
     """
     ranks = trainer.world_size
-    if adapter.shard is None:
+    if shard is None:
         raise ValueError(
             f"adaptation in {ranks} processes must know how to divide them: shard='domain' or shard='batch' of "
             "Trainer.adapt (--shard domain, --shard batch); or set devices=1 (trainer.devices: 1)"
@@ -56,14 +52,12 @@ def check_sharding(adapter: Adapter, trainer: Trainer, module: LightningModule) 
     data = getattr(trainer, "datamodule", None)
     if getattr(data, "stream", None) is None:
         raise ValueError(
-            f"shard={adapter.shard!r} divides the stream of a data module, and {type(data).__name__} has none: use an "
+            f"shard={shard!r} divides the stream of a data module, and {type(data).__name__} has none: use an "
             "ImageDataModule of ttalight.data, or one process (devices=1)"
         )
-    if adapter.shard == "batch":
-        adapter.check_batch_shard(module)
-    elif adapter.reset not in ("domain", "batch"):
+    if shard == "domain" and reset not in ("domain", "batch"):
         raise ValueError(
-            f"shard='domain' needs a method that starts every domain from the source, got reset={adapter.reset!r}: "
+            f"shard='domain' needs a method that starts every domain from the source, got reset={reset!r}: "
             "what one process learned on earlier domains the others would not know. Set reset='domain', or use "
             "shard='batch'"
         )

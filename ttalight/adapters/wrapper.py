@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from ttalight.engine.engine import Engine
 from ttalight.models.call import Call
 
-if TYPE_CHECKING:
-    from ttalight.adapters.adapter import Adapter
-
 __all__ = ["AdaptedNetwork"]
+
+
+class _Adapter(Protocol):
+    seed: int | None
+
+    def wrap(self, network: nn.Module) -> AdaptedNetwork: ...
+    def end(self) -> None: ...
 
 
 class AdaptedNetwork:
@@ -29,7 +33,7 @@ class AdaptedNetwork:
         engine: The engine that adapts the network.
     """
 
-    def __init__(self, adapter: Adapter, engine: Engine) -> None:
+    def __init__(self, adapter: _Adapter, engine: Engine) -> None:
         self._adapter = adapter
         self._engine: Engine | None = engine
         self._lock = threading.RLock()
@@ -38,11 +42,7 @@ class AdaptedNetwork:
 
     @property
     def engine(self) -> Engine:
-        """The engine behind the network.
-
-        Raises:
-            RuntimeError: After ``release()``.
-        """
+        """The engine behind the network. There is none after ``release()``."""
         if self._engine is None:
             raise RuntimeError("this network was released: wrap it again to adapt it again")
         return self._engine
@@ -58,7 +58,7 @@ class AdaptedNetwork:
         Args:
             images: (B, 3, H, W), as the network expects them.
             args: Further arguments of the network.
-            kwargs: Further arguments of the network.
+            kwargs: Further keyword arguments of the network.
         """
         with self._lock:
             if not isinstance(images, Tensor):
@@ -78,11 +78,7 @@ class AdaptedNetwork:
             return self.engine.capture()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what ``state_dict()`` returned, of this network or of an equal one.
-
-        Raises:
-            ValueError: If the state is another method's or another network's.
-        """
+        """Continue from what ``state_dict()`` returned, of this network or an equal one; otherwise a ValueError."""
         with self._lock:
             self.engine.restore(state)
 
@@ -113,7 +109,7 @@ class AdaptedNetwork:
             return _rebuilt, (self._adapter, engine.source_copy(), engine.net.seed, engine.capture())
 
 
-def _rebuilt(adapter: Adapter, network: nn.Module, seed: int, state: dict[str, Any]) -> AdaptedNetwork:
+def _rebuilt(adapter: _Adapter, network: nn.Module, seed: int, state: dict[str, Any]) -> AdaptedNetwork:
     adapter.seed = seed
     adapted = adapter.wrap(network)
     adapted.load_state_dict(state)

@@ -14,7 +14,6 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-import ttalight
 from ttalight.adapters import Adapter
 from ttalight.callbacks.logs import log_batch, log_results
 from ttalight.callbacks.measurement import Batch, Measurement
@@ -26,6 +25,7 @@ from ttalight.models.outputs import Select, logits_of
 from ttalight.reporting import PredictionWriter, Reading, Results, Source, digest, summarize, write_results
 from ttalight.reporting.predictions import PREDICTIONS, merge_predictions
 from ttalight.seeding import global_seed
+from ttalight.version import __version__
 
 __all__ = ["Recorder"]
 
@@ -431,7 +431,7 @@ def environment(trainer: Trainer) -> dict[str, Any]:
     """Return what besides configuration and data a result may depend on."""
     device = trainer.strategy.root_device
     return {
-        "ttalight": ttalight.__version__,
+        "ttalight": __version__,
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "python": platform.python_version(),

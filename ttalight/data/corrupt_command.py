@@ -14,11 +14,11 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-import ttalight
 from ttalight.data.arrays import ImageArrays
 from ttalight.data.corruptions import COMMON, EXTRA, corrupt_chunk, frost_source, parameters
 from ttalight.data.layout import LABELS, SETTINGS, read_settings, write_npy, write_settings
 from ttalight.data.module import ImageDataModule
+from ttalight.version import __version__
 
 __all__ = ["main", "write_corrupted"]
 
@@ -74,7 +74,7 @@ def write_corrupted(
     clean_images = clean.images[: data.clean_needed(len(clean))]
     labels = clean.labels[:count].numpy()
     settings = {
-        "ttalight": ttalight.__version__,
+        "ttalight": __version__,
         "source": _source(data, ImageArrays(clean.images[:count], clean.labels[:count])),
         "split": split,
         "samples": count,

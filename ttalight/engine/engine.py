@@ -148,8 +148,10 @@ class Engine:
 
     def _adapt(self, images: Tensor) -> Tensor:
         net, guard, counters, logits = self.net, self.net.guard, self.net.counters, None
-        finite = self.admission.admit(images)
-        fault = self.admission.fault
+        if images.shape[1:] in self.admission.sizes and images.is_floating_point():
+            finite, fault = images.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), None
+        else:
+            finite, fault = self.admission.admit(images)
         if fault is not None and self.method.on_bad_batch == "error":
             raise fault
         if counters.visit < 0:
@@ -276,7 +278,7 @@ class Engine:
     def prepare(self, images: Tensor) -> None:
         """Configure the method by the first batch of the stream, (B, 3, H, W), that another process adapts to."""
         with torch.inference_mode(False), torch.enable_grad():
-            self.net.images = self.admission.admit(images)
+            self.net.images, _ = self.admission.admit(images)
             self._configure()
         self.net.clear_cache()
         self.net.forwards = self.net.backwards = 0.0  # the other process counts them

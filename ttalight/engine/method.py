@@ -1,4 +1,4 @@
-"""What the engine asks of an adaptation method."""
+"""The interface between the engine and an adaptation method."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ __all__ = ["Method", "OnBadBatch", "Reset"]
 
 #: When the engine restores the source: at announced boundaries, before every batch, never, or after N updates.
 Reset = Literal["domain", "batch", "never"] | int
-#: What becomes of a batch that the network cannot take: an error, a prediction without adaptation, or a prediction of
-#: the source model.
+#: What becomes of a batch that the network cannot take: an error, a prediction without adaptation, or the source's.
 OnBadBatch = Literal["error", "skip", "source"]
 
 
 class Method(ABC):
     """An adaptation method as the engine runs it: ``configure`` once, then ``adapt`` once for every batch.
 
-    A method keeps what it changes in the tensors of ``method_state`` and in the network, and nowhere else. The engine
-    restores both where a batch fails.
+    A method keeps what it changes in the tensors of ``method_state`` and in the network, and nowhere else.
     """
 
     reset: Reset = "domain"
@@ -35,7 +33,7 @@ class Method(ABC):
     classifier: str | None = None
     output: Select = None
     passes: PassPolicy | None = None
-    #: Norm that the gradient of a step is clipped to; None clips nothing.
+    #: Norm that the gradient of a step is clipped to. None clips nothing.
     clip_norm: float | None = None
     #: Whether logits come from before or after the update.
     prediction: str = "before"
@@ -43,29 +41,18 @@ class Method(ABC):
     read_at: Sequence[int] = ()
 
     def check(self, net: Network) -> None:  # noqa: B027
-        """Check what can be known of a network before its first batch.
-
-        Raises:
-            ValueError: If it lacks something that the method needs.
-            TypeError: If a layer or a weight is of a kind that the method cannot adapt.
-        """
+        """Check what can be known of a network before its first batch; raises ValueError or TypeError."""
 
     @abstractmethod
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Set norm modes and trainable parameters.
+        """Set norm modes and trainable parameters, with the first batch in ``net.images``.
 
-        Called with the first batch in ``net.images``, or without images where a saved state follows: what is measured
-        on images is then part of that state.
+        There are no images where a saved state follows: what is measured on images is part of that state.
         """
 
     @abstractmethod
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
-        """Adapt to a batch and return its logits.
-
-        Args:
-            net: The network.
-            images: (B, 3, H, W), finite.
-        """
+        """Adapt to a batch of finite images, (B, 3, H, W), and return its logits."""
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the tensors that the method changes in place; they are reset and saved with the weights."""

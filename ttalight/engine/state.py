@@ -109,21 +109,29 @@ class State:
         Raises:
             ValueError: If the state is another method's or another network's. Nothing has changed then.
         """
-        source, optimizer = self._method_source(), self.net.optimizer
-        fault = difference({"tensors": self.live, "source": source}, state)
-        odd = sorted(state["tensors"].keys() - self.live.keys()) if fault is None else []
-        if odd:
-            fault = f"it has {', '.join(odd[:5])}, which are not adapted here"
-        if fault is None and optimizer is not None:
-            fault = _optimizer_difference(optimizer, state["optimizer"])
+        source, optimizer, tensors = self._method_source(), self.net.optimizer, state["tensors"]
+        odd = sorted(map(str, tensors.keys() - self.live.keys()))
+        fault = f"it has {', '.join(odd[:5])}, which are not adapted here" if odd else None
+        fault = fault or difference({"tensors": self.live, "source": source}, state)
+        if fault is None and (optimizer is None) != (state["optimizer"] is None):
+            fault = "only one of both has an optimizer"
         if fault is not None:
             raise ValueError(fault)
-        for name, value in self.live.items():
-            value.copy_(state["tensors"][name])
+        self.begin()
+        try:
+            for name, value in self.live.items():
+                value.copy_(tensors[name])
+            if optimizer is not None:
+                optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+                for parameter, entries in optimizer.state.items():
+                    shapes = {value.shape for value in entries.values() if isinstance(value, Tensor) and value.ndim}
+                    if shapes - {parameter.shape}:
+                        raise ValueError(f"shapes {shapes} instead of {parameter.shape}")
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            self.rollback()
+            raise ValueError(f"its optimizer is another one ({type(error).__name__}: {error})") from None
         for name, value in source.items():
             value.copy_(state["source"][name])
-        if optimizer is not None:
-            optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.net.guard.moved = True
 
     def _method_source(self) -> dict[str, Tensor]:
@@ -136,16 +144,3 @@ def _options(group: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a parameter group without its parameters."""
     values = {name: value for name, value in group.items() if name != "params"}
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
-
-
-def _optimizer_difference(optimizer: torch.optim.Optimizer, saved: Any) -> str | None:
-    """Return what keeps an optimizer from loading a saved state, None if nothing does."""
-    groups = [dict.fromkeys(group) | {"params": group["params"]} for group in optimizer.state_dict()["param_groups"]]
-    fault = difference({"param_groups": groups, "state": {}}, saved, "optimizer")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for key, entries in saved["state"].items() if fault is None else ():
-        known = type(key) is int and 0 <= key < len(parameters) and isinstance(entries, dict)
-        tensors = [value for value in entries.values() if isinstance(value, Tensor) and value.ndim] if known else []
-        if not known or any(value.shape != parameters[key].shape for value in tensors):
-            fault = f"the optimizer's state of parameter {key!r:.50} does not fit"
-    return fault

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttalight.losses.probabilities import log_probabilities
+from ttalight.losses.entropy import log_probabilities
 
 __all__ = ["class_alignment", "hybrid_targets"]
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ttalight.losses.probabilities import bounded, log_probabilities
+from ttalight.losses.entropy import bounded, log_probabilities
 
 __all__ = ["clustering_loss"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from ttalight.losses.probabilities import expectation, log_probabilities
+from ttalight.losses.entropy import expectation, log_probabilities
 
 __all__ = ["mutual_divergence", "reconstruction_loss"]
 

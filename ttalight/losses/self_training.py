@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ttalight.losses.entropy import entropy
-from ttalight.losses.probabilities import bounded, expectation, log_probabilities
+from ttalight.losses.entropy import bounded, entropy, expectation, log_probabilities
 
 __all__ = [
     "generalized_cross_entropy",

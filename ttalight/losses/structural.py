@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ttalight.losses.probabilities import bounded, log_probabilities
+from ttalight.losses.entropy import bounded, log_probabilities
 
 __all__ = ["entropy_slopes", "predicted_slopes", "structural_alignment", "structural_anchors", "structural_logits"]
 

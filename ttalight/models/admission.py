@@ -23,11 +23,9 @@ class Admission:
         self._dtype, self._try = dtype, try_network
         #: (C, H, W) of the batches that the network has taken, the first one first.
         self.sizes: list[torch.Size] = []
-        #: What is wrong with type or size of the last batch.
-        self.fault: Exception | None = None
 
-    def admit(self, images: Tensor) -> Tensor:
-        """Return the images of a batch as finite floating-point images of a size that the network takes.
+    def admit(self, images: Tensor) -> tuple[Tensor, Exception | None]:
+        """Return images as finite floating-point ones of a size that the network takes, and what was wrong with them.
 
         Bytes are divided by 255, pixels that are not finite become 0, and other sizes are scaled to the first one.
 
@@ -38,15 +36,13 @@ class Admission:
             TypeError: If they are neither floating point nor uint8.
             ValueError: If there is none, or they have no batch dimension.
         """
-        self.fault, size = None, images.shape[1:]
-        if size not in self.sizes or not images.is_floating_point():
-            self.fault = self._type_fault(images)
-            images = images if images.is_floating_point() else images.to(self._dtype).div(255)
-            self.fault = self._size_fault(images) or self.fault
+        size, fault = images.shape[1:], self._type_fault(images)
+        images = images if images.is_floating_point() else images.to(self._dtype).div(255)
+        fault = self._size_fault(images) or fault
         finite = images.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        if self.fault is not None and self._is_new(size):
+        if fault is not None and self._is_new(size):
             finite = F.interpolate(finite, self.sizes[0][1:], mode="bilinear", align_corners=False, antialias=True)
-        return finite
+        return finite, fault
 
     def _type_fault(self, images: Tensor) -> Exception | None:
         shape = tuple(images.shape)

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
-import ttalight
 from ttalight.adapters import Adapter
 from ttalight.models import CenterCrop, Normalize, Preprocessing, create_encoder, preprocessing_of
 from ttalight.models.encoder import download_weights, with_normalisation
@@ -29,6 +28,7 @@ from ttalight.tasks.checkpoint import (
     read_checkpoint,
     select,
 )
+from ttalight.version import __version__
 
 __all__ = ["BaseTask"]
 
@@ -281,7 +281,7 @@ class BaseTask(LightningModule, ABC):
         """Note which task wrote the file."""
         checkpoint["ttalight"] = {
             "task": type(self).__name__,
-            "version": ttalight.__version__,
+            "version": __version__,
             "image_size": self.crop.size,
             "source": self.source,
         }

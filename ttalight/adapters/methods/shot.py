@@ -10,7 +10,7 @@ from torch import Tensor
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses import entropy, marginal_entropy
-from ttalight.losses.probabilities import log_probabilities
+from ttalight.losses.entropy import log_probabilities
 from ttalight.models.network import Outputs, Selection
 
 __all__ = ["SHOT", "confident_cross_entropy", "information_maximization"]

@@ -12,7 +12,7 @@ from ttalight.adapters.components.intermediate_predictions import predict
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
-from ttalight.losses.probabilities import expectation, log_probabilities
+from ttalight.losses.entropy import expectation, log_probabilities
 from ttalight.models.network import Outputs
 
 __all__ = ["TIPI", "divergence", "input_gradient"]
