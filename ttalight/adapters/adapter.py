@@ -46,8 +46,6 @@ class Adapter(Callback, Method):
             pixels that are not finite are 0, bytes are divided by 255, other sizes are scaled to the usual one.
         passes: A way to compute the network's passes in less time (``FastPass``) or memory (``RecomputedBlocks``).
 
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     #: Published settings by benchmark; see ``GradientAdapter.preset``.
@@ -113,12 +111,7 @@ class Adapter(Callback, Method):
         }
 
     def check_batch_shard(self, module: nn.Module) -> None:
-        """Check that shard='batch' gives what one process gives on a model.
-
-        Raises:
-            ValueError: If this method does something to a batch that cannot be divided.
-            TypeError: If the model cannot be divided.
-        """
+        """Check that shard='batch' gives what one process gives on a model; raises ValueError or TypeError."""
         if not self.shards_batches:
             raise ValueError(
                 f"{type(self).__name__} cannot share a batch among processes: it needs the images of a batch together "
@@ -128,10 +121,7 @@ class Adapter(Callback, Method):
     # -- plain networks
 
     def wrap(self, network: nn.Module | None = None) -> AdaptedNetwork:
-        """Return the network as one that adapts whenever it is called.
-
-        Args:
-            network: Any classifier; it is adapted in place until ``release()``.
+        """Return a classifier as one that adapts, in place, whenever it is called, until ``release()``.
 
         Raises:
             ValueError: If the network lacks something that the method needs.
@@ -182,11 +172,7 @@ class Adapter(Callback, Method):
             self._state, self._continues, self._resumes = state_dict, True, False
 
     def resume(self, state: dict[str, Any] | None) -> None:
-        """Let the next run continue in the middle of the stream that a state was captured in.
-
-        Args:
-            state: What ``engine.capture()`` returned; None lets the next run begin at the start.
-        """
+        """Let the next run continue in the middle of the stream that a state was captured in; None lets it begin."""
         self._continues = self._resumes = state is not None
         if state is not None:
             self._state = state

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from ttalight.distributed import average
 from ttalight.engine.guard import Guard
 from ttalight.models.network import Network
-from ttalight.models.outputs import Select
 from ttalight.models.vectors import divide
 from ttalight.seeding import derive_seed
 
@@ -41,24 +40,13 @@ class AdaptiveNetwork(Network):
     Args:
         module: See ``Network``.
         seed: Key of all random draws, with their place in the stream.
-        forward: See ``Network``.
-        classifier: See ``Network``.
-        output: See ``Network``.
         clip_norm: Norm that the gradient of a step is clipped to. None clips nothing.
+        kwargs: See ``Network``.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        seed: int,
-        forward: Callable[..., Any] | None = None,
-        classifier: str | None = None,
-        output: Select = None,
-        clip_norm: float | None = None,
-    ) -> None:
-        super().__init__(module, forward, classifier, output)
-        self.seed, self.clip_norm = seed, clip_norm
-        self.guard = Guard()
+    def __init__(self, module: nn.Module, seed: int, clip_norm: float | None = None, **kwargs: Any) -> None:
+        super().__init__(module, **kwargs)
+        self.seed, self.clip_norm, self.guard = seed, clip_norm, Guard()
         self.optimizer: Optimizer | None = None
         self.counters = Counters()
         #: Backwards so far, in whole batches.
@@ -95,10 +83,7 @@ class AdaptiveNetwork(Network):
                 that it is of, a scalar without gradient.
 
         Returns:
-            Whether the parameters have moved.
-
-        Raises:
-            RuntimeError: If the loss does not depend on the trainable parameters.
+            Whether the parameters have moved. A loss that does not depend on them is a RuntimeError.
         """
         self.backward(losses, weights, penalty, penalty_gradient)
         return self.optimizer_step()
@@ -145,12 +130,9 @@ class AdaptiveNetwork(Network):
         self._reduced = loss, kept
 
     def optimizer_step(self) -> bool:
-        """Let the optimizer step with the gradients that ``backward`` computed; one host synchronisation.
+        """Let the optimizer step, and return whether the parameters have moved. One host synchronisation.
 
         A step whose loss or gradient is not finite, that keeps no sample, or that is of a bad batch, moves nothing.
-
-        Returns:
-            Whether the parameters have moved.
         """
         assert self.optimizer is not None, "a method that steps has trainable parameters"
         guard, gradients = self.guard, self._gradients
@@ -190,12 +172,7 @@ class AdaptiveNetwork(Network):
         self._reset_if = condition
 
     def begin(self, images: Tensor, is_bad: bool) -> None:
-        """Begin to adapt to a batch.
-
-        Args:
-            images: (B, C, H, W), finite.
-            is_bad: Whether no step may move anything.
-        """
+        """Begin to adapt to a batch of finite images, (B, C, H, W), of which no step moves anything if it is bad."""
         self.images, self.is_bad, self.last, self.readings, self.pending_forwards = images, is_bad, {}, {}, 0.0
         self.fix_flags()
 

@@ -31,11 +31,7 @@ _EMPTY: dict[str, Any] = {"tensors": {}, "source": {}, "optimizer": None}
 
 
 def release(network: nn.Module) -> nn.Module:
-    """Stop the adaptation of a network whose handle is lost, and return the network as it was before.
-
-    Args:
-        network: A network that ``Adapter.wrap`` was given, or a part of one. One that is not adapted stays as it is.
-    """
+    """Stop the adaptation of a network whose handle is lost, and return the network as ``Adapter.wrap`` got it."""
     for part in network.modules():
         if owner := owner_of(part):
             owner.release()
@@ -64,7 +60,8 @@ class Engine:
         check_free(module)
         floats = (value.dtype for value in module.parameters() if value.is_floating_point())
         self.method = method
-        self.net = AdaptiveNetwork(module, seed, forward, method.classifier, method.output, method.clip_norm)
+        options = {"forward": forward, "classifier": method.classifier, "output": method.output}
+        self.net = AdaptiveNetwork(module, seed, method.clip_norm, **options)
         self.admission = Admission(next(floats, torch.get_default_dtype()), self._try)
         #: What the method changes. None before the first batch.
         self.state: State | None = None
@@ -77,11 +74,7 @@ class Engine:
         self.attach()
 
     def attach(self) -> None:
-        """Take the network over.
-
-        Raises:
-            RuntimeError: If it, or a part of it, is being adapted already.
-        """
+        """Take the network over; a RuntimeError if it, or a part of it, is being adapted already."""
         self._takeover = Takeover(self.net.module, self)
         for norm in self.net.norms:
             norm.attach()
@@ -95,14 +88,13 @@ class Engine:
         return self.net.module
 
     def _detach(self) -> None:
-        if self._takeover is None:
-            return
         if self.method.passes is not None:
             self.method.passes.detach()
         for norm in self.net.norms:
             norm.detach()
         self.net.release()
-        self._takeover.end()
+        if self._takeover is not None:
+            self._takeover.end()
         self._takeover = None
 
     # -- a batch

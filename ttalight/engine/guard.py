@@ -29,12 +29,7 @@ class Guard:
         self._others: list[Tensor] = []
 
     def watch(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        """Set what must stay finite. What is not finite now is left out.
-
-        Args:
-            weights: Tensors that steps alone move.
-            others: Tensors that also move where no step does.
-        """
+        """Set what must stay finite: weights, that steps alone move, and others. What is not finite now is left out."""
         self._weights, self._others = (
             [value for value in values if value.is_floating_point() and value.numel() and bool(value.isfinite().all())]
             for values in (weights, others)
@@ -53,11 +48,7 @@ class Guard:
             self._unread.append(_size(watched))
 
     def read(self, values: Sequence[Tensor] = ()) -> list[float]:
-        """Return numbers from the device, and note the checks that were not read yet. One host synchronisation.
-
-        Args:
-            values: Scalars.
-        """
+        """Return scalars from the device, and note the checks that were not read yet. One host synchronisation."""
         scalars, count = [*values, *self._unread], len(values)
         if not scalars:
             return []

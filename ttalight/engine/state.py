@@ -19,7 +19,7 @@ class State:
     """The tensors and the optimizer that adaptation changes, and the source that a reset restores.
 
     Args:
-        net: The network, with its trainable parameters and norm modes set.
+        net: The network, configured.
         method_state: Tensors that the method changes in place, by name.
     """
 
@@ -104,11 +104,7 @@ class State:
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what ``capture`` returned, of an equal method on an equal network.
-
-        Raises:
-            ValueError: If the state is another method's or another network's. Nothing has changed then.
-        """
+        """Take over what ``capture`` returned; a ValueError, and no change, where it does not fit."""
         source, optimizer, tensors = self._method_source(), self.net.optimizer, state["tensors"]
         odd = sorted(map(str, tensors.keys() - self.live.keys()))
         fault = f"it has {', '.join(odd[:5])}, which are not adapted here" if odd else None
