@@ -103,15 +103,24 @@ def test_shot():
     check_weights(adapted.module, reference)
 
 
-@pytest.mark.parametrize(("entropy_weight", "reverse"), [(0.0, True), (2.0, True), (0.0, False)])
-def test_tipi(entropy_weight, reverse):
-    epsilon, limit = 0.05, 5
+@pytest.mark.parametrize(
+    ("entropy_weight", "reverse", "setting"),
+    [(0.0, True, ""), (2.0, True, ""), (0.0, False, ""), (1.0, True, "imagenet")],
+)
+def test_tipi(entropy_weight, reverse, setting):
+    epsilon, limit, rate = 0.05, 5, {"lr": 0.01}
+    if setting:  # the authors' constants
+        published = TIPI.published[setting]
+        assert (published["lr"], published["momentum"], published["entropy_weight"]) == (2.5e-4, 0.9, entropy_weight)
+        epsilon, limit = 2 / 255, math.inf if published["large_batch"] is None else 0
+        rate = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=2.5e-4, momentum=0.9)}
     adapter = TIPI(
-        lr=0.01, epsilon=epsilon, entropy_weight=entropy_weight, reverse=reverse, large_batch=limit,
-        reset="never", seed=0,
+        **rate, epsilon=epsilon, entropy_weight=entropy_weight, reverse=reverse, seed=0, reset="never",
+        large_batch=None if limit == math.inf else limit,
     )  # fmt: skip
     adapted, reference = adapter.wrap(small_net()), small_net()
-    optimizer = torch.optim.Adam(affines(reference), lr=0.01)
+    make = rate.get("optimizer", lambda parameters: torch.optim.Adam(parameters, lr=0.01))
+    optimizer = make(affines(reference))
 
     def kl(one, two):
         return sum((a * (a.log() - b.log())).sum() for a, b in zip(one.softmax(1), two.softmax(1), strict=True))
@@ -121,10 +130,15 @@ def test_tipi(entropy_weight, reverse):
 
     for index, images in enumerate(batches()):
         clean = run(reference, images, "moving")
-        start = images + epsilon * (2 * torch.rand(images.shape, generator=draws(index)).double() - 1)
+        start = epsilon * (2 * torch.rand(images.shape, generator=draws(index)).double() - 1)
         start.requires_grad_()
-        (slope,) = torch.autograd.grad(apart(clean.detach(), run(reference, start)), start)
-        perturbed = run(reference, images + epsilon * slope.sign())
+        (slope,) = torch.autograd.grad(apart(clean.detach(), run(reference, images + start)), start)
+        moves = [
+            r + math.copysign(epsilon, g) for r, g in zip(*(t.flatten().tolist() for t in (start, slope)), strict=True)
+        ]
+        delta = torch.tensor([min(max(move, -epsilon), epsilon) for move in moves], dtype=torch.float64)
+        assert 0.3 < (delta.abs() < epsilon).double().mean() < 0.7  # where the start pointed against the gradient
+        perturbed = run(reference, images + delta.view_as(images))
         loss = apart(clean.detach(), perturbed) + entropy_weight * sum(map(entropy, clean.softmax(1)))
         loss = loss / len(images)
         optimizer.zero_grad()
