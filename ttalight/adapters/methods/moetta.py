@@ -31,9 +31,11 @@ class MoETTA(SelfTrainingAdapter):
     Source: X. Fan, J. Jiang, Z. Chen, F. Huang, X. Chen, Q. Jiang, B. Zhang, X. Tang, Z. Wang, *MoETTA: Test-Time
     Adaptation Under Mixed Distribution Shifts with MoE-LayerNorm*, AAAI 2026, arXiv 2511.13760, after the authors'
     code. They report ImageNet alone, and the same settings serve CIFAR here. Different from the code: E0 is 0.4 ln C of
-    the classifier's own C instead of 1000 classes, a batch without a kept sample changes nothing (there it is NaN),
-    a fixed threshold is E0 (there it crashes), and layers that are neither torch.nn's nor compute the same, such as
-    timm's LayerNorm2d, are left alone and not counted, as there.
+    the classifier's own C instead of 1000 classes, a batch without a kept sample changes nothing (there it is NaN), a
+    fixed threshold is E0 (there it crashes), a reset starts the running mean again (there nothing resets; theirs is
+    multiplied up from ratios of means, which is the same mean up to rounding, of all batches alike whatever their
+    size), and layers that are neither torch.nn's nor compute the same, such as timm's LayerNorm2d, are left alone and
+    not counted, as there.
 
     Args:
         lr: Learning rate of SGD with momentum 0.9; 1e-3 by default.

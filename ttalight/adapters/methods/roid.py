@@ -33,10 +33,10 @@ class ROID(SelfTrainingAdapter):
 
     Source: R. Marsden, M. Döbler, B. Yang, *Universal Test-time Adaptation through Weight Ensembling, Diversity
     Weighting, and Prior Correction*, WACV 2024, arXiv 2306.00650. The optimizers are the authors': Adam for CIFAR, SGD
-    with Nesterov momentum for ImageNet (``published``). Differences to the authors' code: augmentations are drawn for
-    each image, not once for a batch; losses are divided by the number of images in the batch, not by the nominal batch
-    size, which matters for a last, smaller batch; the logarithm of the likelihood ratio has no offset of 1e-5; and the
-    prior correction, see there.
+    with Nesterov momentum for ImageNet (``published``). Their tables of continual streams never reset:
+    ``reset="never"``. Differences to the authors' code: augmentations are drawn for each image, not once for a batch;
+    losses are divided by the number of images in the batch, not by the nominal batch size, which matters for a last,
+    smaller batch; the logarithm of the likelihood ratio has no offset of 1e-5; and the prior correction, see there.
 
     Args:
         weighting: Weigh samples as above; otherwise all alike.
