@@ -27,8 +27,9 @@ class TIPI(SelfTrainingAdapter):
     BatchNorm works in two ways. The pass of the clean images uses the batch's statistics and moves the running ones;
     passes of perturbed images use their own batch's statistics and leave the running ones alone. The authors keep a
     second set of running statistics for the latter, which no prediction reads, so this is the same. The prediction
-    (``after``) is made with the moved running statistics, so that it works on small batches; batches of more than
-    ``large_batch`` images are predicted with their own statistics.
+    (``after``) is made with the moved running statistics; batches of more than ``large_batch`` images are predicted
+    with their own. The loss is still made with the statistics of the batch: fewer than 8 images have none worth the
+    name.
 
     Four forwards and two backwards a batch: the clean images, the start of the search, the perturbed images, the
     prediction. With ``entropy_weight`` or terms the clean pass has a backward too.
