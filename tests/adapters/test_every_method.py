@@ -28,6 +28,7 @@ OPEN = {
     "SAR": {"margin": 1.0},
     "DeYO": {"margin": 1.0, "threshold": -1.0},
     "NCTTA": {"margin": 1.0},
+    "MoETTA": {"frozen": []},
 }
 METHODS = {cls.__name__: partial(cls, **OPEN.get(cls.__name__, {})) for cls in CLASSES} | {
     "Tent with STAG": partial(Tent, terms=[adapters.STAG()])

@@ -38,7 +38,7 @@ def test_batch_statistics_after_a_call_of_eval(net, images, method):
     [
         lambda margin: SAR(margin=margin, rho=0.0, lr=0.0),
         lambda margin: DeYO(margin=margin, threshold=-1.0, lr=0.0),
-        lambda margin: MoETTA(margin=margin, dynamic_threshold=False, lr=0.0),
+        lambda margin: MoETTA(margin=margin, dynamic_threshold=False, frozen=[], lr=0.0),
     ],
     ids=["SAR", "DeYO", "MoETTA"],
 )

@@ -59,6 +59,8 @@ def three_norms():
     for norm in (net.first, net.second, net.third):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias)
+    nn.init.uniform_(net.first.running_mean, -0.2, 0.2)  # statistics that no batch has
+    nn.init.uniform_(net.first.running_var, 0.06, 0.3)
     net.fc.weight.data *= 4
     return net.double().eval()
 
@@ -72,7 +74,9 @@ class PlainMoETTA:
         self.optimizer = torch.optim.SGD(self.own.values(), lr=lr, momentum=0.9)
         self.means = []
 
-    def normalized(self, norm, x):
+    def normalized(self, name, norm, x):
+        if isinstance(norm, nn.BatchNorm2d) and name not in self.routed:  # the authors' network is in eval mode
+            return (x - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + norm.eps).sqrt()
         if isinstance(norm, nn.BatchNorm2d):
             return (x - x.mean((0, 2, 3), keepdim=True)) / (
                 x.var((0, 2, 3), keepdim=True, correction=0) + norm.eps
@@ -88,7 +92,7 @@ class PlainMoETTA:
         """Return the layer's output and its load balance."""
         channels_last = isinstance(norm, nn.LayerNorm)
         out, chances, chosen = [], [], []
-        for image, normal in zip(x, self.normalized(norm, x), strict=True):
+        for image, normal in zip(x, self.normalized(name, norm, x), strict=True):
             mean = image.mean((0, 1)) if channels_last else image.mean((1, 2))
             weight, bias = norm.weight, norm.bias
             if name in self.routed:

@@ -43,7 +43,8 @@ def mean_of(adapted):
 
 
 def test_a_network_that_is_its_last_block_is_named(images):
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+    blocks = [nn.Sequential(*(nn.BatchNorm2d(3, affine=number == 3) for _ in range(2))) for number in range(4)]
+    net = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     with pytest.raises(ValueError, match=r"all normalisation layers of Sequential .* last block.*parameters='norm'"):
         SAR().wrap(net.double())(images)
 

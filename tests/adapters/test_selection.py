@@ -13,7 +13,7 @@ AFFINES = ["1.weight", "1.bias", "4.weight", "4.bias"]
 #: Of the two convolutions with a normalisation layer each and the classifier.
 SELECTIONS = {
     "norm": AFFINES,
-    "norm_before_last_block": AFFINES[:2],
+    "norm_before_last_block": AFFINES,  # of two layers without blocks; test_depth.py has networks with blocks
     "features": ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias", "4.weight", "4.bias"],
     "all": [
         "0.weight",

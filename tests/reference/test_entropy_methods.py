@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -52,7 +53,7 @@ def batches() -> list[torch.Tensor]:
 
 def on_batch_statistics(net: nn.Sequential) -> nn.Sequential:
     net = copy.deepcopy(net)
-    for layer in net:
+    for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.train()
             layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
@@ -252,12 +253,12 @@ def test_eata_with_the_stream(net, batches):
 # -- SAR
 
 
-def sar_reference(net, batches, lr, margin, rho, recovery, free):
+def sar_reference(net, batches, lr, margin, rho, recovery, free=affines, classes=4):
     net = on_batch_statistics(net)
     weights = free(net)
     source = [weight.detach().clone() for weight in weights]
     velocity = [torch.zeros_like(weight) for weight in weights]
-    mean, limit = None, margin * math.log(4)
+    mean, limit = None, margin * math.log(classes)
     for images in batches:
         logits = net(images)
         first = [i for i, row in enumerate(logits) if entropy_of(row).item() < limit]
@@ -291,17 +292,14 @@ def sar_reference(net, batches, lr, margin, rho, recovery, free):
         yield net, Step(logits.detach(), loss, len(second), (mean, recovered))
 
 
-@pytest.mark.parametrize(("parameters", "recovery"), [("norm", 0.0), ("norm", 0.5), (None, 0.0), (None, 0.61)])
+@pytest.mark.parametrize(("parameters", "recovery"), [("norm", 0.0), ("norm", 0.5), (None, 0.0), (None, 0.5)])
 def test_sar(net, batches, parameters, recovery):
     adapted = SAR(
         margin=0.6, rho=0.5, recovery=recovery, lr=0.05, parameters=parameters, reset="never"
     ).wrap(copy.deepcopy(net))  # fmt: skip
-    free = affines if parameters else lambda net: affines(net)[:2]  # the last block is the second layer
     batches = batches * 2
     recoveries, kept = 0, []
-    for images, (reference, step) in zip(
-        batches, sar_reference(net, batches, 0.05, 0.6, 0.5, recovery, free), strict=True
-    ):
+    for images, (reference, step) in zip(batches, sar_reference(net, batches, 0.05, 0.6, 0.5, recovery), strict=True):
         agrees(adapted, images, step)
         mean, recovered = step.state
         found = adapted.engine.capture()["tensors"]["method.mean_entropy"].item()
@@ -313,6 +311,33 @@ def test_sar(net, batches, parameters, recovery):
     assert 0 < sum(kept) < sum(map(len, batches))
     assert (0 < recoveries < len(batches)) == (recovery > 0)
     assert adapted.engine.net.forwards == adapted.engine.backwards == 2 * len(batches)
+
+
+def public_affines(net: nn.Module) -> list[nn.Parameter]:
+    """What the public code of SAR and DeYO adapts, by its list of names."""
+    chosen = []
+    for name, module in net.named_modules():
+        if any(part in name for part in ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.")) or name == "norm":
+            continue
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)):
+            chosen += [module.weight, module.bias]
+    return chosen
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet26_gn"])
+def test_sar_on_three_stages_adapts_what_the_public_code_does(name):
+    torch.manual_seed(0)
+    net = timm.create_model(name).double().eval()
+    net.get_classifier().weight.data *= 5
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    adapted = SAR(margin=1.0, recovery=0.0, lr=0.05).wrap(copy.deepcopy(net))
+    steps = sar_reference(net, [images, images.flip(0) * 0.5], 0.05, 1.0, 0.05, 0.0, public_affines, classes=10)
+    for batch, (reference, step) in zip([images, images.flip(0) * 0.5], steps, strict=True):
+        agrees(adapted, batch, step)
+        for found, expected in zip(adapted.module.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(found.data, expected.data, rtol=1e-8, atol=1e-10)
+    free = [found for found in adapted.module.parameters() if found.requires_grad]
+    assert len(free) == len(public_affines(adapted.module)) == (38 if name == "cifar_resnet20" else 48)
 
 
 # -- DeYO
@@ -329,7 +354,7 @@ def shuffled(image: torch.Tensor, order: list[int]) -> torch.Tensor:
 
 def deyo_reference(net, batches, lr, margin, weight_margin, threshold):
     net = on_batch_statistics(net)
-    optimizer = torch.optim.SGD(affines(net)[:2], lr=lr, momentum=0.9)
+    optimizer = torch.optim.SGD(affines(net), lr=lr, momentum=0.9)
     for number, images in enumerate(batches):
         generator = torch.Generator().manual_seed(derive_seed(0, "adapt", 0, number, 0))
         orders = torch.rand(len(images), 16, generator=generator).argsort(1).tolist()

@@ -178,6 +178,27 @@ def nearest(features, k):
     return distances, [sorted(range(len(features)), key=lambda j: row[j])[:k] for row in distances]
 
 
+def authors_labels(probabilities, weights, floor, stops):
+    """Run the authors' loop in Python floats: labels of all images, the early stop of their code on request."""
+    unary = [[-math.log(p + floor) for p in row] for row in probabilities]
+    classes, before = range(len(unary[0])), math.inf
+    y = probabilities
+    for step in range(100):
+        pairwise = [[sum(w * row[c] for w, row in zip(near, y, strict=True)) for c in classes] for near in weights]
+        exponents = [[q - u for q, u in zip(*rows, strict=True)] for rows in zip(pairwise, unary, strict=True)]
+        powers = [[math.exp(e - max(row)) for e in row] for row in exponents]
+        y = [[value / sum(row) for value in row] for row in powers]
+        energy = sum(
+            v * (u - q + math.log(max(v, 1e-20)))
+            for rows in zip(y, unary, pairwise, strict=True)
+            for v, u, q in zip(*rows, strict=True)
+        )
+        if stops and step > 1 and abs(energy - before) <= 1e-8 * abs(before):
+            break
+        before = energy
+    return [row.index(max(row)) for row in y]
+
+
 class TestLAME:
     @pytest.mark.parametrize("kernel", ["rbf", "knn", "linear"])
     @pytest.mark.parametrize("symmetric", [False, True])
@@ -204,8 +225,25 @@ class TestLAME:
                 weights = (weights + weights.T) / 2
             y = p
             for _ in range(100):
-                y = (p.log() + weights @ y).softmax(1)
+                y = ((p + 1e-10).log() + weights @ y).softmax(1)
             torch.testing.assert_close(adapted(images), y.log())
+
+    def test_floor_changes_labels_and_early_stop_does_not(self):
+        """The authors add 1e-10 to probabilities, and stop when their objective changes by less than 1e-8 of itself."""
+        net = nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False)).double()
+        with torch.no_grad():
+            net[1].weight.copy_(torch.tensor([[0.0, 0, 0], [0, 4000, 0], [0, 0, 4000]]))
+        images = 0.01 * torch.randn(40, 3, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        # Features are much alike, and some predictions so sure that neighbours overrule them by the floor alone.
+        images += torch.tensor([1.0, 0.01, 0.0], dtype=torch.float64).view(3, 1, 1)
+        with torch.no_grad():
+            probabilities = net(images).softmax(1).clamp_min(1e-300).tolist()
+        vectors = nn.functional.normalize(images.flatten(1), dim=1)
+        weights = (vectors @ vectors.T).tolist()
+        cases = [(1e-10, True), (1e-10, False), (0.0, False)]
+        stopped, floored, plain = (authors_labels(probabilities, weights, *case) for case in cases)
+        assert stopped == floored != plain
+        assert LAME(kernel="linear").wrap(net)(images).argmax(1).tolist() == floored
 
     def test_neighbours_agree(self):
         """Images of one kind get one label, where the network alone wavers."""

@@ -79,10 +79,28 @@ def entropy(p: torch.Tensor) -> torch.Tensor:
     return -sum(value * value.log() for value in p)
 
 
+class Nesterov:
+    """SGD with Nesterov momentum: v = m v + g, then the weights move by -lr (g + m v)."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.9) -> None:
+        self.parameters, self.lr, self.momentum = parameters, lr, momentum
+        self.velocity = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for index, parameter in enumerate(self.parameters):
+            self.velocity[index] = self.momentum * self.velocity[index] + parameter.grad
+            parameter -= self.lr * (parameter.grad + self.momentum * self.velocity[index])
+
+
 def test_shot():
     adapted, reference = SHOT(lr=0.01, confidence=0.95).wrap(small_net()), small_net()
     parameters = [p for name, p in reference.named_parameters() if not name.startswith("8.")]
-    velocity = [torch.zeros_like(p) for p in parameters]
+    optimizer = Nesterov(parameters, 0.01)
     counts = []
     for images in batches():
         logits = run(reference, images)
@@ -92,26 +110,33 @@ def test_shot():
         loss = sum(map(entropy, p)) / len(p) - entropy(sum(p) / len(p))
         if sure:
             loss = loss + 0.3 * sum(-row.max().log() for row in sure) / len(sure)
-        gradients = torch.autograd.grad(loss, parameters)
-        with torch.no_grad():
-            for parameter, gradient, v in zip(parameters, gradients, velocity, strict=True):
-                v.mul_(0.9).add_(gradient)
-                parameter -= 0.01 * v
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
         torch.testing.assert_close(adapted(images), logits.detach(), **CLOSE)
         assert adapted.engine.last["loss"] == pytest.approx(loss.item(), rel=1e-8)
     assert 0 < counts[0] < 8
     check_weights(adapted.module, reference)
 
 
-@pytest.mark.parametrize(("entropy_weight", "reverse"), [(0.0, True), (2.0, True), (0.0, False)])
-def test_tipi(entropy_weight, reverse):
-    epsilon, limit = 0.05, 5
+@pytest.mark.parametrize(
+    ("entropy_weight", "reverse", "setting"),
+    [(0.0, True, ""), (2.0, True, ""), (0.0, False, ""), (1.0, True, "imagenet")],
+)
+def test_tipi(entropy_weight, reverse, setting):
+    epsilon, limit, rate = 0.05, 5, {"lr": 0.01}
+    if setting:  # the authors' constants
+        published = TIPI.published[setting]
+        assert (published["lr"], published["momentum"], published["entropy_weight"]) == (2.5e-4, 0.9, entropy_weight)
+        epsilon, limit = 2 / 255, math.inf if published["large_batch"] is None else 0
+        rate = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=2.5e-4, momentum=0.9)}
     adapter = TIPI(
-        lr=0.01, epsilon=epsilon, entropy_weight=entropy_weight, reverse=reverse, large_batch=limit,
-        reset="never", seed=0,
+        **rate, epsilon=epsilon, entropy_weight=entropy_weight, reverse=reverse, seed=0, reset="never",
+        large_batch=None if limit == math.inf else limit,
     )  # fmt: skip
     adapted, reference = adapter.wrap(small_net()), small_net()
-    optimizer = torch.optim.Adam(affines(reference), lr=0.01)
+    make = rate.get("optimizer", lambda parameters: torch.optim.Adam(parameters, lr=0.01))
+    optimizer = make(affines(reference))
 
     def kl(one, two):
         return sum((a * (a.log() - b.log())).sum() for a, b in zip(one.softmax(1), two.softmax(1), strict=True))
@@ -121,10 +146,15 @@ def test_tipi(entropy_weight, reverse):
 
     for index, images in enumerate(batches()):
         clean = run(reference, images, "moving")
-        start = images + epsilon * (2 * torch.rand(images.shape, generator=draws(index)).double() - 1)
+        start = epsilon * (2 * torch.rand(images.shape, generator=draws(index)).double() - 1)
         start.requires_grad_()
-        (slope,) = torch.autograd.grad(apart(clean.detach(), run(reference, start)), start)
-        perturbed = run(reference, images + epsilon * slope.sign())
+        (slope,) = torch.autograd.grad(apart(clean.detach(), run(reference, images + start)), start)
+        moves = [
+            r + math.copysign(epsilon, g) for r, g in zip(*(t.flatten().tolist() for t in (start, slope)), strict=True)
+        ]
+        delta = torch.tensor([min(max(move, -epsilon), epsilon) for move in moves], dtype=torch.float64)
+        assert 0.3 < (delta.abs() < epsilon).double().mean() < 0.7  # where the start pointed against the gradient
+        perturbed = run(reference, images + delta.view_as(images))
         loss = apart(clean.detach(), perturbed) + entropy_weight * sum(map(entropy, clean.softmax(1)))
         loss = loss / len(images)
         optimizer.zero_grad()
@@ -143,9 +173,10 @@ def test_tipi(entropy_weight, reverse):
 class ReferenceROID:
     """One image at a time, in the order of the paper."""
 
-    def __init__(self) -> None:
+    def __init__(self, setting: str) -> None:
         self.net, self.source = small_net(), small_net()
-        self.optimizer = torch.optim.Adam(affines(self.net), lr=0.02)
+        adam = setting == "cifar"
+        self.optimizer = torch.optim.Adam(affines(self.net), 0.02) if adam else Nesterov(affines(self.net), 2.5e-4)
         self.mean = torch.full((CLASSES,), 1 / CLASSES).double()
         self.batch = 0
 
@@ -192,8 +223,8 @@ class ReferenceROID:
 class ReferenceCMF(ReferenceROID):
     """The filter with its three steps written out."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, setting: str) -> None:
+        super().__init__(setting)
         self.hidden, self.variance = affines(small_net()), 0.0
         self.q = 30.0 * sum(p.numel() for p in self.hidden) / 38400
         self.betas: list[float] = []
@@ -213,13 +244,20 @@ class ReferenceCMF(ReferenceROID):
 
 
 @pytest.mark.parametrize("method", ["ROID", "CMF"])
-@pytest.mark.parametrize("correction", ["log", "published", "none"])
-def test_roid_and_cmf(method, correction):
-    arguments = {"lr": 0.02, "prior_correction": correction, "seed": 0, "reset": "never"}
+@pytest.mark.parametrize(
+    ("correction", "setting"), [("log", "cifar"), ("published", "cifar"), ("none", "cifar"), ("log", "imagenet")]
+)
+def test_roid_and_cmf(method, correction, setting):
+    arguments = {"prior_correction": correction, "seed": 0, "reset": "never"}
+    if setting == "cifar":
+        arguments["lr"] = 0.02
+    else:  # the optimizer as published
+        options = {name: ROID.published[setting][name] for name in ("lr", "momentum", "nesterov")}
+        arguments["optimizer"] = lambda parameters: torch.optim.SGD(parameters, **options)
     if method == "ROID":
-        adapter, reference = ROID(**arguments), ReferenceROID()
+        adapter, reference = ROID(**arguments), ReferenceROID(setting)
     else:
-        adapter, reference = CMF(process_variance=30.0, **arguments), ReferenceCMF()
+        adapter, reference = CMF(process_variance=30.0, **arguments), ReferenceCMF(setting)
     adapted = adapter.wrap(small_net())
     fractions = []
     for images in batches() * 2:

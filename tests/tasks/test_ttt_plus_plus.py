@@ -46,7 +46,7 @@ def test_training_loss(objective, make_trainer, make_data, tmp_path):
     first, second = logits[0].chunk(2)  # both losses are of the same two views
     supervised = cross_entropy(first, seen["labels"]) + cross_entropy(second, seen["labels"])
     views = projected[0].chunk(2)
-    compared = contrastive_loss(*views, 0.2) if objective == "contrastive" else barlow_twins_loss(*views)
+    compared = 0.2 / 0.07 * contrastive_loss(*views, 0.2) if objective == "contrastive" else barlow_twins_loss(*views)
     expected = 0.7 * supervised + 0.3 * compared
     assert seen["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -106,7 +106,7 @@ def test_auxiliary_loss_has_three_parts(load):
     with torch.no_grad():
         loss = task.auxiliary_loss(images, torch.Generator().manual_seed(1))
         views = task.views(images, torch.Generator().manual_seed(1))
-        expected = contrastive_loss(*task.project(views).chunk(2), 0.5)
+        expected = 0.5 / 0.07 * contrastive_loss(*task.project(views).chunk(2), 0.5)
         features = task.encode(images)
         for weight, alignment, vectors in (
             (0.7, task.encoder_alignment, features),

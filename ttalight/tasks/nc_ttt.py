@@ -27,9 +27,9 @@ class NCTTT(MapTask):
     Source: D. Osowiechi et al., *NC-TTT: A Noise Contrastive Approach for Test-Time Training*, CVPR 2024, arXiv
     2404.08392. The authors' source training is SGD (``optimizer``) at 1e-3 with momentum 0.9 and weight decay 1e-4,
     batches of 128, 100 epochs, a constant rate (``scheduler``); without these arguments the schedule is ``BaseTask``'s.
-    Their code projects to 1536 channels, which is 393,216 numbers in stage 2 at 32 pixels; the paper's number is
-    unknown, and 128 channels are the default here. There the discriminator fits stage 2 on CIFAR only; here it is made
-    for the maps of the chosen stage at ``image_size``.
+    Their code projects to 1536 channels, the only public value, which is 393,216 numbers in stage 2 at 32 pixels. The
+    paper names none, and 128 channels are the default here and in the configurations. There the discriminator fits
+    stage 2 on CIFAR only; here it is made for the maps of the chosen stage at ``image_size``.
 
     Args:
         layer: Number of the stage whose map is read, from 1 on.

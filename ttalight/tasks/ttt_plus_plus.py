@@ -20,6 +20,9 @@ from ttalight.tasks.contrastive_ttt import ContrastiveTTT
 
 __all__ = ["TTTPlusPlus"]
 
+#: Temperature that the authors' code divides by: their contrastive loss is multiplied by temperature / 0.07.
+_BASE_TEMPERATURE = 0.07
+
 
 class TTTPlusPlus(ContrastiveTTT):
     """A classifier trained beside SimCLR that adapts by SimCLR and by feature moments kept from the source.
@@ -30,6 +33,11 @@ class TTTPlusPlus(ContrastiveTTT):
     last epoch ends, mean and covariance of the source's features, at encoder and projector, go into the checkpoint.
     Test: the contrastive loss of two views plus ``MomentAlignment`` at both places, of the images themselves; the
     encoder adapts, classifier and projector stay.
+
+    As in the authors' code the contrastive loss, in training and at test time, is multiplied by temperature / 0.07
+    (7.14 at 0.5), which its weights and learning rates were chosen with. A step passes the views, the images and the
+    images again, so that running statistics move three times as theirs do: the second pass of the images is without
+    gradient here, since its features are those of the first.
 
     The authors' protocol is transductive: up to 500 epochs over a corruption's whole test set, the learning rate and
     the end chosen by its labels. Labels choose nothing here, so that protocol is not offered. By default every batch
@@ -67,7 +75,7 @@ class TTTPlusPlus(ContrastiveTTT):
         FileNotFoundError: If a file does not exist.
     """
 
-    auxiliary_views = 3
+    auxiliary_views = 4
 
     def __init__(
         self,
@@ -141,6 +149,11 @@ class TTTPlusPlus(ContrastiveTTT):
         self.log("train/contrastive", contrastive)
         return loss
 
+    def compare(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the self-supervised loss of two views, (B, D) each: a scalar. The contrastive one is scaled."""
+        loss = super().compare(first, second)
+        return loss * (self.temperature / _BASE_TEMPERATURE) if self.objective == "contrastive" else loss
+
     # -- the source's moments
 
     def on_train_epoch_end(self) -> None:
@@ -204,6 +217,8 @@ class TTTPlusPlus(ContrastiveTTT):
             )
         contrastive = super().auxiliary_loss(images, generator)
         features = self.encode(images)
+        with torch.no_grad():
+            self.encode(images)  # the authors' pass for the projector: the same features, and statistics move again
         aligned: Tensor = self.encoder_alignment(features) + self.head_alignment(self.projector(features))
         return contrastive + aligned
 

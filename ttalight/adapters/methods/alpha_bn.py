@@ -23,7 +23,8 @@ class AlphaBN(Adapter):
 
     Source: S. Schneider, E. Rusak, L. Eck, O. Bringmann, W. Brendel, M. Bethge, *Improving robustness against common
     corruptions by covariate shift adaptation*, NeurIPS 2020, arXiv 2006.16971. The variance of the batch is the biased
-    one, that BatchNorm normalises with.
+    one, over n values a channel, that BatchNorm normalises with. The authors' code mixes the unbiased one, which
+    BatchNorm keeps as running variance, n / (n - 1) times as large.
 
     Args:
         prior: Number N of images that the source statistics count as; not used with ``alpha``.

@@ -25,9 +25,9 @@ class CMF(ROID):
     it. Cost and prediction are those of ``ROID``; there is one more copy of the free parameters.
 
     Source: J.-H. Lee, J.-H. Chang, *Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation*,
-    ICLR 2024 (no arXiv id). As in the authors' code beta is at least 0.89, and 1 from 0.9999 on. A reset takes the
-    variance back too, which their code forgets; only the free parameters are filtered, since the rest is equal in all
-    models.
+    ICLR 2024 (no arXiv id). As in the authors' code beta is at least 0.89, and 1 from 0.9999 on. Their tables of
+    continual streams never reset: ``reset="never"``. A reset restores the variance too, which their code does not; only
+    the adapted parameters are filtered, since the rest is equal in all models.
 
     Args:
         process_variance: Variance q that each step adds, for 38,400 free parameters; it grows in proportion to their

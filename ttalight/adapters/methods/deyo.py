@@ -29,9 +29,9 @@ class DeYO(SelfTrainingAdapter):
     Source: J. Lee, D. Jung, S. Lee, J. Park, J. Shin, U. Hwang, S. Yoon, *Entropy is not Enough for Test-Time
     Adaptation: From the Perspective of Disentangled Factors*, ICLR 2024, arXiv 2403.07366. The authors have no settings
     for CIFAR-C; the defaults are those of their code. The benchmark of R. Marsden, M. Döbler, B. Yang, arXiv
-    2306.00650, runs it there with Adam at 1e-3 on batches of 200. Unlike the authors' code all margins follow the
-    network's own number of classes, the last block, which does not adapt, is found by depth, pixels are shuffled
-    differently in every image, images need not be square, and the network stays in eval mode.
+    2306.00650, runs it there with Adam at 1e-3 on batches of 200. Which layers adapt is as in ``SAR``. Unlike the
+    authors' code all margins follow the network's own number of classes, pixels are shuffled differently in every
+    image, images need not be square, and the network stays in eval mode.
 
     Args:
         margin: Samples with an entropy below this share of ln C are confident, in (0, 1].
@@ -40,7 +40,7 @@ class DeYO(SelfTrainingAdapter):
         destroy: What happens to objects: ``patch`` and ``pixel`` shuffle, ``occlusion`` hides the middle.
         patches: Patches in a row and in a column.
         occlusion: Share of height and width that is hidden, in (0, 1].
-        kwargs: See ``SelfTrainingAdapter``. By default the affines in front of the last block adapt.
+        kwargs: See ``SelfTrainingAdapter``. By default the affines in front of the last block adapt, see above.
 
     Raises:
         ValueError: If an argument is out of range; at the first batch, if the network does not give one prediction an

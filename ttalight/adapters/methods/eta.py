@@ -26,8 +26,10 @@ class ETA(SelfTrainingAdapter):
     Source: S. Niu, J. Wu, Y. Zhang, Y. Chen, S. Zheng, P. Zhao, M. Tan, *Efficient Test-Time Model Adaptation without
     Forgetting*, ICML 2022, arXiv 2204.02610: EATA without its penalty. The settings for CIFAR are those of the
     benchmark of R. Marsden, M. Döbler, B. Yang, arXiv 2306.00650. Unlike the authors' code E0 follows the network's own
-    number of classes, the network stays in eval mode, and LayerNorm and GroupNorm affines adapt too. Dense predictions,
-    (B, C, H, W), count by an image's mean entropy and mean probabilities.
+    number of classes, the network stays in eval mode, and LayerNorm and GroupNorm affines adapt too. A reset clears the
+    running mean of predictions; in the authors' code, and in the benchmark's, it lasts over resets, so that what was
+    predicted before one makes samples after it redundant. Dense predictions, (B, C, H, W), count by an image's mean
+    entropy and mean probabilities.
 
     Args:
         margin: E0 as a share of ln C, in (0, 1].

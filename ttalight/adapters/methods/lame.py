@@ -14,6 +14,9 @@ from ttalight.models.network import Network
 
 __all__ = ["LAME", "affinity", "laplacian_adjusted"]
 
+#: What the authors add to probabilities before the logarithm.
+_FLOOR = 1e-10
+
 
 class LAME(Adapter):
     """Adjusts the predictions of a batch so that images with similar features agree; nothing is learned.
@@ -22,8 +25,10 @@ class LAME(Adapter):
     they do not. One forward a batch.
 
     Source: M. Boudiaf, R. Mueller, I. Ben Ayed, L. Bertinetto, *Parameter-Free Online Test-Time Adaptation*, CVPR
-    2022, arXiv 2201.05718. The authors stop when their objective changes by less than 1e-8; here all ``iterations``
-    run, which leads to the same labels without waiting for the device.
+    2022, arXiv 2201.05718. As in the authors' code probabilities are raised by 1e-10 before the logarithm, so that no
+    log-probability is below -23: under severe corruptions this floor decides labels. The authors stop once their
+    objective changes by less than 1e-8 of itself. Here all ``iterations`` run, which changes no label and does not wait
+    for the device.
 
     Args:
         kernel: ``rbf``, whose width is the mean distance to the k-th nearest (the image itself counted), ``knn``,
@@ -76,7 +81,7 @@ class LAME(Adapter):
             weights = affinity(F.normalize(features.flatten(1), dim=1), self.kernel, self.neighbors)
             if self.symmetric:
                 weights = (weights + weights.T) / 2
-            return laplacian_adjusted(logits.log_softmax(1), weights, self.iterations)
+            return laplacian_adjusted((logits.softmax(1) + _FLOOR).log(), weights, self.iterations)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
@@ -103,14 +108,14 @@ def affinity(features: Tensor, kernel: str, neighbors: int) -> Tensor:
 
 
 def laplacian_adjusted(log_probabilities: Tensor, weights: Tensor, iterations: int) -> Tensor:
-    """Iterate Y = softmax(log p + W Y) from Y = p and return log Y, (B, C).
+    """Iterate Y = softmax(log p + W Y) from Y = softmax(log p) and return log Y, (B, C).
 
     Args:
-        log_probabilities: (B, C).
+        log_probabilities: (B, C), up to a constant for each row.
         weights: (B, B).
         iterations: Number of updates.
     """
-    adjusted = log_probabilities
+    adjusted = log_probabilities.log_softmax(1)
     for _ in range(iterations):
         adjusted = (log_probabilities + weights @ adjusted.exp()).log_softmax(1)
     return adjusted

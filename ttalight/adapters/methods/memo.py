@@ -35,8 +35,9 @@ class MEMO(GradientAdapter):
 
     Source: M. Zhang, S. Levine, C. Finn, *MEMO: Test Time Robustness via Adaptation and Augmentation*, NeurIPS 2022,
     arXiv 2110.09506; the mixture of statistics is that of S. Schneider et al., NeurIPS 2020, arXiv 2006.16971. Views
-    are those of ``AugMixViews``, where the differences to the authors' code are named. The authors' network for CIFAR
-    has GroupNorm, so that the mixture is their choice for ImageNet only.
+    are those of ``AugMixViews``, where the differences to the authors' code are named. The variance of the views that
+    is mixed is the biased one, over n values a channel; the authors' code mixes the unbiased one, n / (n - 1) times as
+    large. The authors' network for CIFAR has GroupNorm, so that the mixture is their choice for ImageNet only.
 
     Args:
         lr: Learning rate of plain SGD; 0.005 by default.

@@ -25,15 +25,20 @@ class MoETTA(SelfTrainingAdapter):
     Every normalisation layer keeps its weight and bias and gets E offsets of them, all zero at first, and a linear
     router on the mean of its input, which sends each image to one expert. Samples with an entropy up to the running
     mean of all batches' mean entropies lose exp(E0 - H) H; that mean also scales a penalty on routers that use some
-    experts more than others, summed over layers. BatchNorm normalises with the batch's statistics. One forward and one
-    backward a batch; the forward that the loss was made from is scored. Made for streams that mix domains.
+    experts more than others, summed over layers. One forward and one backward a batch; the forward that the loss was
+    made from is scored. Made for streams that mix domains.
+
+    BatchNorm layers with experts normalise with the batch's statistics. Those without (``frozen``, ``plain``) keep the
+    source's, as in the authors' code, whose network is in eval mode.
 
     Source: X. Fan, J. Jiang, Z. Chen, F. Huang, X. Chen, Q. Jiang, B. Zhang, X. Tang, Z. Wang, *MoETTA: Test-Time
     Adaptation Under Mixed Distribution Shifts with MoE-LayerNorm*, AAAI 2026, arXiv 2511.13760, after the authors'
     code. They report ImageNet alone, and the same settings serve CIFAR here. Different from the code: E0 is 0.4 ln C of
-    the classifier's own C instead of 1000 classes, a batch without a kept sample changes nothing (there it is NaN),
-    a fixed threshold is E0 (there it crashes), and layers that are neither torch.nn's nor compute the same, such as
-    timm's LayerNorm2d, are left alone and not counted, as there.
+    the classifier's own C instead of 1000 classes, a batch without a kept sample changes nothing (there it is NaN), a
+    fixed threshold is E0 (there it crashes), a reset starts the running mean again (there nothing resets; theirs is
+    multiplied up from ratios of means, which is the same mean up to rounding, of all batches alike whatever their
+    size), and layers that are neither torch.nn's nor compute the same, such as timm's LayerNorm2d, are left alone and
+    not counted, as there.
 
     Args:
         lr: Learning rate of SGD with momentum 0.9; 1e-3 by default.
@@ -95,7 +100,7 @@ class MoETTA(SelfTrainingAdapter):
         self._choose([layer for layer in net.norms if can_be_routed(layer)], type(net.module).__name__)
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Put experts into the layers, free them, and normalise with the batch's statistics."""
+        """Give the layers experts that adapt, and normalise there with the batch's statistics."""
         layers = [layer for layer in net.norms if can_be_routed(layer)]
         routed, plain = self._choose(layers, type(net.module).__name__)
         generator = torch.Generator().manual_seed(derive_seed(net.seed, "experts"))
@@ -104,7 +109,8 @@ class MoETTA(SelfTrainingAdapter):
             layer.replace(stand_in)
         own = {name: value for stand_in in self._routed for name, value in stand_in.parameters.items()}
         net.set_trainable(net.norm_affines(plain) if plain else [], own=own)
-        net.set_norm_mode("batch")
+        net.set_norm_mode("source")
+        net.set_norm_mode("batch", routed)
         dtype = torch.promote_types(self._routed[0].weight.dtype, torch.float32)
         self._mean = torch.zeros((), dtype=dtype, device=net.device)
         self._batches = torch.zeros((), dtype=dtype, device=net.device)

@@ -16,7 +16,9 @@ class RDumb(ETA):
 
     Source: O. Press, S. Schneider, M. Kümmerer, M. Bethge, *RDumb: A simple approach that questions our progress in
     continual test-time adaptation*, NeurIPS 2023, arXiv 2306.05401. The authors count batches; here batches without an
-    update, of which no sample counts, leave nothing to reset and are not counted.
+    update, of which no sample counts, leave nothing to reset and are not counted. Their margin E0 is ln(1000) / 2 - 1,
+    which is ``margin=0.355``; ETA's 0.4 is the default here. Their reset clears the running mean of predictions, as
+    here.
 
     Args:
         reset: See ``Adapter``; 1000 updates by default.

@@ -20,8 +20,8 @@ class RPL(SelfTrainingAdapter):
     One forward and one backward a batch.
 
     Source: E. Rusak, S. Schneider, G. Pachitariu, L. Eck, P. Gehler, O. Bringmann, W. Brendel, M. Bethge, *If your data
-    distribution shifts, use self-learning*, TMLR 2022, arXiv 2104.12928. The authors choose rates for ImageNet; that
-    for CIFAR is the one of the benchmark of R. Marsden, M. Döbler, B. Yang, arXiv 2306.00650.
+    distribution shifts, use self-learning*, TMLR 2022, arXiv 2104.12928. The settings are those of the benchmark of R.
+    Marsden, M. Döbler, B. Yang, arXiv 2306.00650, whose SGD for ImageNet has Nesterov momentum.
 
     Args:
         q: Exponent of the loss in (0, 1]; towards 0 it is cross-entropy.
@@ -33,7 +33,7 @@ class RPL(SelfTrainingAdapter):
 
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},
-        "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 5e-4, "batch_size": 64},
+        "imagenet": {"optimizer": "SGD", "momentum": 0.9, "nesterov": True, "lr": 5e-4, "batch_size": 64},
     }
 
     def __init__(self, q: float = 0.8, **kwargs: Any) -> None:

@@ -31,10 +31,13 @@ class SAR(SelfTrainingAdapter):
 
     Source: S. Niu, J. Wu, Y. Zhang, Z. Wen, Y. Chen, P. Zhao, M. Tan, *Towards Stable Test-Time Adaptation in Dynamic
     Wild World*, ICLR 2023, arXiv 2302.12400; sharpness-aware minimisation is that of P. Foret et al., ICLR 2021, arXiv
-    2010.01412. Unlike the authors' code E0 follows the network's own number of classes; the last block, which does not
-    adapt, is found by depth and not by name; one collapse is one reset, where theirs puts the low mean back afterwards
-    and resets again and again; momentum is reset too; a step that keeps no sample changes nothing, where theirs still
-    moves by its momentum; and the network stays in eval mode.
+    2010.01412. Which layers adapt follows the authors' names where these mean something: not stage 4 of a ResNet, not
+    blocks 10 to 12 and the final norm of a ViT-B, but all layers of three-stage networks for CIFAR except a final
+    ``norm``. Other networks of four blocks or more leave out the last quarter by depth; see
+    ``norms_before_last_block``. Unlike the authors' code E0 follows the network's own number of classes; one collapse
+    is one reset, where theirs puts the low mean back afterwards and resets again and again; momentum is reset too; a
+    step that keeps no sample changes nothing, where theirs still moves by its momentum; and the network stays in eval
+    mode.
 
     The learning rate of the authors is 2.5e-4 for residual networks and 1e-3 for vision transformers, both for batches
     of 64; with fewer than 32 images it is 2.5e-4 / 32 an image for residual networks, with any number 1e-3 / 64 an
@@ -45,7 +48,7 @@ class SAR(SelfTrainingAdapter):
         rho: Length of the climb.
         recovery: Entropy, in nats, below which the running mean tells a collapse; 0 never recovers. The authors' 0.2 is
             for 1000 classes: on ten, an ordinary confident network may lie below.
-        kwargs: See ``SelfTrainingAdapter``. By default the affines in front of the last block adapt.
+        kwargs: See ``SelfTrainingAdapter``. By default the affines in front of the last block adapt, see above.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -74,7 +77,7 @@ class SAR(SelfTrainingAdapter):
         self.recovery = recovery
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Free the affines in front of the last block, and begin without a mean entropy."""
+        """Choose the affines that adapt, and begin without a mean entropy."""
         super().configure(net)
         dtype = torch.promote_types(net.parameters[0].dtype, torch.float32)
         self._mean = torch.full((1,), torch.nan, dtype=dtype, device=net.device)

@@ -15,30 +15,32 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses.entropy import expectation, log_probabilities
 from ttalight.models.network import Outputs
 
-__all__ = ["TIPI", "divergence", "input_gradient"]
+__all__ = ["TIPI", "divergence", "input_gradient", "perturbation"]
 
 
 class TIPI(SelfTrainingAdapter):
     """Minimises the divergence between the predictions of images and of adversarially perturbed images.
 
-    The perturbation is ``epsilon`` times the sign of the gradient of that divergence with respect to the pixels. The
-    prediction of the clean images is a target without gradient.
+    The perturbation is clip(r + ``epsilon`` sign(g)) to [-``epsilon``, ``epsilon``], with r a uniform random start in
+    that range and g the gradient of the divergence with respect to the pixels at the start. The prediction of the clean
+    images is a target without gradient.
 
     BatchNorm works in two ways. The pass of the clean images uses the batch's statistics and moves the running ones;
     passes of perturbed images use their own batch's statistics and leave the running ones alone. The authors keep a
     second set of running statistics for the latter, which no prediction reads, so this is the same. The prediction
-    (``after``) is made with the moved running statistics, so that it works on small batches; batches of more than
-    ``large_batch`` images are predicted with their own statistics.
+    (``after``) is made with the moved running statistics; batches of more than ``large_batch`` images are predicted
+    with their own. The loss is still made with the statistics of the batch: fewer than 8 images have none worth the
+    name.
 
     Four forwards and two backwards a batch: the clean images, the start of the search, the perturbed images, the
     prediction. With ``entropy_weight`` or terms the clean pass has a backward too.
 
     Source: A. T. Nguyen, T. Nguyen-Tang, S.-N. Lim, P. Torr, *TIPI: Test Time Adaptation with Transformation
-    Invariance*, CVPR 2023 (no arXiv id); written from the formulas. Three differences to the authors' settings. The
-    search for the perturbation starts at a random point within ``epsilon``, as theirs does on ImageNet; on CIFAR they
-    start at the image itself, where the divergence is at its minimum and the sign of its gradient is that of rounding
-    errors. Precision is the run's, not always mixed. The learning rate is not rewritten for every batch: the authors'
-    is in proportion to the batch size, so on B images pass ``lr`` = 1e-3 B / 200.
+    Invariance*, CVPR 2023 (no arXiv id); written from the formulas. The perturbation is that of their code for
+    ImageNet. Three differences to their other settings. On CIFAR they start at the image itself (r = 0), where the
+    divergence is at its minimum and the sign of its gradient is that of rounding errors; here the start is random there
+    too. Precision is the run's, not always mixed. The learning rate is not rewritten for every batch: the authors' is
+    in proportion to the batch size, so on B images pass ``lr`` = 1e-3 B / 200.
 
     Args:
         lr: Learning rate of Adam; 1e-3 by default, which belongs to 200 images a batch.
@@ -120,12 +122,13 @@ class TIPI(SelfTrainingAdapter):
         return self.entropy_weight * per_image(outputs.entropies)
 
     def _worst(self, net: AdaptiveNetwork, images: Tensor, target: Tensor, step: int) -> Tensor:
-        """Return the images perturbed along the gradient of the divergence at a random point nearby."""
+        """Return the images perturbed from a random start along the gradient of the divergence there."""
         pixels = self._space.to_pixels(images)
         drawn = torch.rand(pixels.shape, generator=net.draws(step), device=pixels.device)
-        near = (pixels + self.epsilon * (2 * drawn - 1)).to(pixels.dtype).requires_grad_()
+        start = (self.epsilon * (2 * drawn - 1)).to(pixels.dtype)
+        near = (pixels + start).requires_grad_()
         slope = input_gradient(net.parameters, near, lambda: self._divergence_at(net, near, target))
-        return self._space.from_pixels(pixels + self.epsilon * slope.sign())
+        return self._space.from_pixels(pixels + perturbation(start, slope, self.epsilon))
 
     def _divergence_at(self, net: AdaptiveNetwork, pixels: Tensor, target: Tensor) -> Tensor:
         logits = net(self._space.from_pixels(pixels), norm="batch").logits
@@ -143,6 +146,17 @@ class TIPI(SelfTrainingAdapter):
             "large_batch": self.large_batch,
         }
         return super().protocol() | settings | self._space.protocol()
+
+
+def perturbation(start: Tensor, slope: Tensor, epsilon: float) -> Tensor:
+    """Return the change of the pixels: from the start by ``epsilon`` along the slope's sign, clipped to +-``epsilon``.
+
+    Args:
+        start: Random change that the slope was measured at, (B, 3, H, W), each value within +-``epsilon``.
+        slope: Gradient of the divergence, same shape.
+        epsilon: Greatest change of a pixel.
+    """
+    return (start + epsilon * slope.sign()).clamp(-epsilon, epsilon)
 
 
 def divergence(first: Tensor, second: Tensor) -> Tensor:
