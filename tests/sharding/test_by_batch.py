@@ -13,7 +13,7 @@ NAMES = (
     "Tent, reset by domain", "ETA", "EATA", "EATA on the stream", "SAR", "SHOT", "NCTTA", "DeYO", "TestTimeTraining",
     "TestTimeTraining, batch", "TestTimeTraining with STAG",
 )  # fmt: skip
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+CLOSE = {"rtol": 1e-9, "atol": 1e-9, "equal_nan": True}
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ class Several:
 
 
 def refused(adapter, shard, match, error=ValueError, **kwargs):
-    adapter.shard = shard
     with pytest.raises(error, match=match):
-        check_sharding(adapter, Several(**kwargs), torch.nn.Linear(2, 2))
+        check_sharding(Several(**kwargs), shard, adapter.reset)
+        adapter.check_batch_shard(torch.nn.Linear(2, 2))
 
 
 def test_how_to_divide_must_be_said():

@@ -81,7 +81,8 @@ class LAME(Adapter):
             weights = affinity(F.normalize(features.flatten(1), dim=1), self.kernel, self.neighbors)
             if self.symmetric:
                 weights = (weights + weights.T) / 2
-            return laplacian_adjusted((logits.softmax(1) + _FLOOR).log(), weights, self.iterations)
+            raised = (logits.softmax(1) + _FLOOR).log()
+            return laplacian_adjusted(raised.masked_fill(logits == -torch.inf, -torch.inf), weights, self.iterations)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
