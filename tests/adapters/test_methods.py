@@ -187,7 +187,7 @@ class TestTent:
 
     @pytest.mark.filterwarnings("error")
     def test_does_not_warn_when_told_a_rate(self, make_net, images):
-        assert Tent(lr=1e-4).wrap(make_net(classes=200))(images).shape == (6, 200)
+        assert Tent(lr=1e-4).wrap(make_net(classes=200))(images.repeat(2, 1, 1, 1)).shape == (12, 200)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -24,10 +24,14 @@ class Several:
             self.datamodule.setup("test")
 
 
+def check(adapter, shard, **kwargs):
+    check_sharding(Several(**kwargs), shard, adapter.reset)
+    adapter.check_batch_shard(torch.nn.Linear(2, 2))
+
+
 def refused(adapter, shard, match, error=ValueError, **kwargs):
     with pytest.raises(error, match=match):
-        check_sharding(Several(**kwargs), shard, adapter.reset)
-        adapter.check_batch_shard(torch.nn.Linear(2, 2))
+        check(adapter, shard, **kwargs)
 
 
 def test_how_to_divide_must_be_said():

@@ -9,9 +9,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
 from ttalight.adapters.sharding import Shard, StreamShare, check_sharding, check_strategy, prepare
 from ttalight.adapters.wrapper import AdaptedNetwork
-from ttalight.engine.engine import Engine
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
 from ttalight.models.attachment import StandIn
 from ttalight.models.call import Call
@@ -118,6 +120,17 @@ class Adapter(Callback, Method):
                 "inside the network, or was not checked to give the same numbers. Use shard='domain', or one process"
             )
 
+    def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:
+        """Warn of batches too small for batch statistics, and of a method that makes no step."""
+        if net.counters.batches == 1:
+            warn_of_small_batches(type(self).__name__, net, len(logits))
+            self.check_defaults(logits.shape[1])
+        else:
+            warn_of_no_step(type(self).__name__, net)
+
+    def check_defaults(self, classes: int) -> None:
+        """Warn when settings published for few classes meet a classifier of many."""
+
     # -- plain networks
 
     def wrap(self, network: nn.Module | None = None) -> AdaptedNetwork:
@@ -152,6 +165,8 @@ class Adapter(Callback, Method):
             engine.probe(False)
             self._state = engine.capture()
             engine.release()
+            if engine.batches < MANY:
+                warn_of_no_step(type(self).__name__, engine.net)
 
     # -- what the recorder reads
 

@@ -28,6 +28,8 @@ __all__ = ["Engine", "release"]
 _FACTS = {"classifier": None, "rows": None, "possible": None}
 _FORM = {"method": "", "configured": True, "facts": _FACTS, "size": [], "passes": [0, 0]}
 _EMPTY: dict[str, Any] = {"tensors": {}, "source": {}, "optimizer": None}
+#: Batches after which a method without a step is reported.
+MANY = 50
 
 
 def release(network: nn.Module) -> nn.Module:
@@ -134,8 +136,8 @@ class Engine:
                 raise
             finally:
                 net.clear_cache()
-        if net.counters.batches == 1:
-            self.method.check_defaults(logits.shape[1])
+        if net.counters.batches in (1, MANY):
+            self.method.check_progress(net, logits)
         return output
 
     def _adapt(self, images: Tensor) -> Tensor:

@@ -62,5 +62,5 @@ class Method(ABC):
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Return a new optimizer of the trainable parameters."""
 
-    def check_defaults(self, classes: int) -> None:  # noqa: B027
-        """Warn when settings published for few classes meet a classifier of many."""
+    def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:  # noqa: B027
+        """Warn of what the logits of the first and of the fiftieth batch show."""
