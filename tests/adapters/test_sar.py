@@ -224,7 +224,7 @@ class TestDefaults:
     @pytest.mark.filterwarnings("error")
     def test_is_silent_on_many_classes(self, make_net, images):
         images = images.repeat(2, 1, 1, 1)
-        logits = SAR().wrap(make_net(classes=200))(images)  # ImageNet's settings are the defaults
+        logits = SAR(margin=1.0).wrap(make_net(classes=200))(images)  # ImageNet's settings are the defaults
         assert logits.shape == (len(images), 200)
 
     @pytest.mark.parametrize(
