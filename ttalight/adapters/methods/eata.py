@@ -88,8 +88,8 @@ class EATA(ETA):
         self._seen = {"batches": torch.zeros((), dtype=torch.int64), "samples": torch.zeros((), dtype=torch.int64)}
         self._importance = torch.zeros_like(flatten(net.parameters))
         self._is_measured = None
-        if self.fisher_weight > 0 and self.fisher == "source" and net.images is not None:
-            self._importance = self._of_source(net)  # otherwise it is part of the state that follows
+        if self.fisher_weight > 0 and self.fisher == "source":  # without images it is part of the state that follows
+            self._importance.fill_(torch.nan) if net.images is None else self._importance.copy_(self._of_source(net))
 
     def method_state(self) -> dict[str, Tensor]:
         """Return ETA's state and the Fisher information, with the counts that it is the mean of."""
