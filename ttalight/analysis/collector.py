@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -172,9 +172,7 @@ class FeatureCollector(Callback):
         if not isinstance(data, ImageDataModule):
             raise TypeError(f"source_images needs a data module of this package, got {type(data).__name__}")
         assert self._engine is not None
-        with self._engine.at_source(), ExitStack() as layers:
-            for norm in self._engine.net.norms:
-                layers.enter_context(norm.as_source())
+        with self._engine.at_source(), self._engine.net.as_source():
             references = {"source": source_medians(task, data, self.source_images)}
         if self.supervised is not None:
             shared = {name: task.hparams[name] for name in ("encoder", "num_classes", "stem")}

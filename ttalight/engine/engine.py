@@ -6,7 +6,7 @@ import copy
 import operator
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -223,9 +223,7 @@ class Engine:
         net, live = self.net, [] if self.state is None else list(self.state.live.values())
         assert net.images is not None
         before = [value.detach().clone() for value in live]
-        with torch.no_grad(), ExitStack() as layers:
-            for norm in net.norms:
-                layers.enter_context(norm.as_source())
+        with net.as_source():
             try:
                 if live and self.state is not None:
                     torch._foreach_copy_(live, self.state.source)
@@ -238,9 +236,7 @@ class Engine:
 
     def _try(self, image: Tensor) -> object:
         net = self.net
-        with torch.no_grad(), ExitStack() as layers, net.precision():
-            for norm in net.norms:
-                layers.enter_context(norm.as_source())
+        with net.as_source(), net.precision():
             return net.original(image) if net.call is None else net.call(net.original, image)
 
     def _recover(self) -> None:

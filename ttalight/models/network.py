@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
@@ -293,6 +293,14 @@ class Network:
         finally:
             for layer, earlier in zip(self.norms, before, strict=True):
                 layer.mode = earlier
+
+    @contextmanager
+    def as_source(self) -> Iterator[None]:
+        """Normalise as the source model does for a while, without gradients."""
+        with torch.no_grad(), ExitStack() as layers:
+            for layer in self.norms:
+                layers.enter_context(layer.as_source())
+            yield
 
     @contextmanager
     def with_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
