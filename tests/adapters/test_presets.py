@@ -1,0 +1,75 @@
+"""Published settings, applied by ``preset``."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from ttalight import adapters
+from ttalight.adapters import MEMO, SAR, DeYO, GradientAdapter, Tent
+
+METHODS = {
+    name: value
+    for name in adapters.__all__
+    if isinstance(value := getattr(adapters, name), type) and issubclass(value, GradientAdapter) and value.published
+}
+PRESETS = [(name, benchmark) for name, method in METHODS.items() for benchmark in method.published]
+
+
+def optimizer_of(method):
+    return method.make_optimizer([nn.Parameter(torch.zeros(3))])
+
+
+@pytest.mark.parametrize(("name", "benchmark"), PRESETS)
+def test_every_published_setting_is_applied(name, benchmark):
+    settings = METHODS[name].published[benchmark]
+    method = METHODS[name].preset(benchmark, **({} if "lr" in settings else {"batch_size": 16}))
+    optimizer = optimizer_of(method)
+    assert type(optimizer).__name__ == settings["optimizer"]
+    assert optimizer.param_groups[0]["lr"] == settings.get("lr", settings.get("lr_per_image", 0) * 16)
+    for option in ("momentum", "nesterov"):
+        assert optimizer.param_groups[0].get(option, 0) == settings.get(option, 0)
+    optional = ("optimizer", "lr", "lr_per_image", "momentum", "nesterov", "weight_decay", "batch_size")
+    arguments = {name: value for name, value in settings.items() if name not in optional}
+    assert arguments.items() <= vars(method).items()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_are_the_settings_for_cifar(name):
+    default, preset = optimizer_of(METHODS[name]()), optimizer_of(METHODS[name].preset("cifar"))
+    assert type(default) is type(preset)
+    assert default.defaults == preset.defaults
+
+
+def test_overrides():
+    assert optimizer_of(Tent.preset("imagenet", lr=0.5)).param_groups[0]["momentum"] == 0.9
+    assert optimizer_of(Tent.preset("imagenet", lr=0.5)).param_groups[0]["lr"] == 0.5
+    assert MEMO.preset("imagenet", views=8).views == 8
+    assert isinstance(
+        optimizer_of(Tent.preset("imagenet", optimizer=partial(torch.optim.RMSprop, lr=1.0))), torch.optim.RMSprop
+    )
+    assert optimizer_of(SAR.preset("imagenet_vit", batch_size=32)).param_groups[0]["lr"] == pytest.approx(5e-4)
+
+
+def test_messages():
+    with pytest.raises(ValueError, match="Tent has settings for cifar, imagenet, got 'imagnet'"):
+        Tent.preset("imagnet")
+    with pytest.raises(ValueError, match="published for each image: give batch_size="):
+        DeYO.preset("imagenet_below_32")
+
+
+@pytest.mark.filterwarnings("error")
+def test_presets_do_not_warn_on_many_classes(make_net, images):
+    adapted = Tent.preset("imagenet").wrap(make_net(classes=200))
+    assert adapted(images.repeat(2, 1, 1, 1)).shape == (12, 200)
+
+
+def test_settings_take_part_in_copies(make_net, images):
+
+    adapted = Tent.preset("imagenet").wrap(make_net())
+    adapted(images)
+    assert isinstance(copy.deepcopy(adapted).engine.net.optimizer, torch.optim.SGD)
