@@ -113,6 +113,16 @@ class TestPlans:
         )
         assert starts["clust3"]["pretrained"] == starts["nc_ttt"]["pretrained"] == "runs/x/encoder.pt"
 
+    def test_lite0_recipe_trains_its_stages_from_the_given_file(self, tools):
+        plan = plan_of(tools, 2, "lite0", pretrained="lite0.pth")
+        jobs = {job.name: job.config for job in plan.jobs if job.verb == "fit"}
+        assert all(config["data"]["init_args"]["validation"] == 5000 for config in jobs.values())
+        assert all(config["trainer"]["precision"] == "32-true" for config in jobs.values())
+        starts = {name: config["model"]["init_args"].get("pretrained") for name, config in jobs.items()}
+        assert {name for name, start in starts.items() if start != "lite0.pth"} == {"align", "probe"}
+        epochs = {name: config["trainer"]["max_epochs"] for name, config in jobs.items()}
+        assert epochs == dict.fromkeys(jobs, 20) | {"source": 10, "simclr": 10}
+
     def test_control_and_method_share_views_and_images(self, tools):
         jobs = {job.name: job.config for job in plan_of(tools, 2).jobs}
         control, method = jobs["align_emabn_1"], jobs["cta_adapt_1"]
@@ -378,6 +388,17 @@ class TestRuns:
         with pytest.raises(SystemExit, match="stopped with code 7; the same command goes on"):
             tools[0].execute(job, tmp_path, lambda words: seen.append(words) or 7)
         assert seen[0][-2:] == ["--resume", str(run)]
+
+
+def test_fit_only_leaves_the_adaptation_out(tools, tmp_path):
+    seen = []
+    words = ["--table", "2", "--methods", "CTA", "--recipe", "lite0", "--fit-only", "--output", str(tmp_path), *RATE]
+    tools[0].main(words, lambda words: seen.append(words) or 0)
+    assert [(words[0], Path(words[2]).stem) for words in seen] == [
+        ("fit", "source"),
+        ("fit", "simclr"),
+        ("fit", "align"),
+    ]
 
 
 def test_table_3_needs_no_run_and_agrees_with_the_paper(tools, tmp_path, capsys):

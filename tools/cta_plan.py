@@ -90,6 +90,8 @@ class Recipe:
     temperatures: tuple[float, ...]
     folder: str | None = None
     epochs: int | None = None
+    #: Epochs of the other methods' source training, if not those of their configurations.
+    rival_epochs: int | None = None
     domains: tuple[str, ...] = COMMON
     limit: int | None = None
     model: Config = field(default_factory=dict)
@@ -125,6 +127,20 @@ RECIPES = {
         measured=500,
         source_images=5000,
         about="ResNet-20, 25,000 training images, 12 epochs a stage, 500 images of each corruption",
+    ),
+    "lite0": Recipe(
+        (0.5,),
+        folder="cifar10_lite0",
+        rival_epochs=20,
+        limit=2000,
+        model={"encoder": "tf_efficientnet_lite0", "channels_last": True, "warmup_epochs": 1},
+        adapt_data={"generate": True},
+        trainer={"accelerator": "cpu", "precision": "32-true"},
+        repeated=("CTA", "CTA-C", "Y"),
+        training_images=45000,
+        measured=2000,
+        source_images=5000,
+        about="EfficientNet-Lite0 from ImageNet weights, 45,000 training images, 2,000 images of each corruption",
     ),
     "demo": Recipe(
         (0.25, 0.5),
@@ -196,6 +212,7 @@ class Planner:
         budget: Source training of other methods: ``matched`` or ``paper``.
         methods: Labels of the methods in Tables 2, 4 and 5; by default those of the paper's table.
         generate: Make corruptions from clean images.
+        pretrained: File of the weights that stages begin with; by default timm downloads them.
 
     Raises:
         ValueError: If a name is unknown, or data, recipe and budget do not belong together.
@@ -209,6 +226,7 @@ class Planner:
         budget: str = "matched",
         methods: tuple[str, ...] | None = None,
         generate: bool = False,
+        pretrained: str | None = None,
     ) -> None:
         for name, known in ((recipe, RECIPES), (data, DATA), (budget, ("matched", "paper"))):
             if name not in known:
@@ -224,7 +242,7 @@ class Planner:
         if unknown:
             raise ValueError(f"--methods: {', '.join(unknown)} unknown, there are {', '.join(METHODS)}")
         self.recipe, self.data, self.root, self.budget = RECIPES[recipe], data, Path(root), budget
-        self.methods, self.generate = methods, generate
+        self.methods, self.generate, self.pretrained = methods, generate, pretrained
         self.training_images, self.classes, self.side = DATA[data]
         self.jobs: dict[str, Job] = {}
         self._base = CONFIGS / (self.recipe.folder or data)
@@ -326,6 +344,8 @@ class Planner:
         if not (CONFIGS / folder / f"{name}.yaml").is_file():
             folder = "cifar10_matched"
         config = self._in_place(_read(CONFIGS / folder / f"{name}.yaml"), fit)
+        if fit and self.recipe.rival_epochs is not None:
+            config["trainer"]["max_epochs"] = self.recipe.rival_epochs
         for section, arguments in OTHER_DATA.get(self.data, {}).get(f"{folder}/{name}", {}).items():
             config[section]["init_args"] |= arguments
         return config
@@ -451,6 +471,8 @@ class Planner:
         if "num_classes" in arguments:
             arguments["num_classes"] = self.classes
         arguments |= {name: value for name, value in self.recipe.model.items() if _knows(config, name, fit)}
+        if self.pretrained is not None and arguments.get("pretrained") is True:
+            arguments["pretrained"] = self.pretrained
         if self.side != 32 and config["model"]["class_path"] == "NCTTT":
             arguments["image_size"] = self.side
         data = _read(CONFIGS / self.data / file)["data"]

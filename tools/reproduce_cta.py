@@ -1,8 +1,9 @@
 """Run what the tables of CTA's paper need, and print them beside the published numbers.
 
-    python tools/reproduce_cta.py --table 2 [--recipe paper|small|demo] [--data cifar10|cifar100|tiny_imagenet]
+    python tools/reproduce_cta.py --table 2 [--recipe paper|small|lite0|demo] [--data cifar10|cifar100|tiny_imagenet]
                                   [--budget matched|paper] [--methods CTA CTA-C ...] [--output runs/reproduce]
-                                  [--images-per-second N] [--generate] [--oracle] [--dry-run | --report]
+                                  [--images-per-second N] [--pretrained FILE] [--generate] [--oracle]
+                                  [--fit-only] [--dry-run | --report]
 
 S. Barbeau et al., CTA: Cross-Task Alignment for Better Test Time Training, arXiv 2507.05221. Tables 1, 2, 4, 5 and 6
 train and adapt, Table 3 compares settings. Data are read from the folder that TTALIGHT_DATA names.
@@ -66,7 +67,7 @@ def main(words: Sequence[str] | None = None, command: Command | None = None) -> 
     root = Path(options.output) / options.recipe / data
     methods = tuple(options.methods) if options.methods else None
     try:
-        planner = Planner(options.recipe, data, root, options.budget, methods, options.generate)
+        planner = Planner(options.recipe, data, root, options.budget, methods, options.generate, options.pretrained)
         plan = planner.plan(options.table)
         states = {job.name: state(job, root) for job in plan.jobs}
     except ValueError as error:
@@ -76,7 +77,8 @@ def main(words: Sequence[str] | None = None, command: Command | None = None) -> 
         if options.dry_run:
             return
         for job in plan.jobs:
-            execute(job, root, command or _subprocess)
+            if job.verb != "adapt" or not options.fit_only:
+                execute(job, root, command or _subprocess)
     done = {job.name for job in plan.jobs if job.verb == "adapt" and state(job, root) == "done"}
     text = render(plan, root, done, options.oracle)
     # Only these have rows of other methods; the two budgets lie side by side.
@@ -101,8 +103,10 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"Some of {', '.join(METHODS)}.")
     parser.add_argument("--output", default="runs/reproduce", help="Folder of all runs.")
     parser.add_argument("--images-per-second", type=float, help="Forward and backward of the network; else a probe.")
+    parser.add_argument("--pretrained", metavar="FILE", help="Weights to begin with; else timm downloads them.")
     parser.add_argument("--generate", action="store_true", help="Make corruptions from the clean images.")
     parser.add_argument("--oracle", action="store_true", help="Add rows whose steps are chosen by test accuracy.")
+    parser.add_argument("--fit-only", action="store_true", help="Train, and leave the adaptation to a later call.")
     parser.add_argument("--dry-run", action="store_true", help="Print plan and estimate only.")
     parser.add_argument("--report", action="store_true", help="Print the table from what is finished, run nothing.")
     options = parser.parse_args(words)

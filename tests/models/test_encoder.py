@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ttalight.models import create_encoder
+from ttalight.models import create_encoder, preprocessing_of
 
 CIFAR = "cifar_resnet8"
 
@@ -25,6 +25,7 @@ def _state(seed: int, name: str = CIFAR, **kwargs) -> dict[str, torch.Tensor]:
         ("resnet18", "imagenet", 64),
         ("cifar_resnet20", "cifar", 32),
         ("resnet26d", "imagenet", 64),
+        ("test_efficientnet", "cifar", 32),
         ("mobilenetv3_small_050", "imagenet", 64),  # a hidden layer in the head: timm's num_features is another number
         ("test_vit", "imagenet", 160),
         ("test_convnext", "imagenet", 64),
@@ -45,6 +46,19 @@ def test_cifar_stem_keeps_the_resolution():
     assert encoder.forward_features(torch.rand(1, 3, 32, 32)).shape == (1, 512, 4, 4)
     plain = create_encoder("resnet18", stem="imagenet").eval()
     assert plain.forward_features(torch.rand(1, 3, 32, 32)).shape == (1, 512, 1, 1)
+
+
+def test_cifar_stem_of_an_efficientnet_keeps_its_weights_and_takes_any_size(tmp_path):
+    state = _state(1, "test_efficientnet")
+    torch.save(state, tmp_path / "network.pth")
+    encoder = create_encoder("test_efficientnet", pretrained=str(tmp_path / "network.pth"), stem="cifar").eval()
+    plain = create_encoder("test_efficientnet", pretrained=str(tmp_path / "network.pth"), stem="imagenet").eval()
+    assert torch.equal(encoder.conv_stem.weight, state["conv_stem.weight"])
+    images = torch.rand(1, 3, 32, 32)
+    assert encoder.conv_stem(images).shape[2:] == (32, 32)
+    torch.testing.assert_close(encoder.conv_stem(images)[..., ::2, ::2], plain.conv_stem(images))
+    assert preprocessing_of(encoder).size is None
+    assert preprocessing_of(encoder).mean == preprocessing_of(plain).mean
 
 
 def test_cifar_stem_is_initialised_like_the_convolution_it_replaces():

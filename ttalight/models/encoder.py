@@ -10,7 +10,7 @@ from typing import Any, Literal
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.models import ResNet
+from timm.models import EfficientNet, ResNet
 from torch import Tensor, nn
 
 # What registers the networks for 32-pixel images with timm.
@@ -34,8 +34,10 @@ def create_encoder(
     With ``stem="cifar"`` a ResNet of timm starts with a 3x3 convolution of stride 1 and no max-pooling in place of
     the 7x7 convolution of stride 2 and the pooling, so that 32- and 64-pixel images keep their resolution up to the
     first stage (as in the public code of ClusT3, ReC-TTT and TTT++). Pretrained 7x7 kernels are cut to their 3x3
-    centre. The cifar_* networks have that stem already: cifar_resnet8, 14, 20, 32, 44, 56 and 110, cifar_resnet26_gn,
-    cifar_preact_resnet18, cifar_wrn28_10, cifar_wrn40_2 and cifar_resnext29_4x32d.
+    centre. The first convolution of timm's ``EfficientNet`` class (EfficientNet, EfficientNet-Lite, MobileNetV2 and
+    MNASNet) gets a stride of 1 and keeps its weights. The cifar_* networks have that stem already: cifar_resnet8, 14,
+    20, 32, 44, 56 and 110, cifar_resnet26_gn, cifar_preact_resnet18, cifar_wrn28_10, cifar_wrn40_2 and
+    cifar_resnext29_4x32d.
 
     ``num_features`` of the result is what the encoder puts out. For networks with a hidden layer in their head
     (MobileNetV3 and others) timm gives that attribute another meaning, the channels before the head.
@@ -111,6 +113,15 @@ def _from_timm(name: str, *, download: bool, **kwargs: Any) -> nn.Module:
 
 
 def _replace_stem(encoder: nn.Module, name: str, *, keep_weights: bool) -> None:
+    if isinstance(encoder, EfficientNet):
+        encoder.conv_stem.stride = (1, 1)
+    else:
+        _replace_resnet_stem(encoder, name, keep_weights=keep_weights)
+    # The size that timm knows of is that of the network with its own stem.
+    encoder.pretrained_cfg = {key: value for key, value in _config(encoder).items() if key != "input_size"}  # type: ignore[assignment]
+
+
+def _replace_resnet_stem(encoder: nn.Module, name: str, *, keep_weights: bool) -> None:
     conv = getattr(encoder, "conv1", None)
     if not isinstance(encoder, ResNet) or not isinstance(conv, nn.Conv2d):
         reason = (
@@ -118,7 +129,7 @@ def _replace_stem(encoder: nn.Module, name: str, *, keep_weights: bool) -> None:
         )
         raise ValueError(
             f'{name} has {reason} that stem="cifar" could replace: use stem="imagenet", or a plain ResNet (resnet18, '
-            "resnet50) or cifar_*"
+            "resnet50), an EfficientNet or cifar_*"
         )
     small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False).to(conv.weight)
     with torch.no_grad():
@@ -128,8 +139,6 @@ def _replace_stem(encoder: nn.Module, name: str, *, keep_weights: bool) -> None:
             nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
     encoder.set_submodule("conv1", small)
     encoder.set_submodule("maxpool", nn.Identity())
-    # The size that timm knows of is that of the network with its own stem.
-    encoder.pretrained_cfg = {key: value for key, value in _config(encoder).items() if key != "input_size"}  # type: ignore[assignment]
 
 
 def _centre(kernel: Tensor) -> Tensor:
@@ -204,8 +213,8 @@ def _without_classifier(weights: dict[str, Tensor], encoder: nn.Module) -> dict[
 
 
 def _with_measured_features(encoder: nn.Module, name: str, in_chans: int) -> nn.Module:
-    # ResNets take any size, so a small image is enough to tell.
-    size = (32, 32) if isinstance(encoder, ResNet) else _config(encoder)["input_size"][1:]
+    # ResNets, and networks whose stem was replaced, take any size, so a small image is enough to tell.
+    size = (32, 32) if isinstance(encoder, ResNet) else _config(encoder).get("input_size", (3, 32, 32))[1:]
     weight = next(encoder.parameters())
     with torch.no_grad():
         features = encoder.eval()(weight.new_zeros(1, in_chans, *size))

@@ -29,7 +29,7 @@ class JointTask(ContrastiveTTT):
     Args:
         encoder: Name of a timm backbone.
         num_classes: Number of classes C.
-        stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
+        stem: ``cifar`` fits a ResNet or an EfficientNet to small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file.
         weights: Checkpoint of this task.
         contrastive_weight: Weight of the contrastive loss beside the cross-entropy.

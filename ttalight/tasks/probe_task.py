@@ -29,7 +29,7 @@ class ProbeTask(ContrastiveTTT):
         weights: Checkpoint of this task, to adapt; not together with ``self_supervised``.
         encoder: Name of a timm backbone.
         num_classes: Number of classes C.
-        stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
+        stem: ``cifar`` fits a ResNet or an EfficientNet to small images (3x3, stride 1, no pooling).
         symmetric: Whether both views are anchors of the contrastive loss; see ``ContrastiveTask``.
         crop: Augmentation for the cross-entropy: ``resized``, ``padded`` or ``none``.
         crop_scale: Range of a crop's share of the image, for resized crops and for views.

@@ -39,7 +39,7 @@ class RotationTTT(ClassifierSteps, BaseTask):
     Args:
         encoder: Name of a timm backbone whose top-level modules run one after the other, as a ResNet's do.
         num_classes: Number of classes C.
-        stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
+        stem: ``cifar`` fits a ResNet or an EfficientNet to small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file.
         weights: Checkpoint of this task.
         branch: Name of the last shared stage.

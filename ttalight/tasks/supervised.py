@@ -25,7 +25,7 @@ class SupervisedTask(ClassifierSteps, BaseTask):
     Args:
         encoder: Name of a timm backbone.
         num_classes: Number of classes C.
-        stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
+        stem: ``cifar`` fits a ResNet or an EfficientNet to small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file; of the encoder alone.
         weights: File with trained weights: a checkpoint of this task, or a state dict of encoder and classifier under
             the backbone's own names or those of its public files (see ``create_encoder``); ``true`` for timm's.

@@ -52,7 +52,7 @@ class TTTPlusPlus(ContrastiveTTT):
     Args:
         encoder: Name of a timm backbone.
         num_classes: Number of classes C.
-        stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
+        stem: ``cifar`` fits a ResNet or an EfficientNet to small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file.
         supervised: Checkpoint of a ``SupervisedTask`` to start from.
         weights: Checkpoint of this task; not together with ``supervised``.

@@ -24,7 +24,7 @@ class TwoViewTask(BaseTask):
 
     Args:
         encoder: Name of a timm backbone.
-        stem: ``cifar`` replaces the first layers of a ResNet for small images (3x3, stride 1, no pooling).
+        stem: ``cifar`` fits a ResNet or an EfficientNet to small images (3x3, stride 1, no pooling).
         pretrained: ``true`` for timm's weights, or a local file.
         temperature: Temperature of the contrastive loss, of this stage alone: it does not travel with files, as the
             objective does.
