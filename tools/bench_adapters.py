@@ -14,8 +14,8 @@ for each update a step of the same optimizer. What a method computes besides cou
 views, averages, resets between images, layers that it brings along (the affines of all layers take the place of their
 parameters, statistics of the batch that of mixed ones). What the Trainer does around a batch counts too: the row of
 Source shows it. TestTimeTraining, 20 steps a batch, runs on a CrossTaskTTT with the network as its encoder; its bare
-passes are a plain loop over the task's auxiliary loss, views included. ``--fast yes`` and ``--recompute yes`` are
-the adapters' options of these names, beside the same bare passes, which stay as they are.
+passes are a plain loop over the task's auxiliary loss, views included. ``--fast yes`` and ``--recompute yes`` compute
+the method's passes by ``FastPass`` and ``RecomputedBlocks``, beside the same bare passes, which stay as they are.
 
 Method and bare passes take turns, batch by batch, in one process, so that a busy neighbour slows both alike. Ratios are
 medians over the rounds, with the range of the middle half. With one thread of the CPU, times are those that the process
@@ -487,8 +487,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, help="networks")
     parser.add_argument("--batches", nargs="+", type=int, default=[200, 1], help="images a batch")
     parser.add_argument("--through", nargs="+", default=["wrap", "trainer"], choices=["wrap", "trainer"])
-    parser.add_argument("--fast", nargs="+", default=["no"], choices=["no", "yes"], help="the adapters' option fast")
-    parser.add_argument("--recompute", nargs="+", default=["no"], choices=["no", "yes"], help="their option recompute")
+    parser.add_argument("--fast", nargs="+", default=["no"], choices=["no", "yes"], help="by FastPass")
+    parser.add_argument("--recompute", nargs="+", default=["no"], choices=["no", "yes"], help="by RecomputedBlocks")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
     parser.add_argument("--seconds", type=float, default=10, help="least time for the rounds of a row")
     parser.add_argument("--rounds", type=int, default=5, help="least number of rounds of a row")
