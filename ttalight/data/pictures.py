@@ -24,7 +24,7 @@ class _UnknownRange(Exception):
 
 
 def read_picture(
-    path: Path, formats: tuple[str, ...] = FORMATS, advice: str = "replace the file or remove it"
+    path: Path, formats: tuple[str, ...] = FORMATS, advice: str = "replace the file or take it away"
 ) -> Image.Image:
     """Read a picture as 8-bit RGB.
 
