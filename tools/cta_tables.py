@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from ttalight.reporting import read_results
 from ttalight.reporting.html import html_heading, html_list, html_page, html_table, html_wide
 from ttalight.reporting.published import published_rows
 from ttalight.reporting.summary import counted
-from ttalight.reporting.text import markdown_table
+from ttalight.reporting.text import markdown_table, markdown_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +53,7 @@ def render(plan: Plan, root: Path, done: set[str], oracle: bool = False) -> str:
     }.get(plan.table, lambda: _comparison(plan, runs, oracle))()
     notes = [*_notes(plan, done), *differences(plan)]
     title = f"# Table {plan.table}, {plan.data}" + (", budget paper" if plan.budget == "paper" else "")
-    parts = [title, markdown_table(header, lines), "\n".join(f"- {note}" for note in notes)]
+    parts = [title, markdown_table(header, lines), "\n".join(f"- {markdown_text(note)}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,13 +66,18 @@ def report(root: Path) -> str:
     parts = []
     for path in sorted(root.glob("table*.md")):
         title, table, *notes = path.read_text(encoding="utf-8").strip().split("\n\n")
-        header, _, *lines = [line[2:-2].split(" | ") for line in table.splitlines()]
+        header, _, *lines = [[_unescaped(cell) for cell in line[2:-2].split(" | ")] for line in table.splitlines()]
         parts += [html_heading(title.removeprefix("# ")), html_table(header, lines)]
-        parts += [html_list([note.removeprefix("- ") for note in own.splitlines()]) for own in notes]
+        parts += [html_list([_unescaped(note.removeprefix("- ")) for note in own.splitlines()]) for own in notes]
     for path in sorted(root.glob("*.svg")):
         drawing = path.read_text(encoding="utf-8")
         parts += [html_heading(_TITLES.get(path.stem, path.stem)), html_wide(drawing[drawing.index("<svg") :])]
     return html_page(f"Tables of CTA's paper: {root.parent.name}, {root.name}", parts)
+
+
+def _unescaped(text: str) -> str:
+    """Return what ``markdown_text`` was given."""
+    return html.unescape(re.sub(r"\\([\\`*\[\]|])", r"\1", text))
 
 
 def sweep_figure(plan: Plan, root: Path, done: set[str]) -> Figure:

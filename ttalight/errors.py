@@ -23,6 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 import ttalight.adapters
 import ttalight.data
 import ttalight.tasks
+from ttalight.reporting.text import printable
 
 __all__ = ["expected_message", "parser_message", "without_parser"]
 
@@ -100,7 +101,7 @@ def _said_by_a_worker(error: BaseException) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 # -- errors while the words of a command are parsed

@@ -117,9 +117,13 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
     """
     reader = cast(_Readable, file)
     version = npy.read_magic(reader)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"it is of version {version}")
     shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(reader)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which may run code when they are read")
+    if dtype.itemsize == 0:
+        raise ValueError(f"it has values of type {dtype}, of no bytes")
     if any(isinstance(side, bool) or side < 0 for side in shape):
         raise ValueError(f"its shape is {shape}")
     return shape, fortran, dtype

@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from ttalight.callbacks.recorder import Recorder
+from ttalight.reporting.text import printable
 
 __all__ = ["Progress"]
 
@@ -28,5 +29,6 @@ class Progress(TQDMProgressBar):
         """Show where the stream is."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Recorder) and callback.status and not self.is_disabled:
-                self.test_progress_bar.set_postfix(callback.status, refresh=False)
+                shown = {name: printable(value) for name, value in callback.status.items()}
+                self.test_progress_bar.set_postfix(shown, refresh=False)
         super().on_test_batch_end(trainer, pl_module, *args, **kwargs)

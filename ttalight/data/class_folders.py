@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ttalight.data.folders import find_files, subfolders
 from ttalight.data.image_files import ImageFiles, Interpolation
 from ttalight.data.splits import spread_order
 
@@ -18,17 +18,16 @@ __all__ = ["class_files", "class_names", "corruption_folder"]
 
 
 def class_names(folder: Path) -> list[str]:
-    """Return the names of the class folders, sorted.
+    """Return the names of the class folders, sorted; hidden folders and links to a folder above are none.
 
     Raises:
         FileNotFoundError: If there are none.
     """
-    try:
-        classes: list[str] = find_classes(folder)[0]
-    except FileNotFoundError as error:
+    classes = subfolders(folder) if folder.is_dir() else []
+    if not classes:
         raise FileNotFoundError(
             f"no class folders in {folder}: images belong into one subfolder a class, for example {folder}/cat/1.png"
-        ) from error
+        )
     return classes
 
 
@@ -45,7 +44,8 @@ def class_files(
     They stand in a fixed random order that spreads the classes evenly.
 
     Args:
-        folder: Has one subfolder a class; deeper folders count as part of their class.
+        folder: Has one subfolder a class; deeper folders count as part of their class. See `find_files` for hidden
+            files and links.
         classes: Name of each class folder that is read, and the label of its images. A class without a folder has no
             images; folders of other names are left out.
         size: See `ImageFiles`.
@@ -54,22 +54,22 @@ def class_files(
 
     Raises:
         FileNotFoundError: If the folder of a class has no images, or none of the classes has a folder.
+        ValueError: If links make a folder part of two classes.
     """
     present = {name: label for name, label in classes.items() if (folder / name).is_dir()}
     if not present:
         raise FileNotFoundError(f"no folders of the classes {_few(list(classes))} in {folder}")
-    numbers = {name: index for index, name in enumerate(present)}
-    samples = make_dataset(str(folder), numbers, IMG_EXTENSIONS, allow_empty=True)
-    found = np.array([number for _, number in samples], dtype=np.int64)
-    counts = np.bincount(found, minlength=len(present))
-    empty = [str(folder / name) for name, count in zip(present, counts, strict=True) if count == 0]
+    found = find_files(folder, sorted(present), IMG_EXTENSIONS)
+    empty = [str(folder / name) for name, own in found.items() if not own]
     if empty:
         raise FileNotFoundError(
             f"no images in {_few(empty, most=3)}: every class folder needs at least one ({' '.join(IMG_EXTENSIONS)})"
         )
-    labels = np.array(list(present.values()), dtype=np.int64)[found]
+    paths = [path for own in found.values() for path in own]
+    numbers = np.array([present[name] for name in found], dtype=np.int64)
+    labels = np.repeat(numbers, [len(own) for own in found.values()])
     order = spread_order(labels)
-    files = [os.path.relpath(samples[index][0], folder) for index in order]
+    files = [paths[index] for index in order]
     return ImageFiles(folder, files, torch.from_numpy(labels[order]), size, scale=scale, interpolation=interpolation)
 
 
@@ -81,7 +81,7 @@ def corruption_folder(folder: Path, corruption: str, severity: int) -> Path:
     """
     for parent, name in ((folder, corruption), (folder / corruption, str(severity))):
         if not (parent / name).is_dir():
-            present = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
+            present = subfolders(parent)
             near = difflib.get_close_matches(name, present, n=3)
             raise FileNotFoundError(
                 f"no folder {name} in {parent}; there are {', '.join(present) or 'no folders'}"

@@ -18,6 +18,7 @@ from ttalight.data.arrays import ImageArrays
 from ttalight.data.corruptions import COMMON, EXTRA, corrupt_chunk, frost_source, parameters
 from ttalight.data.layout import LABELS, SETTINGS, read_settings, write_npy, write_settings
 from ttalight.data.module import ImageDataModule
+from ttalight.reporting.text import printable
 from ttalight.version import __version__
 
 __all__ = ["main", "write_corrupted"]
@@ -207,5 +208,5 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stderr.write("ttalight corrupt: interrupted; the same command goes on from here\n")
         raise SystemExit(130) from None
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"ttalight corrupt: error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"ttalight corrupt: error: {printable(' '.join(str(error).split()))}\n")
         raise SystemExit(2) from None

@@ -17,13 +17,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ttalight.data.arrays import ImageArrays
+from ttalight.data.pictures import read_picture
 
 __all__ = ["FileDomain", "ImageFiles", "Interpolation", "as_is", "read_image"]
 
 #: Pillow's filters, by the names that timm has for them.
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+#: Pixels that a scaled picture may have; Pillow refuses larger files.
+_MOST_PIXELS = 179_000_000
 
 
 class ImageFiles(Dataset[tuple[Tensor, ...]]):
@@ -124,7 +126,7 @@ def read_image(path: Path, size: int, scale: int | None = None, interpolation: I
     on Pillow images.
 
     Args:
-        path: JPEG, PNG, PPM, BMP, TIFF or WebP. Of the formats that Pillow knows beside these, some start programs.
+        path: JPEG, PNG, PPM, BMP, TIFF or WebP; see `read_picture` for more than 8 bits.
         size: Side of the centre in pixels, at most ``scale``.
         scale: What the shorter side is scaled to, in pixels; ``size`` by default.
         interpolation: Filter of the scaling.
@@ -133,19 +135,18 @@ def read_image(path: Path, size: int, scale: int | None = None, interpolation: I
         uint8 RGB, (3, size, size).
 
     Raises:
-        ValueError: If the file cannot be read; the message names it.
+        ValueError: If the file cannot be read, or is too narrow to be scaled; the message names it.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as file:
-            image = file.convert("RGB")
-    except Exception as error:  # what decoders say of damage has no common base class
-        raise ValueError(
-            f"cannot read image {path} ({type(error).__name__}: {error}): replace the file or take it away"
-        ) from error
+    image = read_picture(path)
     width, height = image.size
     short = min(width, height)
     scale = size if scale is None else scale
     width, height = int(scale * width / short), int(scale * height / short)
+    if width * height > _MOST_PIXELS:  # a line of pixels, which scaling would make large
+        raise ValueError(
+            f"cannot read image {path}: of {image.width} x {image.height} pixels, it would have {width} x {height} "
+            "when it is scaled; replace the file or take it away"
+        )
     image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = round((width - size) / 2), round((height - size) / 2)
     pixels = np.array(image.crop((left, top, left + size, top + size)))

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from ttalight.data.arrays import ImageArrays
 from ttalight.data.class_folders import class_files, class_names
 from ttalight.data.download import DATA_VARIABLE, data_root
+from ttalight.data.folders import subfolders
 from ttalight.data.image_files import FileDomain, ImageFiles, Interpolation
 from ttalight.data.module import ImageDataModule, Split
 from ttalight.data.streams import Domain
@@ -194,7 +195,7 @@ class ImageFolderDataModule(ImageDataModule):
         folder = self._find(split)
         if folder is not None:
             return folder
-        present = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir()) if self.root.is_dir() else None
+        present = subfolders(self.root) if self.root.is_dir() else None
         seen = "does not exist" if present is None else f"has {', '.join(present) or 'no folders'}"
         raise FileNotFoundError(
             f"no {' or '.join(_FOLDERS[split])} folder in {self.root}, which {seen}: the {split} images belong there, "

@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ class CorruptedFolder:
     @property
     def exists(self) -> bool:
         """Whether there is anything to read."""
-        return any(self.folder.glob("*.npy"))
+        return bool(self._arrays())
+
+    def _arrays(self) -> list[str]:
+        return [file.name for file in self.folder.glob("*.npy") if not file.name.startswith(".")]
 
     def path(self, corruption: str) -> Path:
         """Return where the images of a corruption are."""
@@ -95,7 +99,7 @@ class CorruptedFolder:
 
     def _map(self, path: Path) -> npt.NDArray[Any]:
         if not path.is_file():
-            present = sorted(file.stem for file in self.folder.glob("*.npy") if file.name != LABELS)
+            present = sorted(name.removesuffix(".npy") for name in self._arrays() if name != LABELS)
             near = difflib.get_close_matches(path.stem, present, n=3)
             raise FileNotFoundError(
                 f"no {path.name} in {self.folder}; there are {', '.join(present) or 'no .npy files'}"
@@ -136,25 +140,27 @@ def read_npy(path: Path) -> npt.NDArray[Any]:
         ValueError: If the file is not a complete .npy file, or holds Python objects.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("not a plain file")  # a pipe would be waited for
         with path.open("rb") as file:
             shape, _, dtype = read_npy_header(file)
             missing = file.tell() + math.prod(shape) * dtype.itemsize - path.stat().st_size
+        if missing <= 0:
+            array: npt.NDArray[Any] = (
+                np.load(path, mmap_mode="r", allow_pickle=False)
+                if math.prod(shape)
+                else np.empty(shape, dtype)  # there is nothing to map
+            )
+            return array
     except OSError:
         raise
-    except Exception as error:  # what the parser of a header says of damage has no common base class
+    except Exception as error:  # exceptions of the header's parser have no common base class
         if "Python objects" in str(error):
             raise ValueError(
                 f"{path} holds Python objects, which may run code when they are read: it was not opened"
             ) from error
         raise ValueError(f"{path} is not a .npy file ({error}): copy it again") from error
-    if missing > 0:
-        raise ValueError(f"{path} is cut short: {missing:,} bytes are missing at its end; copy it again")
-    if dtype.itemsize == 0:
-        raise ValueError(f"{path} has values of no bytes: copy it again")
-    if math.prod(shape) == 0:
-        return np.empty(shape, dtype)  # of nothing there is no map
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+    raise ValueError(f"{path} is cut short: {missing:,} bytes are missing at its end; copy it again")
 
 
 def write_npy(path: Path, shape: Sequence[int], dtype: npt.DTypeLike, parts: Iterable[npt.NDArray[Any]]) -> None:
@@ -188,12 +194,22 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         settings: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(settings["severities"], list) or not isinstance(settings["split"], str):
-            raise TypeError("severities must be a list and split a string")
-        settings.setdefault("frost", None)
-    except (ValueError, KeyError, TypeError) as error:
+        _check_settings(settings)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): write the set again") from error
-    return dict(settings)
+    return {"frost": None, **settings}
+
+
+def _check_settings(settings: Any) -> None:
+    severities, names = settings["severities"], settings.get("corruptions", [])
+    if not isinstance(severities, list) or not severities or len(set(map(str, severities))) < len(severities):
+        raise TypeError("severities must be a list of different integers")
+    if not all(type(severity) is int for severity in severities):
+        raise TypeError("severities must be integers")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("corruptions must be a list of names")
+    if not isinstance(settings["split"], str) or not isinstance(settings.get("frost"), (str, type(None))):
+        raise TypeError("split must be a string, and frost a string or null")
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -100,11 +100,11 @@ class TinyImageNetDataModule(ImageFolderDataModule):
         table = folder / "val_annotations.txt"
         if not table.is_file():
             return class_files(folder, classes, self.resize, interpolation=self.interpolation)
-        rows = [line.split("\t")[:2] for line in table.read_text(encoding="utf-8").splitlines() if line]
-        strange = next((row for row in rows if len(row) < 2 or row[1] not in classes), None)
-        if strange is not None or not rows:
+        rows = _rows(table)
+        odd = next((row for row in rows if not _is_row(row, classes)), None)
+        if odd is not None or not rows:
             raise ValueError(
-                f"{table} must have lines of a file name, a tab and one of the {len(classes)} classes, got {strange}: "
+                f"{table} must have lines of a file name, a tab and one of the {len(classes)} classes, got {odd}: "
                 "unpack the archive again"
             )
         labels = np.array([classes[wnid] for _, wnid in rows], dtype=np.int64)
@@ -134,3 +134,15 @@ class TinyImageNetDataModule(ImageFolderDataModule):
         classes = {wnid: number for number, wnid in enumerate(class_names(self._tree(_FOLDER) / "train"))}
         files = class_files(folder, classes, self.resize, interpolation=self.interpolation)
         return Domain(name, severity), FileDomain(files, self.limit)
+
+
+def _rows(table: Path) -> list[list[str]]:
+    try:
+        return [line.split("\t")[:2] for line in table.read_text(encoding="utf-8").splitlines() if line]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table} is not a table in UTF-8 ({error}): unpack the archive again") from error
+
+
+def _is_row(row: list[str], classes: dict[str, int]) -> bool:
+    """Whether a row has the name of a file in the folder of images, and a class."""
+    return len(row) == 2 and row[1] in classes and Path(row[0]).name == row[0] and "\0" not in row[0]

@@ -73,6 +73,8 @@ def gain_interval(own: Sequence[Run], other: Sequence[Run]) -> tuple[float, floa
     scores = [_hits(runs, first) for runs in (own, other)]
     probes = [index for index, row in enumerate(own[0].results["domains"]) if row.get("probe", False)]
     counts = ~np.isin(np.unique(first["visit"], return_inverse=True)[1], probes)
+    if not counts.any():
+        raise ValueError(f"{own[0].name}/{PREDICTIONS} has predictions of probes only, which count in no mean")
     difference = (scores[0] - scores[1])[counts]
     return paired_interval(difference, first["visit"][counts], first["sample"][counts])
 

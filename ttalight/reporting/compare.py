@@ -16,6 +16,7 @@ from ttalight.reporting.published import match_published
 from ttalight.reporting.render import render_markdown, render_text
 from ttalight.reporting.results import Metric
 from ttalight.reporting.table import table_csv, tabulate
+from ttalight.reporting.text import printable
 
 
 def compare(
@@ -107,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> None:
         options = parser.parse_args(None if args is None else list(args))
         sys.stdout.write(compare(**options.as_dict()) + "\n")
     except (ArgumentError, OSError, ValueError) as error:
-        sys.stderr.write(f"ttalight compare: error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"ttalight compare: error: {printable(' '.join(str(error).split()))}\n")
         raise SystemExit(2) from None
 
 

@@ -12,6 +12,7 @@ from ttalight.reporting.files import write_files
 from ttalight.reporting.iterations import iteration_curves
 from ttalight.reporting.overview import by_domain
 from ttalight.reporting.results import Results
+from ttalight.reporting.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,10 +48,10 @@ def domain_figure(results: Results) -> Figure:
     if results["mean"]["accuracy"] is not None:
         axes.axhline(100 * results["mean"]["accuracy"], color="tab:gray", linestyle="--", label="mean")
         axes.legend()
-    axes.set_xticks(range(len(rows)), [row["name"] for row in rows], rotation=60, ha="right")
+    axes.set_xticks(range(len(rows)), [_text(row["name"]) for row in rows], rotation=60, ha="right")
     axes.set_ylim(0, 100)
     axes.set_ylabel("accuracy in %")
-    axes.set_title(results["method"])
+    axes.set_title(_text(results["method"]))
     return figure
 
 
@@ -81,9 +82,9 @@ def iterations_figure(results: Results, control: Results | None = None) -> Figur
         steps, domains, mean = iteration_curves(run)
         for name, values in domains.items():
             names += [] if name in names else [name]
-            label = name if run is results else None
+            label = _text(name) if run is results else None
             axes.plot(steps, _percent(values), style, color=colormaps["tab20"](names.index(name) % 20), label=label)
-        axes.plot(steps, _percent(mean), style, color="black", linewidth=2, label=f"mean, {run['method']}")
+        axes.plot(steps, _percent(mean), style, color="black", linewidth=2, label=f"mean, {_text(run['method'])}")
     axes.set_xlabel("steps (dashed: forwards of the control)" if control is not None else "steps")
     axes.set_ylabel("accuracy in %")
     axes.grid(alpha=0.3)
@@ -109,6 +110,11 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
         figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
         contents[f"{name}.{kind}"] = buffer.getvalue()
     write_files(folder, contents)
+
+
+def _text(text: str) -> str:
+    """Write a name so that matplotlib takes no part of it for a formula."""
+    return printable(text).replace("$", r"\$")
 
 
 def _percent(values: Sequence[float | None]) -> list[float]:

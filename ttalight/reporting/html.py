@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from html import escape
 
 from ttalight.reporting.groups import Group
 from ttalight.reporting.iterations import has_iterations, iteration_curves
@@ -12,9 +11,9 @@ from ttalight.reporting.published import Match, match_cells
 from ttalight.reporting.render import MOST_DOMAINS, caption, cells, header, remarks, settings, shared_fields
 from ttalight.reporting.results import Curve
 from ttalight.reporting.summary import counted
-from ttalight.reporting.svg import Point, Series, bar_plot, color, line_plot, scatter_plot
+from ttalight.reporting.svg import Point, Series, bar_plot, color, escape, line_plot, scatter_plot
 from ttalight.reporting.table import Cell, Table
-from ttalight.reporting.text import enumerate_fields
+from ttalight.reporting.text import BEST, enumerate_fields, is_best
 
 __all__ = ["html_heading", "html_list", "html_page", "html_table", "html_wide", "render_html"]
 
@@ -52,12 +51,11 @@ def render_html(table: Table, notes: Sequence[str], matches: Sequence[Match] = (
     Returns:
         A page without scripts and without links to anything outside of it.
     """
-    best = "\x02{}\x03"  # marks that are not in any text, made tags after escaping
     labels = [row.group.label for row in table.rows]
     parts = [
         f'<p class="quiet">{escape(enumerate_fields(shared_fields(table)))}</p>',
         html_list(remarks(table, notes)),
-        html_table(header(table), cells(table, 2, best, "{}"), colored=True),
+        html_table(header(table), cells(table, 2, BEST, "{}"), colored=True),
         f'<p class="quiet">{escape(caption(table, "bold"))}</p>',
         *_plots(table),
         html_heading("Settings, ranks and cost"),
@@ -67,7 +65,7 @@ def render_html(table: Table, notes: Sequence[str], matches: Sequence[Match] = (
         parts += [html_heading("Published beside measured"), html_table(*match_cells(matches, table.metric))]
         parts.append(html_list([match.text for match in matches]))
     title = " · ".join(labels) if len(labels) <= 4 else f"{len(labels)} rows"
-    return html_page(title, parts, "ttalight compare").replace("\x02", "<b>").replace("\x03", "</b>")
+    return html_page(title, parts, "ttalight compare")
 
 
 def html_page(title: str, parts: Sequence[str], name: str | None = None) -> str:
@@ -106,7 +104,7 @@ def _plots(table: Table) -> list[str]:
 def _along(table: Table) -> str:
     """Accuracy in stretches of the stream; runs without a curve, of an earlier version, are not shown."""
     series = [_line(row.group) for row in table.rows]
-    if not any(line.x for line in series):
+    if not _has_values(series):
         return ""
     rows = counted(table.rows[0].group.first["domains"])
     starts = [(float(row["start"]), row["name"]) for row in rows if "start" in row]
@@ -147,7 +145,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _against_steps(table: Table) -> str:
     """Mean accuracy after fewer steps, of the rows whose runs have readings."""
     series = [_steps_line(row.group) for row in table.rows]
-    return line_plot(series, "steps", "accuracy in %") if any(line.x for line in series) else ""
+    return line_plot(series, "steps", "accuracy in %") if _has_values(series) else ""
+
+
+def _has_values(series: Sequence[Series]) -> bool:
+    return any(value is not None for line in series for value in line.y)
 
 
 def _steps_line(group: Group) -> Series:
@@ -197,7 +199,7 @@ def html_wide(content: str) -> str:
 
 
 def html_table(names: Sequence[str], rows: Sequence[Sequence[str]], colored: bool = False) -> str:
-    """Return a table.
+    """Return a table; cells of `BEST` are bold.
 
     Args:
         names: Names of the columns.
@@ -207,7 +209,7 @@ def html_table(names: Sequence[str], rows: Sequence[Sequence[str]], colored: boo
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = []
     for index, row in enumerate(rows):
-        shown = [escape(cell) for cell in row]
+        shown = [f"<b>{escape(cell[1:-1])}</b>" if is_best(cell) else escape(cell) for cell in row]
         shown[0] = (_key(index) if colored else "") + shown[0]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>")
     body = "\n".join(lines)

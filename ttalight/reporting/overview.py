@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ttalight.reporting.results import DomainResult, Forgetting, Results, Summary
 from ttalight.reporting.summary import average, by, counted
-from ttalight.reporting.text import enumerate_fields, number, plain, text_blocks, wrap
+from ttalight.reporting.text import enumerate_fields, number, plain, printable, text_blocks, wrap
 
 #: Settings that say which images arrived in which order; a table needs them equal in all its rows.
 STREAM_FIELDS = ("data", "stream", "stream_hash", "severity", "samples")
@@ -90,7 +90,7 @@ def domain_table(results: Results) -> str:
 def forgetting_line(found: Forgetting) -> str:
     """Say what the probes of one domain showed."""
     return (
-        f"{found['name']}: accuracy {_percent(found['first'])} % at the first of {found['probes']} probes, "
+        f"{printable(found['name'])}: accuracy {_percent(found['first'])} % at the first of {found['probes']} probes, "
         f"{_percent(found['last'])} % at the last, {_percent(found['lowest'])} % at the lowest; "
         f"forgotten {_percent(found['forgotten'])}"
     )

@@ -34,6 +34,14 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "logits": np.dtype("<f2"),
 }
 
+#: Letters of NumPy's kinds and numbers of dimensions that each column of a file may have.
+_EXPECTED: dict[str, tuple[str, Sequence[int]]] = {
+    **dict.fromkeys(("position", "visit", "domain", "sample"), ("iu", (1,))),
+    **dict.fromkeys(("label", "prediction"), ("iu", range(1, 8))),
+    "logits": ("f", range(2, 9)),
+    "domains": ("U", (1,)),
+}
+
 
 class PredictionWriter:
     """Writes predictions batch by batch, without holding them in memory.
@@ -234,7 +242,7 @@ def read_predictions(path: str | Path, *columns: str) -> dict[str, npt.NDArray[A
 
     Raises:
         FileNotFoundError: If the run has no predictions.
-        ValueError: If the file is damaged or lacks a column.
+        ValueError: If the file is damaged, lacks a column, or has one of another type, shape or length.
     """
     path = Path(path)
     path = path / PREDICTIONS if path.is_dir() else path
@@ -244,6 +252,22 @@ def read_predictions(path: str | Path, *columns: str) -> dict[str, npt.NDArray[A
     try:
         check_archive(path, whole=False)
         with zipfile.ZipFile(path) as archive:
-            return {name: read_member(archive, name, "U" if name == "domains" else "iuf") for name in wanted}
+            arrays = {name: read_member(archive, name, *_EXPECTED[name]) for name in wanted}
+        _check_lengths(arrays)
     except DAMAGE as error:
         raise ValueError(f"{path} is not a file of predictions, or it is damaged ({error}): repeat the run") from error
+    return arrays
+
+
+def _check_lengths(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    lengths = {name: len(array) for name, array in arrays.items() if name != "domains"}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ValueError(f"its columns must have one length, at least 1, they have {lengths}")
+    shapes = {arrays[name].shape for name in ("label", "prediction") if name in arrays}
+    if len(shapes) > 1:
+        raise ValueError(f"label and prediction must have one shape, they have {' and '.join(map(str, shapes))}")
+    for name in ("visit", "domain", "sample", "position"):
+        if name in arrays and int(arrays[name].min()) < 0:
+            raise ValueError(f"{name} has {arrays[name].min()}, expected 0 or more")
+    if {"domain", "domains"} <= arrays.keys() and int(arrays["domain"].max()) >= len(arrays["domains"]):
+        raise ValueError(f"domain has {arrays['domain'].max()}, and there are {len(arrays['domains'])} domains")

@@ -10,7 +10,17 @@ from ttalight.reporting.overview import STREAM_FIELDS, forgetting_line, protocol
 from ttalight.reporting.published import Match, match_cells
 from ttalight.reporting.summary import counted, worst
 from ttalight.reporting.table import RISING, Cell, Row, Table
-from ttalight.reporting.text import abbreviate, enumerate_fields, markdown_table, number, plain, text_blocks, wrap
+from ttalight.reporting.text import (
+    BEST,
+    abbreviate,
+    enumerate_fields,
+    markdown_table,
+    markdown_text,
+    number,
+    plain,
+    text_blocks,
+    wrap,
+)
 
 #: More domains than these are not set side by side; table.csv has them.
 MOST_DOMAINS = 40
@@ -57,10 +67,10 @@ def render_markdown(table: Table, notes: Sequence[str], matches: Sequence[Match]
         Paragraphs, a list of the notes and tables.
     """
     parts = [
-        enumerate_fields(shared_fields(table)),
+        markdown_text(enumerate_fields(shared_fields(table))),
         _items(remarks(table, notes)),
-        caption(table, "bold"),
-        markdown_table(header(table), cells(table, 2, "**{}**", "{}")),
+        markdown_text(caption(table, "bold")),
+        markdown_table(header(table), cells(table, 2, BEST, "{}")),
         markdown_table(*settings(table)),
     ]
     if matches:
@@ -166,7 +176,7 @@ def _groups(table: Table) -> list[Group]:
 
 
 def _items(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
 def _in_percent(table: Table) -> bool:

@@ -6,13 +6,20 @@ import csv
 import io
 import json
 import math
-import types
+import reprlib
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NoReturn, TypedDict, get_type_hints
 
 from ttalight.reporting.files import write_files
+from ttalight.reporting.text import csv_text
+from ttalight.reporting.validation import check_curve, check_free, check_readings, check_value
+from ttalight.untrusted import LARGEST
 
 SCHEMA = 1
+
+#: Rows that are read, those of readings among them: minutes of work are refused in a moment.
+_MOST_ROWS = 500_000
+_TOO_MANY = f"more than {_MOST_ROWS:,} rows"
 
 #: The measures that runs can be compared by.
 Metric = Literal["accuracy", "error", "top5", "nll", "ece", "brier", "miou"]
@@ -227,7 +234,7 @@ def write_results(folder: str | Path, results: Results) -> None:
     columns = [name for name in get_type_hints(DomainResult) if name in present]
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(plain["domains"])
+    writer.writerows({**row, "name": csv_text(row["name"])} for row in plain["domains"])
     # The JSON file comes last: it is the one that says how far the run got.
     write_files(folder, {"domains.csv": table.getvalue(), "results.json": text})
 
@@ -243,28 +250,46 @@ def read_results(path: str | Path) -> Results:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, not strict JSON, of another schema, or keys are missing or of wrong types.
+        ValueError: If it is truncated, not strict JSON, of another schema, longer than 256 MiB or 500,000 rows, or keys
+            are missing, of wrong types or out of their range.
     """
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: give the folder of a run that adapt, test or validate has written")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path} is not read: it has {path.stat().st_size:,} bytes, expected at most {LARGEST:,}")
+    content = path.read_bytes()
+    if content.count(b'"images_per_second"') > _MOST_ROWS:  # every row has one
+        raise ValueError(f"{path} is not read: it has {_TOO_MANY}")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant, parse_float=_number)
+        results = json.loads(content.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a result file, it is damaged or not JSON ({error}): repeat the run") from error
     version = results.get("schema") if isinstance(results, dict) else None
     if version != SCHEMA:
         raise ValueError(
-            f"{path} has schema {version!r}, this version of ttalight reads schema {SCHEMA}: "
+            f"{path} has schema {reprlib.repr(version)}, this version of ttalight reads schema {SCHEMA}: "
             "repeat the run or use the version of ttalight that wrote it"
         )
     try:
-        _check(results, Results, "")
-    except (ValueError, RecursionError) as error:
+        _check(results)
+    except ValueError as error:
         raise ValueError(f"{path} does not follow schema {SCHEMA}: {error}; repeat the run") from error
     checked: Results = results
     return checked
+
+
+def _check(results: dict[str, Any]) -> None:
+    if isinstance(results.get("domains"), list) and len(results["domains"]) > _MOST_ROWS:
+        raise ValueError(_TOO_MANY)
+    for name, value in results.items():
+        if name not in ("domains", "readings"):  # of which no part is free
+            check_free(value, name)
+    check_value(results, Results)
+    if "curve" in results:
+        check_curve(results["curve"])
+    check_readings(results.get("readings", []), len(results["domains"]))
 
 
 def _finite(value: Any) -> Any:
@@ -276,51 +301,5 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text:.20} is beyond every number")
-    return value
-
-
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
-
-
-def _check(value: Any, expected: Any, where: str) -> None:
-    """Compare a tree of plain values with the type hints of the schema."""
-    if is_typeddict(expected):
-        _expect(isinstance(value, dict), value, "a mapping", where)
-        missing = sorted(expected.__required_keys__ - value.keys())
-        if missing:
-            raise ValueError(f"{where or 'the top level'} lacks {', '.join(missing)}")
-        hints = get_type_hints(expected)
-        for key in [key for key in hints if key in value]:
-            _check(value[key], hints[key], f"{where}.{key}" if where else key)
-    elif get_origin(expected) is list:
-        _expect(isinstance(value, list), value, "a list", where)
-        for index, part in enumerate(value):
-            _check(part, get_args(expected)[0], f"{where}[{index}]")
-    elif get_origin(expected) is dict:
-        _expect(isinstance(value, dict), value, "a mapping", where)
-    else:
-        branches = get_args(expected) if get_origin(expected) in (Union, types.UnionType) else (expected,)
-        names = " or ".join("null" if branch is types.NoneType else _name(branch) for branch in branches)
-        _expect(any(_fits(value, branch) for branch in branches), value, names, where)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(part, get_args(kind)[0]) for part in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _name(kind: Any) -> str:
-    return f"list of {_name(get_args(kind)[0])}" if get_origin(kind) is list else str(kind.__name__)
-
-
-def _expect(holds: bool, value: Any, expected: str, where: str) -> None:
-    if not holds:
-        raise ValueError(f"{where or 'the top level'} is {value!r:.60}, expected {expected}")

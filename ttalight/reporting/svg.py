@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as escape_html
 
-__all__ = ["Point", "Series", "bar_plot", "color", "line_plot", "nice_ticks", "scatter_plot"]
+from ttalight.reporting.text import printable
+
+__all__ = ["Point", "Series", "bar_plot", "color", "escape", "line_plot", "nice_ticks", "scatter_plot"]
 
 #: M. Okabe and K. Ito, "Color Universal Design", 2008: to be told apart by everybody; yellow and black left out.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888")
@@ -50,6 +52,11 @@ class _Axes:
         return self.height - _BOTTOM - (value - low) / ((high - low) or 1) * (self.height - _TOP - _BOTTOM)
 
 
+def escape(text: str) -> str:
+    """Write text as HTML and SVG show it: no tags, no control characters."""
+    return escape_html(printable(text))
+
+
 def color(index: int) -> str:
     """Return the colour of a row of the table."""
     return _COLORS[index % len(_COLORS)]
@@ -64,7 +71,7 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
         most: Largest number of steps between them.
     """
     span = (high - low) or abs(high) or 1.0
-    raw = span / most
+    raw = max(span / most, 1e-300)  # less may be 0
     unit = 10 ** math.floor(math.log10(raw))
     step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -115,7 +122,7 @@ def bar_plot(series: Sequence[Series], names: Sequence[str], y_label: str) -> st
         An ``svg`` element.
     """
     group = max(44, 13 * len(series) + 12)
-    highest = max(value for line in series for value in line.y if value is not None)
+    highest = max(0.0, *(value for line in series for value in line.y if value is not None))
     y_ticks = nice_ticks(0, highest)
     axes = _Axes(max(420, _LEFT + _RIGHT + group * len(names)), 360, (0, len(names)), (0, y_ticks[-1]))
     parts = [_frame(axes, [], y_ticks, "", y_label)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,9 +15,10 @@ from ttalight.reporting.overview import domain_names
 from ttalight.reporting.predictions import PREDICTIONS
 from ttalight.reporting.results import Metric
 from ttalight.reporting.summary import counted
+from ttalight.reporting.text import csv_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """A measure over ``n`` seeds: mean and sample standard deviation, None where they do not exist."""
 
@@ -85,7 +86,7 @@ def tabulate(groups: Sequence[Group], metric: Metric, baseline: str | None = Non
     """
     domains = domain_names([row for group in groups for run in group.runs for row in counted(run.results["domains"])])
     base = _find(groups, baseline) if baseline is not None else None
-    cells = [tuple(spread(_visited(group, *place, metric)) for place in domains) for group in groups]
+    cells = [_domain_cells(group, domains, metric) for group in groups]
     places = ranks(cells, [group.complete for group in groups], metric in RISING)
     intervals, remarks = _intervals(groups, base, metric)
     rows = [
@@ -158,7 +159,8 @@ def table_csv(table: Table) -> str:
 
     Returns:
         CSV with columns label, method, domain, severity, metric, mean, std (empty for one seed), n, low and high; the
-        last two are the ends of the interval of the line ``gain``. Ranks are lines of the metric ``rank``.
+        last two are the ends of the interval of the line ``gain``. Ranks are lines of the metric ``rank``. Names are
+        written as by `csv_text`.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -166,26 +168,28 @@ def table_csv(table: Table) -> str:
     for row in table.rows:
         places = [*zip(table.domains, row.domains, strict=True), (("mean", None), row.mean)]
         places += [(("weighted_mean", None), row.weighted), (("gain", None), row.gain or Cell())]
-        start = [row.group.label, row.group.first["method"]]
+        start = [csv_text(row.group.label), csv_text(row.group.first["method"])]
         for (name, severity), cell in places:
             if cell.n:
                 ends = row.interval or () if name == "gain" else ()
                 ends = (*ends, "", "")[:2]
-                writer.writerow([*start, name, severity, table.metric, cell.mean, cell.std, cell.n, *ends])
+                writer.writerow([*start, csv_text(name), severity, table.metric, cell.mean, cell.std, cell.n, *ends])
         if row.rank is not None:
             writer.writerow([*start, "mean", None, "rank", row.rank, None, len(row.group.runs), "", ""])
     return text.getvalue()
 
 
-def _visited(group: Group, name: str, severity: int | None, metric: Metric) -> list[float | None]:
-    """One value for every run that visited a domain."""
-    visits = [_of_domain(run, name, severity, metric) for run in group.runs]
-    return [spread(values).mean for values in visits if values]
+def _domain_cells(group: Group, domains: Iterable[tuple[str, int | None]], metric: Metric) -> tuple[Cell, ...]:
+    """Return the cell of every domain: over the runs that visited it, each with the mean of its visits."""
+    runs = [_values_by_domain(run, metric) for run in group.runs]
+    return tuple(spread([spread(values[place]).mean for values in runs if place in values]) for place in domains)
 
 
-def _of_domain(run: Run, name: str, severity: int | None, metric: Metric) -> list[float | None]:
-    rows = counted(run.results["domains"])
-    return [row.get(metric) for row in rows if (row["name"], row["severity"]) == (name, severity)]
+def _values_by_domain(run: Run, metric: Metric) -> dict[tuple[str, int | None], list[float | None]]:
+    values: dict[tuple[str, int | None], list[float | None]] = {}
+    for row in counted(run.results["domains"]):
+        values.setdefault((row["name"], row["severity"]), []).append(row.get(metric))
+    return values
 
 
 def _means(

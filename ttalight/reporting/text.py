@@ -1,13 +1,48 @@
-"""Tables and values as plain text and as Markdown."""
+"""Tables and values as plain text, as Markdown and as CSV.
+
+Names come from files that nobody vouches for. Each function here escapes those in what it returns: no control character
+reaches a terminal, no HTML a Markdown page, no formula a spreadsheet.
+"""
 
 from __future__ import annotations
 
+import html
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 #: Columns of the terminal that tables are made for.
 WIDTH = 120
+
+#: Begin and end of a cell that stands out in its column; a pattern for its text.
+BEST = "\x02{}\x03"
+
+#: Longest text of one setting.
+_LONGEST = 1000
+
+
+def printable(text: str) -> str:
+    """Write characters that are not printable, such as line ends and ESC, as Python's escapes."""
+    if text.isprintable():
+        return text
+    return "".join(part if part.isprintable() else part.encode("unicode_escape").decode() for part in text)
+
+
+def markdown_text(text: str) -> str:
+    """Write text so that Markdown shows it as it is: no HTML, no links, no end of a cell."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(printable(text), quote=False))
+
+
+def csv_text(text: str) -> str:
+    """Write text so that no spreadsheet takes it for a formula: an apostrophe stands before one."""
+    text = printable(text)
+    return f"'{text}" if text.lstrip()[:1] in tuple("=+-@＝＋－＠") else text
+
+
+def is_best(cell: str) -> bool:
+    """Whether a cell was made with `BEST`."""
+    return len(cell) > 1 and (cell[0], cell[-1]) == (BEST[0], BEST[-1])
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -20,8 +55,9 @@ def plain(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, dict):
-        return " ".join(f"{name}={_nested(part)}" for name, part in value.items() if part is not None)
-    return " ".join(map(plain, value)) if isinstance(value, list) else str(value)
+        value = [f"{name}={_nested(part)}" for name, part in value.items() if part is not None]
+    text = " ".join(map(plain, value)) if isinstance(value, list) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _nested(value: object) -> str:
@@ -36,7 +72,7 @@ def enumerate_fields(fields: Mapping[str, str]) -> str:
 
 def wrap(text: str) -> str:
     """Break one paragraph into lines of the terminal's width."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(printable(text), WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def text_blocks(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = WIDTH) -> list[str]:
@@ -50,6 +86,7 @@ def text_blocks(header: Sequence[str], rows: Sequence[Sequence[str]], width: int
     Returns:
         The blocks, each of several lines without an end.
     """
+    header, rows = [printable(name) for name in header], [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str], columns: Sequence[int]) -> str:
@@ -76,9 +113,14 @@ def _split(widths: Sequence[int], width: int) -> Iterator[list[int]]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table in Markdown, the first column aligned left and the others right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """Write a table in Markdown, the first column aligned left and the others right; cells of `BEST` are bold."""
+    ruler = ["---", *["---:"] * (len(header) - 1)]
+    lines = [[_markdown_cell(cell) for cell in line] for line in (header, *rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], ruler, *lines[1:]))
+
+
+def _markdown_cell(cell: str) -> str:
+    return f"**{markdown_text(cell[1:-1])}**" if is_best(cell) else markdown_text(cell)
 
 
 def abbreviate(names: Sequence[str], length: int) -> list[str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 
 from ttalight.data.corruptions.draws import integers, normal, uniform
 from ttalight.data.corruptions.pixels import interpolation_matrix, separable, to_uint8
+from ttalight.data.pictures import read_picture
 
 FROST_PROCEDURAL = "procedural"
 """What `frost_source` says of the built-in textures."""
@@ -108,11 +108,7 @@ def _pictures(frost_dir: str, scale: float) -> tuple[Tensor, ...]:
         )
     pictures = []
     for name in FROST_FILES:
-        try:
-            with Image.open(folder / name, formats=("PNG", "JPEG")) as file:
-                picture = torch.from_numpy(np.array(file.convert("RGB")))
-        except Exception as error:  # what decoders say of damage has no common base class
-            raise ValueError(f"cannot read {folder / name} ({type(error).__name__}: {error}): copy it again") from error
+        picture = torch.from_numpy(np.array(read_picture(folder / name, ("PNG", "JPEG"), "copy it again")))
         pictures.append(_shrink(picture.permute(2, 0, 1).float(), scale))
     return tuple(pictures)
 
