@@ -103,7 +103,8 @@ class AdaptiveNetwork(Network):
             loss, kept = (losses * weights).sum() / count.clamp(min=1), count / weights.numel()
         if penalty is not None:
             loss = loss + penalty
-        self.zero_grad()
+        if self._gradients:
+            self.zero_grad()
         if loss.requires_grad:
             self.pass_state.repeating = True  # blocks under checkpointing pass again
             try:

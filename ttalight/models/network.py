@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -99,6 +100,7 @@ class Network:
         self._changes_input: bool | None = None
         #: Passes of the present batch that returned more than a tensor: logits, and all of it without a graph.
         self._returned: list[tuple[Tensor, Any]] = []
+        self._trainable: list[bool] = []
         self._modules, self._all = list(module.modules()), list(module.parameters())
 
     @property
@@ -186,6 +188,7 @@ class Network:
         self.own = dict(own or {})
         self.parameters = [*parameters, *self.own.values()]
         self.check_trainable(self.parameters)
+        self._trainable = []
         self.fix_flags()
 
     free = set_trainable  # the name until version 0.2
@@ -209,10 +212,13 @@ class Network:
 
     def fix_flags(self) -> None:
         """Let exactly ``parameters`` require gradients, whatever the user's step has set since."""
+        everything = [*self._all, *self.own.values()]
+        if list(map(attrgetter("requires_grad"), everything)) == self._trainable:
+            return
         chosen = set(map(id, self.parameters))
-        for parameter in (*self._all, *self.own.values()):
-            if parameter.requires_grad != (id(parameter) in chosen):
-                parameter.requires_grad_(id(parameter) in chosen)
+        self._trainable = [id(parameter) in chosen for parameter in everything]
+        for parameter, trainable in zip(everything, self._trainable, strict=True):
+            parameter.requires_grad_(trainable)
 
     @property
     def source_vector(self) -> Tensor:
