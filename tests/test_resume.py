@@ -249,7 +249,7 @@ class TestCheckpoints:
         interrupt(tmp_path, Tent(), 8, every=2)
         assert [batches for batches, _ in list_checkpoints(tmp_path)] == [8, 6]
         for _, path in list_checkpoints(tmp_path):
-            assert torch.load(path, weights_only=True)["adapter"]["state"]["counters"]["batches"] in (6, 8)
+            assert torch.load(path, weights_only=True)["adapter"]["counters"]["batches"] in (6, 8)
 
     def test_at_the_end_of_a_domain(self, tmp_path):
         interrupt(tmp_path, Tent(), 8)

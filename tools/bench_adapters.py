@@ -47,10 +47,10 @@ from lightning import Callback, LightningModule, Trainer
 from timm.models import VisionTransformer, create_model
 from torch import nn
 from torch.utils.data import DataLoader
-from ttalight.adapters.engine import Engine
 
 from ttalight import adapters
 from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter
+from ttalight.engine import Engine
 from ttalight.models.cifar_resnet import cifar_resnet20
 from ttalight.models.fast_pass import FastPass
 from ttalight.models.recompute import RecomputedBlocks
@@ -121,11 +121,12 @@ class Recorder:
         self.engine = engine
         self.events: list[Event] = []
         self.passes = 0
-        self.run, self.auxiliary, self.descend = engine.net.run, engine.net.auxiliary_loss, engine.descend
+        self.run, self.auxiliary = engine.net.run, engine.net.auxiliary_loss
+        self.optimizer_step = engine.net.optimizer_step
         self.norm = next((layer for layer in engine.net.norms if layer.is_batch_norm), None)
         engine.net.run = self.forward
         engine.net.auxiliary_loss = self.loss
-        engine.descend = engine.net.descend = self.step
+        engine.net.optimizer_step = self.step
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.run(images)
@@ -145,11 +146,11 @@ class Recorder:
             output.register_hook(lambda _: self.events.append(Backward(number)))
         self.passes += 1
 
-    def step(self, pulled: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
-        before = self.engine.updates
-        self.descend(pulled)
-        if self.engine.updates > before:
+    def step(self) -> bool:
+        moved = self.optimizer_step()
+        if moved:
             self.events.append(Step())
+        return moved
 
     def take(self) -> list[Event]:
         """Return the events since the last time."""

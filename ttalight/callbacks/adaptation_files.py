@@ -19,7 +19,7 @@ __all__ = ["FOLDER", "check_resumable", "list_checkpoints", "read_last", "write_
 
 FOLDER = "adaptation"
 
-_FORMAT = 1
+_FORMAT = 2
 _PARTS = {"identity": str, "batches": int, "adapter": dict, "recorder": dict, "events": dict, "random": dict}
 _NAME = re.compile(r"batch-(\d+)-([0-9a-f]{16})\.ckpt")
 

@@ -142,7 +142,7 @@ class Engine:
 
     def _adapt(self, images: Tensor) -> Tensor:
         net, guard, counters, logits = self.net, self.net.guard, self.net.counters, None
-        if images.shape[1:] in self.admission.sizes and images.is_floating_point():
+        if len(images) and images.shape[1:] in self.admission.sizes and images.is_floating_point():
             finite, fault = images.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), None
         else:
             finite, fault = self.admission.admit(images)
