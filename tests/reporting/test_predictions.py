@@ -48,7 +48,7 @@ def test_batches_become_one_array_a_column(tmp_path):
 def test_what_half_precision_cannot_hold(tmp_path):
     writer = PredictionWriter(tmp_path)
     writer.add(**batch(0, size=1, logits=np.array([[1e9, -np.inf, np.nan]])))
-    writer.close(["clean"])
+    writer.close(["clean", "fog"])
     (row,) = read_predictions(tmp_path, "logits")["logits"]
     assert row[:2].tolist() == [65504, -65504]
     assert np.isnan(row[2])
@@ -58,7 +58,7 @@ def test_dense_predictions(tmp_path):
     writer = PredictionWriter(tmp_path)
     maps = np.zeros((4, 2, 5), dtype=int)
     writer.add(**batch(0, label=maps, prediction=maps, logits=np.zeros((4, 3, 2, 5))))
-    writer.close(["clean"])
+    writer.close(["clean", "fog"])
     assert read_predictions(tmp_path)["label"].shape == (4, 2, 5)
 
 
@@ -80,7 +80,7 @@ def test_memory_does_not_grow(tmp_path):
     try:
         for _ in range(40):
             writer.add(**columns)
-        writer.close(["clean"])
+        writer.close(["clean", "fog"])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -91,7 +91,7 @@ def test_memory_does_not_grow(tmp_path):
 def test_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
     writer = PredictionWriter(tmp_path)
     writer.add(**batch(0))
-    writer.close(["clean"])
+    writer.close(["clean", "fog"])
     before = (tmp_path / "predictions.npz").read_bytes()
     again = PredictionWriter(tmp_path)
     again.add(**batch(8))
@@ -102,7 +102,7 @@ def test_full_disk_keeps_the_earlier_file(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(OSError, match="No space left on device: could not write predictions"):
-            again.close(["clean"])
+            again.close(["clean", "fog"])
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.npz"]
     assert (tmp_path / "predictions.npz").read_bytes() == before
 
@@ -115,7 +115,7 @@ def test_what_a_killed_run_left_is_taken_away(tmp_path):
 
 
 def test_without_a_batch_there_is_no_file(tmp_path):
-    PredictionWriter(tmp_path).close(["clean"])
+    PredictionWriter(tmp_path).close(["clean", "fog"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,7 +123,7 @@ class TestRead:
     def test_all_but_the_logits(self, tmp_path):
         writer = PredictionWriter(tmp_path)
         writer.add(**batch(0))
-        writer.close(["clean"])
+        writer.close(["clean", "fog"])
         names = {"position", "visit", "domain", "sample", "label", "prediction", "domains"}
         assert read_predictions(tmp_path).keys() == names
 
@@ -134,7 +134,7 @@ class TestRead:
     def test_truncated(self, tmp_path):
         writer = PredictionWriter(tmp_path)
         writer.add(**batch(0))
-        writer.close(["clean"])
+        writer.close(["clean", "fog"])
         file = tmp_path / "predictions.npz"
         whole = file.read_bytes()
         for length in (0, 10, len(whole) // 2, len(whole) - 5):
