@@ -21,7 +21,7 @@ OPEN = {
     "SAR": {"margin": 0.19},
     "DeYO": {"margin": 0.19, "threshold": -1.0},
     "NCTTA": {"margin": 0.19},
-    "MoETTA": {"margin": 0.19, "dynamic_threshold": False},
+    "MoETTA": {"margin": 0.19},
     "MEMO": {"views": 4},
 }
 NAMES = (
@@ -30,7 +30,6 @@ NAMES = (
 )  # fmt: skip
 METHODS = {name: partial(getattr(adapters, name), **OPEN.get(name, {})) for name in NAMES} | {
     "Tent with STAG": partial(Tent, terms=[adapters.STAG()]),
-    "Tent with STAG, predicted": partial(Tent, terms=[adapters.STAG(objective="predicted", anchor_bias=True)]),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*source")

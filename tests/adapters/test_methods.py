@@ -38,9 +38,8 @@ def test_batch_statistics_after_a_call_of_eval(net, images, method):
     [
         lambda margin: SAR(margin=margin, rho=0.0, lr=0.0),
         lambda margin: DeYO(margin=margin, threshold=-1.0, lr=0.0),
-        lambda margin: MoETTA(margin=margin, dynamic_threshold=False, frozen=[], lr=0.0),
     ],
-    ids=["SAR", "DeYO", "MoETTA"],
+    ids=["SAR", "DeYO"],
 )
 def test_the_margin_follows_the_number_of_classes(make_net, images, method, classes):
     images = images * torch.linspace(0.1, 3, 6, dtype=images.dtype).view(-1, 1, 1, 1)

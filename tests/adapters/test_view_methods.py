@@ -211,11 +211,10 @@ class TestTIPI:
 
 @pytest.mark.parametrize("method", [ROID, CMF])
 class TestROIDAndCMF:
-    @pytest.mark.parametrize("weighting", [True, False])
     @pytest.mark.parametrize("kind", ["one", "constant", "usual"])
-    def test_odd_batches_stay_finite(self, method, weighting, kind, net, pixels):
+    def test_odd_batches_stay_finite(self, method, kind, net, pixels):
         batch = {"one": pixels[:1], "constant": pixels[:1].expand(5, -1, -1, -1), "usual": pixels}[kind]
-        adapted = method(weighting=weighting, lr=0.01).wrap(net)
+        adapted = method(lr=0.01).wrap(net)
         for _ in range(3):
             assert torch.isfinite(adapted(batch)).all()
             assert adapted.engine.last["selected"] > 0
@@ -246,11 +245,6 @@ class TestROIDAndCMF:
         adapted.reset()
         after = adapted.state_dict()["tensors"]
         assert all(torch.equal(after[name], fresh[name]) for name in fresh)
-
-    def test_without_consistency_has_one_forward(self, method, net, pixels):
-        adapted = method(consistency=False).wrap(net)
-        adapted(pixels)
-        assert (adapted.engine.net.forwards, adapted.engine.backwards) == (1, 1)
 
     def test_a_term_counts_for_kept_samples_alike(self, method, net, pixels):
         from ttalight.adapters import Term
@@ -430,8 +424,8 @@ def test_what_a_result_says(method, net, pixels):
     expected = {
         SHOT: {"pseudo_weight": 0.3, "confidence": 0.9, "lr": 1e-3},
         TIPI: {"epsilon": 2 / 255, "entropy_weight": 0.0, "reverse": True, "large_batch": 64, "norm": "ema"},
-        ROID: {"source_share": 0.01, "temperature": 1 / 3, "prior_correction": "log", "weighting": True},
-        CMF: {"process_variance": 0.005, "hidden_share": 0.01, "consistency": True},
+        ROID: {"source_share": 0.01, "temperature": 1 / 3, "prior_correction": "log"},
+        CMF: {"process_variance": 0.005, "hidden_share": 0.01},
         MEMO: {"views": 32, "prior": 16.0, "joint": False, "crop": "padded", "reset": "batch", "lr": 0.005},
     }[method]
     assert {name: protocol[name] for name in expected} == expected

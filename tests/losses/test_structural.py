@@ -7,13 +7,7 @@ import math
 import pytest
 import torch
 
-from ttalight.losses.structural import (
-    entropy_slopes,
-    predicted_slopes,
-    structural_alignment,
-    structural_anchors,
-    structural_logits,
-)
+from ttalight.losses.structural import entropy_slopes, structural_alignment
 
 
 def entropy_of(logits):
@@ -46,11 +40,6 @@ def features(draws):
     return torch.randn(4, 7, dtype=torch.float64, generator=draws)
 
 
-@pytest.fixture
-def every_class():
-    return torch.arange(5)
-
-
 def close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
@@ -78,23 +67,6 @@ class TestOnlineGradients:
             k = int(values.argmax())
             close(slope[k] * z, gradient(lambda rows, z=z: entropy_of(rows @ z + bias), weight)[k])
 
-    def test_of_one_class_s_share(self, features, weight, bias):
-        logits = features @ weight.T + bias
-        classes = torch.tensor([0, 3, 4, 1])
-        own = predicted_slopes(logits, classes) @ weight
-        for z, k, g in zip(features, classes, own, strict=True):
-
-            def share(z, k=k):
-                p = (weight @ z + bias).softmax(0)[k]
-                return -p * p.log()
-
-            close(g, gradient(share, z))
-
-    def test_of_shares_add_up_to_the_whole(self, features, weight):
-        logits = features @ weight.T
-        shares = sum(predicted_slopes(logits, torch.full((4,), k)) for k in range(5))
-        close(shares, entropy_slopes(logits))
-
     def test_do_not_change_when_all_logits_move(self, features, weight):
         logits = features @ weight.T
         close(entropy_slopes(logits + 700), entropy_slopes(logits))
@@ -111,29 +83,11 @@ class TestOnlineGradients:
 
 class TestAnchors:
     @pytest.mark.parametrize("with_bias", [False, True])
-    def test_of_every_space_against_autograd(self, weight, bias, every_class, with_bias):
+    def test_against_autograd(self, weight, bias, with_bias):
         b = bias if with_bias else torch.zeros_like(bias)
-        slopes = entropy_slopes(structural_logits(weight, weight, bias if with_bias else None))
-        own = {
-            space: structural_anchors(slopes, every_class, weight, weight, space)
-            for space in ("feature", "total", "weight_row")
-        }
+        own = entropy_slopes(weight @ weight.T + b) @ weight
         for k in range(5):
-            row = weight[k].clone()
-
-            def as_both(row, k=k):
-                rows = weight.clone()
-                rows[k] = row
-                return entropy_of(rows @ row + b)
-
-            def as_row(row, k=k, feature=row):
-                rows = weight.clone()
-                rows[k] = row
-                return entropy_of(rows @ feature + b)
-
-            close(own["feature"][k], gradient(lambda z: entropy_of(weight @ z + b), row))
-            close(own["total"][k], gradient(as_both, row))
-            close(own["weight_row"][k], gradient(as_row, row))
+            close(own[k], gradient(lambda z: entropy_of(weight @ z + b), weight[k]))
 
 
 class TestAlignment:

@@ -125,7 +125,11 @@ class TestAlphaBN:
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [({"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"), ({"prior": -1}, "prior must")],
+        [
+            ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
+            ({"prior": -1}, "prior must"),
+            ({"prior": 8.0, "alpha": 0.3}, "prior .* or alpha .*, not both: got prior=8.0 and alpha=0.3"),
+        ],
     )
     def test_says_what_is_wrong(self, arguments, message):
         with pytest.raises(ValueError, match=message):

@@ -157,7 +157,7 @@ CONFIGURATIONS: dict[str, Make] = {
     "TIPI": partial(A.TIPI, lr=0.02),
     "TIPI, entropy": partial(A.TIPI, lr=0.02, entropy_weight=1.0, reverse=False, large_batch=4),
     "ROID": partial(A.ROID, lr=0.02),
-    "ROID, Adam": partial(A.ROID, optimizer=_ADAMW, consistency=False, prior_correction="none"),
+    "ROID, Adam": partial(A.ROID, optimizer=_ADAMW, prior_correction="none"),
     "CMF": partial(A.CMF, lr=0.02),
     "MEMO": partial(A.MEMO, views=4, lr=0.02),
     "MEMO, joint": partial(A.MEMO, views=4, joint=True, lr=0.02),

@@ -21,13 +21,7 @@ from ttalight.losses.self_training import (
     soft_likelihood_ratio,
     symmetric_cross_entropy,
 )
-from ttalight.losses.structural import (
-    entropy_slopes,
-    predicted_slopes,
-    structural_alignment,
-    structural_anchors,
-    structural_logits,
-)
+from ttalight.losses.structural import entropy_slopes, structural_alignment
 
 __all__ = [
     "AlignmentLoss",
@@ -51,11 +45,8 @@ __all__ = [
     "mutual_divergence",
     "noise_contrastive_loss",
     "noise_logits",
-    "predicted_slopes",
     "reconstruction_loss",
     "soft_likelihood_ratio",
     "structural_alignment",
-    "structural_anchors",
-    "structural_logits",
     "symmetric_cross_entropy",
 ]

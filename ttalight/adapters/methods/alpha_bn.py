@@ -13,6 +13,8 @@ from ttalight.models.network import Network
 
 __all__ = ["AlphaBN"]
 
+_PRIOR = 16.0
+
 
 class AlphaBN(Adapter):
     """Normalises BatchNorm layers with a mixture of the source's statistics and the batch's.
@@ -27,22 +29,28 @@ class AlphaBN(Adapter):
     BatchNorm keeps as running variance, n / (n - 1) times as large.
 
     Args:
-        prior: Number N of images that the source statistics count as; not used with ``alpha``.
-        alpha: Constant share of the batch in [0, 1] instead.
+        prior: Number N of images that the source statistics count as, at least 0.
+        alpha: Constant share of the batch in [0, 1] instead; not together with another ``prior`` than the default.
         kwargs: See ``Adapter``.
 
     Raises:
-        ValueError: If an argument is out of range; at the first batch, if the network has no BatchNorm layer.
+        ValueError: If an argument is out of range or both are given; at the first batch, if the network has no
+            BatchNorm layer.
     """
 
     shards_batches = True
 
-    def __init__(self, prior: float = 16.0, alpha: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, prior: float = _PRIOR, alpha: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if prior < 0:
             raise ValueError(f"prior must be at least 0, got {prior}")
         if alpha is not None and not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+        if alpha is not None and prior != _PRIOR:
+            raise ValueError(
+                f"give prior (a share that grows with the batch) or alpha (a constant share), not both: got "
+                f"prior={prior} and alpha={alpha}"
+            )
         self.prior, self.alpha = prior, alpha
         self.norm = "prior" if alpha is None else "alpha"
 

@@ -35,10 +35,10 @@ class MoETTA(SelfTrainingAdapter):
     Adaptation Under Mixed Distribution Shifts with MoE-LayerNorm*, AAAI 2026, arXiv 2511.13760, after the authors'
     code. They report ImageNet alone, and the same settings serve CIFAR here. Different from the code: E0 is 0.4 ln C of
     the classifier's own C instead of 1000 classes, a batch without a kept sample changes nothing (there it is NaN), a
-    fixed threshold is E0 (there it crashes), a reset starts the running mean again (there nothing resets; theirs is
-    multiplied up from ratios of means, which is the same mean up to rounding, of all batches alike whatever their
-    size), and layers that are neither torch.nn's nor compute the same, such as timm's LayerNorm2d, are left alone and
-    not counted, as there.
+    reset starts the running mean again (there nothing resets; theirs is multiplied up from ratios of means, which is
+    the same mean up to rounding, of all batches alike whatever their size), the code's fixed threshold and weight of
+    the penalty are left out, and layers that are neither torch.nn's nor compute the same, such as timm's LayerNorm2d,
+    are left alone and not counted, as there.
 
     Args:
         lr: Learning rate of SGD with momentum 0.9; 1e-3 by default.
@@ -48,10 +48,8 @@ class MoETTA(SelfTrainingAdapter):
             The code freezes [0] for ViT-B/16, [0, 1, 2, 3] for ConvNeXt-B and the first 15 for ViT-L/16; the paper
             finds the first 5 best for ViT-B/16.
         plain: Indices of layers that adapt their own weight and bias instead.
-        balance: Weight of the penalty.
+        balance: Weight of the penalty, which the running mean multiplies.
         margin: E0 as a share of ln C.
-        dynamic_threshold: Whether the threshold follows the running mean; otherwise it is E0.
-        dynamic_balance: Whether the running mean multiplies the weight of the penalty.
         kwargs: See ``SelfTrainingAdapter``; ``parameters`` has no meaning here.
 
     Raises:
@@ -72,8 +70,6 @@ class MoETTA(SelfTrainingAdapter):
         plain: Sequence[int] = (),
         balance: float = 0.2,
         margin: float = 0.4,
-        dynamic_threshold: bool = True,
-        dynamic_balance: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
@@ -91,7 +87,6 @@ class MoETTA(SelfTrainingAdapter):
         self.frozen: list[int] | float = frozen if isinstance(frozen, (int, float)) else list(frozen)
         self.plain = list(plain)
         self.balance, self.margin = balance, margin
-        self.dynamic_threshold, self.dynamic_balance = dynamic_threshold, dynamic_balance
 
     def check(self, net: Network) -> None:
         """Check that there are layers for experts."""
@@ -150,8 +145,7 @@ class MoETTA(SelfTrainingAdapter):
             entropies = per_image(outputs.entropies)
             self._follow(entropies.mean())
             margin = entropy_margins(self.margin, outputs.logits)
-            kept = entropies <= (self._mean if self.dynamic_threshold else margin)
-            return confidence_weight(entropies, margin) * kept
+            return confidence_weight(entropies, margin) * (entropies <= self._mean)
 
     def _follow(self, mean: Tensor) -> None:
         """Move the running mean by a batch's; one that is not finite counts for nothing."""
@@ -168,13 +162,12 @@ class MoETTA(SelfTrainingAdapter):
         balances = [stand_in.balance for stand_in in self._routed if stand_in.balance is not None]
         for stand_in in self._routed:
             stand_in.balance = None
-        weight = self.balance * self._mean if self.dynamic_balance else self.balance
-        return weight * sum(balances, start=torch.zeros_like(self._mean))
+        return self.balance * self._mean * sum(balances, start=torch.zeros_like(self._mean))
 
     def check_defaults(self, classes: int) -> None:
         """Warn of nothing: the settings for CIFAR and ImageNet are the same."""
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
-        names = ("experts", "top", "frozen", "plain", "balance", "margin", "dynamic_threshold", "dynamic_balance")
+        names = ("experts", "top", "frozen", "plain", "balance", "margin")
         return super().protocol() | {name: getattr(self, name) for name in names}

@@ -39,8 +39,6 @@ class ROID(SelfTrainingAdapter):
     smaller batch; the logarithm of the likelihood ratio has no offset of 1e-5; and the prior correction, see there.
 
     Args:
-        weighting: Weigh samples as above; otherwise all alike.
-        consistency: Add the cross-entropy to augmented images.
         temperature: Of the weights, above 0.
         source_share: Share of the way back to the source weights after each step, in [0, 1].
         prior_correction: ``log`` adds the logarithm of the smoothed class prior to the logits, which is Bayes' rule
@@ -63,8 +61,6 @@ class ROID(SelfTrainingAdapter):
 
     def __init__(
         self,
-        weighting: bool = True,
-        consistency: bool = True,
         temperature: float = 1 / 3,
         source_share: float = 0.01,
         prior_correction: Literal["log", "published", "none"] = "log",
@@ -80,8 +76,6 @@ class ROID(SelfTrainingAdapter):
         if prior_correction not in ("log", "published", "none"):
             raise ValueError(f"prior_correction must be 'log', 'published' or 'none', got {prior_correction!r}")
         check_normalization(mean, std)
-        self.weighting = weighting
-        self.consistency = consistency
         self.temperature = temperature
         self.source_share = source_share
         self.prior_correction = prior_correction
@@ -120,20 +114,16 @@ class ROID(SelfTrainingAdapter):
                 f"C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
             )
         weights = self.weigh(net, images, outputs)
-        losses = self.losses(net, images, outputs)
-        if self.consistency:
-            losses = losses + self._inconsistency(net, images, logits, weights, step)
+        losses = self.losses(net, images, outputs) + self._inconsistency(net, images, logits, weights, step)
         self.backward(net, losses, weights, outputs)
         self.optimizer_step(net)
         return logits.detach()
 
-    def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor | None:
+    def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the weights of the samples and move the mean prediction.
 
         They contain the fraction kept: the authors divide the sum of the kept losses by the size of the whole batch.
         """
-        if not self.weighting:
-            return None
         logits = outputs.logits.detach()
         predictions = logits.softmax(1)
         weights = certainty_diversity_weights(predictions, self._mean_prediction, self.temperature)
@@ -147,14 +137,12 @@ class ROID(SelfTrainingAdapter):
         return soft_likelihood_ratio(outputs.logits)
 
     def _inconsistency(
-        self, net: AdaptiveNetwork, images: Tensor, logits: Tensor, weights: Tensor | None, step: int
+        self, net: AdaptiveNetwork, images: Tensor, logits: Tensor, weights: Tensor, step: int
     ) -> Tensor:
         """Return the symmetric cross-entropy of kept samples to their augmented images, (B,); 0 for the others."""
         with torch.no_grad():
             views = self._augmentation(self._space.to_pixels(images), net.draws(step))
         views = self._space.from_pixels(views)
-        if weights is None:
-            return symmetric_cross_entropy(net(views).logits, logits)
         keep = weights.nonzero()[:, 0]
         losses = symmetric_cross_entropy(net(views, keep=keep).logits, logits.index_select(0, keep))
         return losses.new_zeros(len(images)).index_copy(0, keep, losses)
@@ -166,8 +154,6 @@ class ROID(SelfTrainingAdapter):
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
         settings = {
-            "weighting": self.weighting,
-            "consistency": self.consistency,
             "temperature": self.temperature,
             "source_share": self.source_share,
             "prior_correction": self.prior_correction,
