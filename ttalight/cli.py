@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import gc
 import os
-import shutil
-import signal
 import sys
 import warnings
 from argparse import ArgumentError, ArgumentParser
@@ -26,26 +27,21 @@ import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
 from ttalight.callbacks import Recorder
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
+from ttalight.callbacks.termination import TERMINATED
 from ttalight.checkpoint_files import LAST, last_whole
 from ttalight.data.corrupt_command import main as corrupt
 from ttalight.errors import expected_message, parser_message, without_parser
 from ttalight.reporting import domain_table, protocol_header
 from ttalight.reporting.compare import main as compare
+from ttalight.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, remove
 from ttalight.tasks.checkpoint import read_checkpoint
 from ttalight.trainer import Trainer
 
 __all__ = ["CLI", "main"]
 
-#: What a run writes, and what --overwrite takes away.
-_WRITTEN = (
-    "config.yaml", "checkpoints", "adaptation", "results.json", "domains.csv", "predictions.npz", "stream.npz", "ranks",
-)  # fmt: skip
 _RUNS = "runs"
 #: Environment variable that shows the traceback of every error.
 _TRACEBACK = "TTALIGHT_TRACEBACK"
-
-#: Exit code of a run that was stopped by SIGTERM, as a shell reports it; Lightning's is 0.
-_TERMINATED = 128 + signal.SIGTERM
 
 _OTHER: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "compare": (compare, "Set the results of several runs side by side."),
@@ -56,7 +52,8 @@ _OTHER: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 class BeginRun(SaveConfigCallback):
     """Takes away the run that is replaced, and saves the configuration.
 
-    Both wait until data are read and weights loaded: a run that cannot begin leaves the old one as it was.
+    Both wait until data are read, weights loaded and callbacks started: a run that cannot begin leaves the old one as
+    it was.
 
     Args:
         args: As of ``SaveConfigCallback``.
@@ -78,7 +75,7 @@ class BeginRun(SaveConfigCallback):
         if self.already_saved or self.resumes:
             return
         if trainer.is_global_zero:
-            _remove(self.replaced)
+            remove(self.replaced)
         # It has its name only once it is complete: half a configuration is a whole one of another run.
         name, self.config_filename = self.config_filename, f".{self.config_filename}.{os.getpid()}.tmp"
         super().setup(trainer, pl_module, str(trainer.state.stage))
@@ -86,7 +83,7 @@ class BeginRun(SaveConfigCallback):
             os.replace(Path(trainer.log_dir) / self.config_filename, Path(trainer.log_dir) / name)
         self.config_filename = name
 
-    on_test_start = on_validation_start = on_predict_start = on_fit_start
+    on_test_epoch_start = on_validation_epoch_start = on_predict_epoch_start = on_fit_start
 
 
 class CLI(LightningCLI):
@@ -96,30 +93,39 @@ class CLI(LightningCLI):
         self.folder: Path | None = None
         self._ckpt_path: str | None = None
         self._parsers: list[LightningArgumentParser] = []
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            trainer_class=Trainer,
-            save_config_callback=BeginRun,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "description": "Train image classifiers so that they can adapt, and adapt them at test time. "
-                "Beside the subcommands below: "
-                + "; ".join(f"'{name}': {text}" for name, (_, text) in _OTHER.items())
-                + f" With {_TRACEBACK}=1 in the environment, errors show where they arose.",
-                "exit_on_error": False,  # main has one form for all errors
-            },
-            args=args,
-        )
+        with contextlib.ExitStack() as self._held:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                trainer_class=Trainer,
+                save_config_callback=BeginRun,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=0,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                parser_kwargs={
+                    "description": "Train image classifiers so that they can adapt, and adapt them at test time. "
+                    "Beside the subcommands below: "
+                    + "; ".join(f"'{name}': {text}" for name, (_, text) in _OTHER.items())
+                    + f" With {_TRACEBACK}=1 in the environment, errors show where they arose.",
+                    "exit_on_error": False,  # main has one form for all errors
+                },
+                args=args,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what processes that are spawned get: the lock stays with this one."""
+        return {**vars(self), "_held": None}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser that takes no abbreviations: ``--trainer.max_epoch`` is a misspelt name."""
+        return super().init_parser(allow_abbrev=False, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the subcommands and the arguments that are not options."""
-        return {**LightningCLI.subcommands(), "adapt": {"model", "datamodule"}}
+        return {**LightningCLI.subcommands(), "adapt": {"model", "datamodule", "dataloaders"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that say where a run leaves its files."""
@@ -152,7 +158,7 @@ class CLI(LightningCLI):
             raise ArgumentError(None, "a configuration is nested too deeply, or contains itself") from None
         except ArgumentError as error:
             options = {option for parser in self._parsers for option in parser.get_defaults().keys()}
-            raise ArgumentError(None, parser_message(str(error), options)) from error
+            raise ArgumentError(None, parser_message(str(error), {*options, "config", "help"}, _OTHER)) from error
         config = self.config[self.config.subcommand]
         resume = config.get("resume")
         self.folder = Path(resume or config.trainer.default_root_dir or Path(_RUNS) / config.name)
@@ -161,9 +167,11 @@ class CLI(LightningCLI):
         self._ckpt_path = self._find_checkpoint(parser, config.get("ckpt_path"))
         if self._ckpt_path is not None:
             config.ckpt_path = None  # given back in before_instantiate_classes
+        overwrite = config.overwrite
+        config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
         if resume is not None:
-            self._check_resumed(parser, overwrite=config.overwrite)
-        self._claim(parser, overwrite=config.overwrite, resumes=self._ckpt_path is not None or resume is not None)
+            self._check_resumed(parser, overwrite="--overwrite" in words)
+        self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
 
     def _check_resumed(self, parser: LightningArgumentParser, overwrite: bool) -> None:
         assert self.folder is not None
@@ -188,12 +196,18 @@ class CLI(LightningCLI):
         read_checkpoint(path, "ckpt_path")  # here its errors come before anything is made
         return path
 
-    @rank_zero_only
     def _claim(self, parser: LightningArgumentParser, overwrite: bool, resumes: bool) -> None:
+        """Hold the run's folder until the command ends, and refuse to replace a run unasked."""
         assert self.folder is not None
-        existing = [self.folder / name for name in _WRITTEN if (self.folder / name).exists()]
-        if resumes:
+        node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+        first = node == "0" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        try:
+            self._held.enter_context(hold_folder(self.folder, first))
+        except ValueError as error:
+            parser.error(str(error))
+        if resumes or not first:
             return
+        existing = find_files(self.folder, RUN_FILES)
         if existing and not overwrite:
             stopped = f"--resume {self.folder}" if list_checkpoints(self.folder) else None
             goes_on = {"fit": "--ckpt_path last", "adapt": stopped}.get(self.config.subcommand)
@@ -201,9 +215,7 @@ class CLI(LightningCLI):
                 f"there is a run in {self.folder} already: give another --name, replace it with --overwrite"
                 + (f", or go on with it: {goes_on}" if goes_on else "")
             )
-        patterns = ("events.out.tfevents.*", ".predictions.npz.*.parts", "hparams.yaml")
-        remains = [path for pattern in patterns for path in self.folder.glob(pattern)]
-        self.save_config_kwargs["replaced"] = [*existing, *remains]
+        self.save_config_kwargs["replaced"] = [*existing, *find_files(self.folder, SIDE_FILES)]
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # not for long
 
     def before_instantiate_classes(self) -> None:
@@ -259,6 +271,7 @@ def main(args: ArgsType = None) -> None:
         SystemExit: With code 2 if the words are wrong, 1 if the command fails, 143 if SIGTERM stopped it.
     """
     set_parsing_settings(add_print_completion_argument=True)
+    atexit.register(gc.freeze)  # a last collection takes seconds on a busy machine, and schedulers soon kill
     words = sys.argv[1:] if args is None else args
     try:
         if isinstance(words, list) and words and words[0] in _OTHER:
@@ -269,7 +282,7 @@ def main(args: ArgsType = None) -> None:
         else:
             CLI(args)
     except SIGTERMException:
-        raise SystemExit(_TERMINATED) from None
+        raise SystemExit(TERMINATED) from None
     except ArgumentError as error:
         _fail(error, str(error), code=2)
     except Exception as error:
@@ -335,14 +348,6 @@ def _named_adapter(option: str, value: str) -> str | None:
     if isinstance(content, dict):
         content = content.get("class_path")
     return content.rpartition(".")[2] if isinstance(content, str) else None
-
-
-def _remove(paths: Sequence[Path]) -> None:
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

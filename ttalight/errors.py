@@ -114,13 +114,19 @@ _FRAME = re.compile(
 )
 
 
-def parser_message(message: str, options: Collection[str]) -> str:
+def parser_message(message: str, options: Collection[str], commands: Collection[str] = ()) -> str:
     """Return the reason in what the parser says, with the nearest names where one is unknown.
 
     Args:
         message: The parser's words, of many lines where a value may be of several types.
         options: Names of the command's options, for suggestions.
+        commands: Names of the commands that the parser does not know.
     """
+    if found := re.search(r"argument subcommand: invalid choice: '(.+?)' \(choose from ([^)]+)\)", message):
+        names = [*(name.strip(" '") for name in found[2].split(",")), *commands]
+        return f"there is no command {found[1]}{_nearest(found[1], names)}"
+    if found := re.match(r'expected "subcommand" to be one of \{(.+)\}, but it was not provided', message):
+        return f"name a command: {', '.join([*found[1].split(','), *commands])}"
     place = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     reasons = list(dict.fromkeys(_reasons(message, place, options)))
     if not reasons:
@@ -160,8 +166,7 @@ def _reason(line: str, place: str, owner: str, options: Collection[str]) -> str:
         return line + _nearest(found[1], options)
     if line.startswith("unrecognized arguments: "):
         words = [word.partition("=")[0] for word in line.split() if word.startswith("--")]
-        names = [f"--{option}" for option in options]
-        return line + "".join(_nearest(word, names) for word in words[:1])
+        return line + "".join(_nearest_option(word, [f"--{option}" for option in options]) for word in words[:1])
     if line.startswith("Expected an instantiatable class"):
         return _name_the_class(place)
     line = re.sub(r"^Expected an? ", "expected ", line)
@@ -203,6 +208,12 @@ def _unknown_argument(name: str, owner: str, place: str) -> str:
 
 def _name_the_class(place: str) -> str:
     return f"name the class that has it by --{place}, one of {', '.join(_class_names(place.rpartition('.')[2]))}"
+
+
+def _nearest_option(word: str, names: Collection[str]) -> str:
+    if word in names:
+        return "; options come after the command"
+    return _nearest(word.lower().replace("-", "_").replace("__", "--", 1), names)
 
 
 def _nearest(name: str, names: Collection[str]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -13,14 +15,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from ttalight.adapters import Adapter
 from ttalight.adapters.sharding import Shard
 from ttalight.batch_norm_sync import BatchNormSync
-from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder
+from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, Termination
+from ttalight.callbacks.adaptation_files import check_resumable, finish
+from ttalight.callbacks.termination import spawned
 from ttalight.checkpoint_files import CheckpointFiles
 from ttalight.data import ImageDataModule
 from ttalight.reporting import Results, read_results
+from ttalight.run_folder import RUN_FILES, SIDE_FILES, UNFINISHED, find_files, hold_folder, remove
 
 __all__ = ["Trainer"]
 
@@ -61,6 +68,8 @@ class Trainer(lightning.Trainer):
 
         if lacks(Recorder):
             chosen.insert(0, Recorder())  # before the progress bar that shows what it knows
+        self._termination = Termination()
+        chosen.append(self._termination)
         if enable_progress_bar is not False and lacks(ProgressBar):
             chosen.append(Progress())
         if enable_checkpointing is not False and lacks(ModelCheckpoint) and not kwargs.get("fast_dev_run"):
@@ -88,41 +97,99 @@ class Trainer(lightning.Trainer):
         """The folder of the run; without ``default_root_dir`` Lightning's, which the first logger decides."""
         return self._folder if self._folder is not None else super().log_dir
 
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether the run ends with this batch, because this process or another one has got SIGTERM."""
+        return self._termination.ends or super().received_sigterm
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        """Run the full optimization routine; arguments as Lightning's."""
+        with self._run_in_folder():
+            super().fit(*args, **kwargs)
+
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        """Perform one evaluation epoch over the validation set; arguments as Lightning's."""
+        with self._run_in_folder():
+            return super().validate(*args, **kwargs)
+
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        """Perform one evaluation epoch over the test set; arguments as Lightning's."""
+        with self._run_in_folder():
+            return super().test(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Run inference on your data; arguments as Lightning's."""
+        with self._run_in_folder():
+            return super().predict(*args, **kwargs)
+
     def adapt(
         self,
         model: LightningModule | None = None,
-        datamodule: LightningDataModule | None = None,
+        datamodule: Any = None,
         adapter: Adapter | None = None,
         resume: str | None = None,
         shard: Shard | None = None,
+        dataloaders: Any = None,
     ) -> Results:
         """Adapt a model to a stream while measuring it.
 
         The module's own ``test_step`` runs on the data module's test loader, with the adapter standing in for the
         module's forward. Afterwards the model is what it was before; what adaptation changed is in
-        ``adapter.state_dict()``. While it runs, ``AdaptationCheckpoint`` keeps what a stopped run needs to go on.
+        ``adapter.state_dict()``. While it runs, ``AdaptationCheckpoint`` keeps what a stopped run needs to go on, and
+        no other run can use the folder.
 
         Args:
             model: The module to adapt, with trained weights.
-            datamodule: Delivers the stream.
+            datamodule: Delivers the stream; or ``dataloaders``.
             adapter: The method; by default the one that the model's ``default_adapter()`` returns.
             resume: Folder of a stopped run of the same model, data and adapter, which is also this trainer's: it goes
                 on from its last checkpoint, in the middle of the stream.
             shard: How several processes divide the run, with the numbers of one: ``domain`` gives each whole domains
                 (or stretches of batches with ``reset="batch"``), ``batch`` a slice of every batch. One process
                 ignores it.
+            dataloaders: Instead of a data module a loader of batches ``(image, label)``, or several, as Lightning's
+                ``test`` takes them; each is a domain, which is announced to the adapter. Such a run cannot be resumed.
 
         Returns:
             The results, as written to ``results.json``.
 
         Raises:
             ValueError: If there is no model, no data or no adapter, or an adapter is among the callbacks already;
-                if the run to resume is complete, or another one; if processes cannot divide the run as asked.
+                if the run to resume is complete, or another one; if another run uses the folder; if processes cannot
+                divide the run as asked.
+            TypeError: If the data are neither a data module nor loaders.
         """
-        if model is None or datamodule is None:
-            raise ValueError("adapt needs a model and a datamodule")
+        data = _data_arguments(datamodule, dataloaders)
+        if model is None or not data:
+            raise ValueError("adapt needs a model and a datamodule, or a model and dataloaders")
         if shard not in (None, "domain", "batch"):
             raise ValueError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
+        recorder = next(callback for callback in self._callbacks() if isinstance(callback, Recorder))
+        with self._hold_folder():
+            if resume is not None and Path(resume).resolve() in self._folders():
+                check_resumable(Path(resume))
+                recorder.results = finish(Path(resume))
+                if recorder.results is not None:
+                    return recorder.results
+            self._adapt(model, data, adapter, resume, shard)
+        if recorder.results is None:  # the processes that Lightning spawned have measured, and have ended
+            folder = recorder.run_folder(self)
+            if folder is None:
+                raise ValueError(
+                    "processes that are spawned leave their results in the run's folder: give the Trainer a "
+                    "default_root_dir"
+                )
+            recorder.results = read_results(folder)
+        return recorder.results
+
+    def _adapt(
+        self,
+        model: LightningModule,
+        data: dict[str, Any],
+        adapter: Adapter | None,
+        resume: str | None,
+        shard: Shard | None,
+    ) -> None:
         by_domain = shard == "domain" and self.num_devices * self.num_nodes > 1
         if by_domain and resume is not None:
             raise ValueError(
@@ -136,7 +203,7 @@ class Trainer(lightning.Trainer):
                     "(adapter=Tent() in Python)"
                 )
             adapter = model.default_adapter()  # type: ignore[operator]
-        before: list[Callback] = self.callbacks  # type: ignore[has-type]
+        before = self._callbacks()
         checkpoint = next((callback for callback in before if isinstance(callback, AdaptationCheckpoint)), None)
         if checkpoint is None and (self._checkpoints or resume is not None):
             checkpoint = AdaptationCheckpoint()
@@ -148,8 +215,11 @@ class Trainer(lightning.Trainer):
         # A checkpoint comes when all others are done with the batch.
         self.callbacks = [adapter, *others, *([checkpoint] if checkpoint is not None else [])]
         adapter.shard = shard
+        datamodule = data.get("datamodule")
+        if datamodule is None:
+            self.datamodule = None  # that of an earlier run has no part in this one
         try:
-            self.test(model, datamodule=datamodule, verbose=False)
+            self.test(model, verbose=False, **data)
         except BaseException:
             self._end_others()
             raise
@@ -159,16 +229,42 @@ class Trainer(lightning.Trainer):
                 datamodule.share = None
             if checkpoint is not None:
                 checkpoint.end(datamodule)
-        recorder = next(callback for callback in before if isinstance(callback, Recorder))
-        if recorder.results is None:  # the processes that Lightning spawned have measured, and have ended
-            folder = recorder.run_folder(self)
-            if folder is None:
-                raise ValueError(
-                    "processes that are spawned leave their results in the run's folder: give the Trainer a "
-                    "default_root_dir"
-                )
-            recorder.results = read_results(folder)
-        return recorder.results
+
+    # -- the run's folder
+
+    def _folders(self) -> list[Path]:
+        """Return the folders that a run of this trainer writes to; those that only loggers know are not among them."""
+        folders = [self._folder, *(callback.folder for callback in self._callbacks() if isinstance(callback, Recorder))]
+        return sorted({Path(folder).resolve() for folder in folders if folder is not None and "://" not in folder})
+
+    @contextlib.contextmanager
+    def _hold_folder(self) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            for folder in self._folders():
+                held.enter_context(hold_folder(folder, first=self.is_global_zero))
+            yield
+
+    @contextlib.contextmanager
+    def _run_in_folder(self) -> Iterator[None]:
+        """Hold the run's folder while the loops run; a run that fails before it begins leaves nothing there."""
+
+        def find(*patterns: str) -> list[Path]:
+            return [path for folder in self._folders() if self.is_global_zero for path in find_files(folder, patterns)]
+
+        with self._hold_folder():
+            remove(find(*UNFINISHED))
+            there = find(*RUN_FILES, *SIDE_FILES)
+            try:
+                with self._termination.around(self):
+                    yield
+            except BaseException:
+                if not (self._termination.begun or spawned(self)):
+                    remove([path for path in find(*RUN_FILES, *SIDE_FILES) if path not in there])
+                raise
+
+    def _callbacks(self) -> list[Callback]:
+        callbacks: list[Callback] = self.callbacks
+        return callbacks
 
     def _end_others(self) -> None:
         """End the processes that this one has launched: they would wait for it."""
@@ -181,3 +277,33 @@ def _with_batch_norm_sync(plugins: Any) -> list[Any]:
     given = [plugins] if isinstance(plugins, str) or not isinstance(plugins, Iterable) else list(plugins)
     given = [plugin for plugin in given if plugin is not None]
     return given if any(isinstance(plugin, LayerSync) for plugin in given) else [*given, BatchNormSync()]
+
+
+def _data_arguments(datamodule: Any, dataloaders: Any) -> dict[str, Any]:
+    """Return the data as the arguments of Lightning's ``test``; empty if there are none."""
+    given = [data for data in (datamodule, dataloaders) if data is not None]
+    if len(given) > 1:
+        raise ValueError("adapt takes a datamodule or dataloaders, got both: leave one of them out")
+    if not given:
+        return {}
+    data = given[0]
+    if isinstance(data, LightningDataModule):
+        return {"datamodule": data}
+    loaders = list(_leaves(data))
+    for loader in loaders or [data]:
+        if isinstance(loader, (Tensor, Dataset, str, bytes)) or not loaders or not isinstance(loader, Iterable):
+            kind = f"the class {loader.__name__}" if isinstance(loader, type) else f"a {type(loader).__name__}"
+            raise TypeError(
+                f"adapt takes a LightningDataModule, a DataLoader or several, got {kind if loaders else 'none'}: make "
+                "one with torch.utils.data.DataLoader(dataset, batch_size=...)"
+            )
+    return {"dataloaders": data}
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    """Return what is in nested lists, tuples and dictionaries."""
+    if not isinstance(data, (list, tuple, dict)):
+        yield data
+        return
+    for part in data.values() if isinstance(data, dict) else data:
+        yield from _leaves(part)

@@ -1,7 +1,8 @@
-"""Recorder, checkpoints of an adaptation and progress bar; adaptation methods are in ``ttalight.adapters``."""
+"""Recorder, checkpoints of an adaptation, end on SIGTERM, progress bar; methods are in ``ttalight.adapters``."""
 
 from ttalight.callbacks.adaptation_checkpoint import AdaptationCheckpoint
 from ttalight.callbacks.progress import Progress
 from ttalight.callbacks.recorder import Recorder
+from ttalight.callbacks.termination import Termination
 
-__all__ = ["AdaptationCheckpoint", "Progress", "Recorder"]
+__all__ = ["AdaptationCheckpoint", "Progress", "Recorder", "Termination"]

@@ -169,10 +169,13 @@ class AdaptationCheckpoint(Callback):
     ) -> None:
         """Write a checkpoint where one is due."""
         done = batch_idx + 1
-        if self._run is None or done >= self._run.stream.batches or not trainer.is_global_zero:
+        if self._run is None or done >= self._run.stream.batches:
             return
-        if self._is_due(done, self._run.recorder.closed_visits) or trainer.received_sigterm:
+        ends = trainer.received_sigterm
+        if trainer.is_global_zero and (self._is_due(done, self._run.recorder.closed_visits) or ends):
             self._write(self._run, trainer, done)
+        if ends:
+            trainer.strategy.barrier("checkpoint")  # a process that ends first may take the others with it
 
     def _is_due(self, done: int, visits: int) -> bool:
         visit_ends, self._visits = visits > self._visits, visits

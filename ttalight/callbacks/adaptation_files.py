@@ -11,14 +11,18 @@ from typing import Any
 
 import torch
 
-from ttalight.reporting import read_results
+from ttalight.callbacks.rank_files import FOLDER as RANKS
+from ttalight.reporting import Results, read_results
 from ttalight.reporting.files import write_files
+from ttalight.run_folder import find_files, remove
 from ttalight.untrusted import load_tensors
 
-__all__ = ["FOLDER", "check_resumable", "list_checkpoints", "read_last", "write_checkpoint"]
+__all__ = ["FOLDER", "check_resumable", "finish", "list_checkpoints", "read_last", "write_checkpoint"]
 
 FOLDER = "adaptation"
 
+#: What a run takes away at its end.
+_TEMPORARY = (FOLDER, RANKS, ".predictions.npz.*.parts", ".*.tmp")
 _FORMAT = 2
 _PARTS = {"identity": str, "batches": int, "adapter": dict, "recorder": dict, "events": dict, "random": dict}
 _NAME = re.compile(r"batch-(\d+)-([0-9a-f]{16})\.ckpt")
@@ -90,19 +94,34 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def check_resumable(run: Path) -> None:
-    """Make sure that a folder has a run which is not complete.
+    """Make sure that a folder has a run that is not over.
 
     Raises:
-        ValueError: If it has none, or one that is complete.
+        ValueError: If it has none, or one that is complete and has cleaned up.
     """
     if not any((run / name).is_file() for name in ("config.yaml", "stream.npz")):
         raise ValueError(f"there is no run in {run} to resume: give the folder of a run that adapt has begun")
-    try:
-        complete = read_results(run)["complete"]
-    except (FileNotFoundError, ValueError):
-        complete = False
-    if complete:
+    if _is_complete(run) and not find_files(run, _TEMPORARY):
         raise ValueError(
             f"the run in {run} is complete, there is nothing to resume: give a new run another name, or replace this "
             "one with --overwrite"
         )
+
+
+def finish(run: Path) -> Results | None:
+    """Clean up a run that was stopped when its results were complete already.
+
+    Returns:
+        The results; None if they are not complete.
+    """
+    if not _is_complete(run):
+        return None
+    remove(find_files(run, _TEMPORARY))
+    return read_results(run)
+
+
+def _is_complete(run: Path) -> bool:
+    try:
+        return read_results(run)["complete"]
+    except (FileNotFoundError, ValueError):
+        return False

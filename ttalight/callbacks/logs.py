@@ -12,7 +12,7 @@ from ttalight.reporting import Results, by_domain, domain_table, protocol_header
 from ttalight.reporting.figures import can_plot, domain_figure, iterations_figure
 from ttalight.reporting.iterations import has_iterations
 
-__all__ = ["log_batch", "log_results"]
+__all__ = ["flush_loggers", "log_batch", "log_results"]
 
 
 def log_batch(trainer: Trainer, adapter: Adapter | None, batch: Batch, step: int) -> None:
@@ -50,4 +50,12 @@ def log_results(trainer: Trainer, results: Results) -> None:
             experiment.add_figure("domains", domain_figure(results))
             if has_iterations(results):
                 experiment.add_figure("steps", iterations_figure(results))
+
+
+def flush_loggers(trainer: Trainer) -> None:
+    """Make loggers write what they have."""
+    for logger in trainer.loggers:
         logger.save()
+        flush = getattr(getattr(logger, "experiment", None), "flush", None)
+        if callable(flush):
+            flush()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ttalight.reporting.files import write_files
 from ttalight.reporting.predictions import PREDICTIONS
@@ -76,6 +77,29 @@ class RankFiles:
                 "run on several machines must be on a file system that all of them share (trainer.default_root_dir)"
             )
         return [contents[rank] for rank in range(self.ranks)]
+
+    def ends_everywhere(self, ends: bool) -> bool:
+        """Returns whether any process is to end, and tells the others where this one is."""
+        mark = self.folder / f"end-{self.token}"
+        if ends:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        return mark.exists()
+
+    def wait(self, trainer: Trainer) -> None:
+        """Waits until all processes have measured.
+
+        A barrier would handle no signal before all have come.
+
+        Raises:
+            SIGTERMException: If one of them is to end.
+        """
+        arrived: Any = torch.distributed.all_reduce(torch.zeros(1, device=trainer.strategy.root_device), async_op=True)
+        while not arrived.is_completed():
+            if self.ends_everywhere(trainer.received_sigterm):
+                raise SIGTERMException
+            time.sleep(0.02)
+        arrived.wait()
 
     def prediction_files(self) -> list[Path]:
         """Return the archives of predictions that are there, by rank."""

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ttalight.adapters import Adapter
-from ttalight.callbacks.logs import log_batch, log_results
+from ttalight.callbacks.logs import flush_loggers, log_batch, log_results
 from ttalight.callbacks.measurement import Batch, Measurement
 from ttalight.callbacks.rank_files import RankFiles
 from ttalight.data import ImageDataModule
@@ -82,6 +82,10 @@ class Recorder(Callback):
         self._checkpointed = False
         self._ranks: RankFiles | None = None
         self._folder: str | None = None
+        #: The predictions of the whole evaluation, which are in their archive.
+        self._finished: PredictionWriter | None = None
+        #: Whether the results of the whole evaluation are computed and not yet written.
+        self._ended = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Be inert inside fit, and where several processes have parts of the data that nobody can put together."""
@@ -96,7 +100,7 @@ class Recorder(Callback):
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
         if not self._active:
             return
-        self.results, self.status = None, {}
+        self.results, self.status, self._ended, self._finished = None, {}, False, None
         stream: Stream | None = getattr(getattr(trainer, "datamodule", None), "stream", None)
         self._folder, share = self.run_folder(trainer), _share(trainer)
         folder = self._folder
@@ -109,9 +113,6 @@ class Recorder(Callback):
         self._checkpointed = state is not None
         if state is not None:
             self._measurement.load_state_dict(state["measurement"], module.device)
-        elif folder is not None and trainer.is_global_zero:
-            for name in _WRITTEN:  # of an earlier run: beside this one's files they would pass for its results
-                (Path(folder) / name).unlink(missing_ok=True)
         if self.predictions and folder is None:
             raise ValueError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
         self._ranks = None
@@ -125,11 +126,18 @@ class Recorder(Callback):
         if self.predictions and folder is not None and (share is not None or trainer.is_global_zero):
             place = folder if self._ranks is None else self._ranks.predictions
             self._writer = PredictionWriter(place, None if state is None else state["predictions"])
-        if self._measurement.stream is not None and folder is not None and trainer.is_global_zero:
-            self._measurement.stream.save(Path(folder) / "stream.npz")
         self._hook = module.register_forward_hook(self._see)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+
+    def _begin(self, trainer: Trainer) -> None:
+        """Replace the files of an earlier run: beside this one's they would pass for its results."""
+        if not self._active or self._folder is None or not trainer.is_global_zero:
+            return
+        for name in () if self._checkpointed else _WRITTEN:
+            (Path(self._folder) / name).unlink(missing_ok=True)
+        if self._measurement.stream is not None:
+            self._measurement.stream.save(Path(self._folder) / "stream.npz")
 
     def run_folder(self, trainer: Trainer) -> str | None:
         """Return the folder that the result files go to, None if there is none; all processes have to ask together."""
@@ -184,30 +192,62 @@ class Recorder(Callback):
         return few or time.perf_counter() - self._written >= 20 * self._writing
 
     def _stop(self, trainer: Trainer) -> None:
-        if self._active and self._hook is not None:
+        """Compute the results and log them; they are written when the evaluation ends."""
+        if not self._active or self._hook is None:
+            return
+        if self._ranks is not None:
+            self._finish_together(trainer, self._ranks)
+        else:
+            self._measurement.close_all()
+            self._finished = self._writer
+            self._close_predictions(keep_parts=True)
+            self.results = self._compute(trainer, self._measurement, self._cost(), self._measurement.complete)
+        self._ended = True
+        assert self.results is not None
+        log_results(trainer, self.results)
+
+    def _end(self, trainer: Trainer) -> None:
+        """Write the results, and take away what only a run in progress needs.
+
+        Results that say they are complete come last: whoever reads them finds all else complete, curves included.
+        """
+        self._look_no_longer()
+        if not self._ended:
+            return
+        self._ended = False
+        assert self.results is not None
+        flush_loggers(trainer)
+        if self._folder is not None and trainer.is_global_zero:
+            write_results(self._folder, self.results)
             if self._ranks is not None:
-                self._finish_together(trainer, self._ranks)
-            else:
-                self._measurement.close_all()
-                # Complete results come last: whoever reads them finds all else complete.
-                writer = self._writer
-                self._close_predictions(keep_parts=True)
-                self._write(trainer, self._measurement, self._cost(), self._measurement.complete)
-                if writer is not None:
-                    writer.discard()
-            assert self.results is not None
-            log_results(trainer, self.results)
+                self._ranks.discard()
+        if self._finished is not None:
+            self._finished.discard()
+            self._finished = None
+
+    def _look_no_longer(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
 
     def _write_progress(self, trainer: Trainer) -> None:
         """Write the domains that are finished."""
-        if self._ranks is None:
-            self._write(trainer, self._measurement, self._cost(), complete=False)
-            return
         began = time.perf_counter()
+        if self._ranks is None:
+            self.results = self._compute(trainer, self._measurement, self._cost(), complete=False)
+            if self._folder is not None and trainer.is_global_zero:
+                write_results(self._folder, self.results)
+            self._note_writing(began)
+            return
         self._write_part(self._ranks)
         if trainer.node_rank == 0:  # the others cannot be sure of what they see of its files
             whole, cost = self._merged(list(self._ranks.read().values()))
-            self._write(trainer, whole, cost, complete=False, everywhere=True)
+            self.results = self._compute(trainer, whole, cost, complete=False)
+            assert self._folder is not None, "processes that have parts leave them in the run's folder"
+            write_results(self._folder, self.results)
+        self._note_writing(began)
+
+    def _note_writing(self, began: float) -> None:
         self._measurement.unwritten = 0
         self._written = time.perf_counter()
         self._writing = self._written - began
@@ -236,20 +276,23 @@ class Recorder(Callback):
     def _finish_together(self, trainer: Trainer, ranks: RankFiles) -> None:
         self._close_predictions()
         self._write_part(ranks)
-        trainer.strategy.barrier("measured")
+        ranks.wait(trainer)
         if trainer.is_global_zero:
             whole, cost = self._merged(ranks.read_all())
             whole.close_all()
             if self.predictions:
                 merge_predictions(ranks.folder.parent, ranks.prediction_files(), whole.domain_names())
-            self._write(trainer, whole, cost, whole.complete)
-            ranks.discard()
+            self.results = self._compute(trainer, whole, cost, whole.complete)
         self.results = trainer.strategy.broadcast(self.results)
 
     def _close_predictions(self, keep_parts: bool = False) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close(self._measurement.domain_names(), keep_parts)
+
+    def ends_everywhere(self, ends: bool) -> bool:
+        """Return whether any process of a divided run is to end, and tell the others that this one is."""
+        return self._ranks.ends_everywhere(ends) if self._ranks is not None else ends
 
     # -- what a resumed run needs
 
@@ -272,12 +315,8 @@ class Recorder(Callback):
 
     # -- results
 
-    def _write(
-        self, trainer: Trainer, measurement: Measurement, cost: _Cost, complete: bool, everywhere: bool = False
-    ) -> None:
-        began = time.perf_counter()
+    def _compute(self, trainer: Trainer, measurement: Measurement, cost: _Cost, complete: bool) -> Results:
         module = trainer.lightning_module
-        measurement.unwritten = 0
         rows = measurement.rows()
         mean, weighted_mean = summarize(rows)
         adapter = _adapter(trainer)
@@ -305,11 +344,7 @@ class Recorder(Callback):
             results["bad_batches"] = cost.bad_batches
         if measurement.readings:
             results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
-        self.results = cast(Results, results)
-        if self._folder is not None and (everywhere or trainer.is_global_zero):
-            write_results(self._folder, self.results)
-        self._written = time.perf_counter()
-        self._writing = self._written - began
+        return cast(Results, results)
 
     def _protocol(self, trainer: Trainer, adapter: Adapter | None, measurement: Measurement, rows: list[Any]) -> Any:
         stream, data = measurement.stream, getattr(trainer, "datamodule", None)
@@ -344,12 +379,18 @@ class Recorder(Callback):
     # -- Lightning
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to record."""
+        """Get ready to record."""
         adapter = _adapter(trainer)
         self._output = None if adapter is None else adapter.output
         self._start(trainer, pl_module)
 
     on_validation_start = on_test_start
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace an earlier run, now that all callbacks have started."""
+        self._begin(trainer)
+
+    on_validation_epoch_start = on_test_epoch_start
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -380,10 +421,8 @@ class Recorder(Callback):
     on_validation_epoch_end = on_test_epoch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look no longer."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        """Write the results, and look no longer."""
+        self._end(trainer)
 
     on_validation_end = on_test_end
 
@@ -391,10 +430,11 @@ class Recorder(Callback):
         """Write what is finished, and look no longer."""
         if self._hook is None:
             return
-        self.on_test_end(trainer, pl_module)
+        self._look_no_longer()
         try:
-            if self._measurement.unwritten:
+            if not self._ended and self._measurement.unwritten:
                 self._write_progress(trainer)
+            self._end(trainer)
             self._close_predictions(keep_parts=self._checkpointed)
         except OSError as error:  # what stopped the run is more important
             warnings.warn(str(error), stacklevel=2)

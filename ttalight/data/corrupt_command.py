@@ -186,7 +186,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 and one line on stderr if anything else is wrong, 130 if it was interrupted.
     """
     about = "Write a corrupted copy of a labelled image set in the layout of the public benchmarks."
-    parser = ArgumentParser(prog="ttalight corrupt", description=about, exit_on_error=False)
+    parser = ArgumentParser(prog="ttalight corrupt", description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_function_arguments(write_corrupted, skip={"corruptions", "severities", "overwrite"}, as_group=False)
     parser.add_argument(
         "--corruptions", nargs="+", type=str, default=list(COMMON), metavar="NAME",

@@ -89,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With code 2 and one line on stderr if anything is wrong.
     """
     about = "Set the results of several runs side by side."
-    parser = ArgumentParser(prog="ttalight compare", description=about, exit_on_error=False)
+    parser = ArgumentParser(prog="ttalight compare", description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=str, help="Folders of runs, or folders that hold such at any depth.")
     fields = " ".join(STREAM_FIELDS)
     parser.add_argument(

@@ -1,0 +1,159 @@
+"""SIGTERM to any process of a run ends all of them with exit code 143, a checkpoint written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import ttalight
+from ttalight.callbacks.adaptation_files import list_checkpoints
+from ttalight.reporting import read_results
+
+SLOW = """
+    import os, time
+    from pathlib import Path
+    import lightning
+
+    class Slow(lightning.Callback):
+        '''Says which process has which rank once the run is in its third batch.'''
+
+        def __init__(self):
+            self.batches = 0
+
+        def on_test_batch_start(self, trainer, *args):
+            time.sleep(0.02)
+            self.batches += 1
+            if self.batches == 3:
+                Path(f"rank-{trainer.global_rank}").write_text(str(os.getpid()))
+
+        on_train_batch_start = on_test_batch_start
+"""
+COMMON = """--model SupervisedTask --model.encoder cifar_resnet8 --data DigitsDataModule --data.batch_size 4
+    --trainer.accelerator cpu --trainer.devices 2 --trainer.enable_progress_bar false
+    --trainer.enable_model_summary false --trainer.callbacks+=slow.Slow --name stopped""".split()
+ADAPT = ["adapt", *COMMON, "--adapter", "Tent", "--data.domains", "[clean,contrast,brightness]"]
+FIT = ["fit", *COMMON, "--trainer.max_epochs", "1000"]
+SECONDS = 10
+
+
+def free_port() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return str(sock.getsockname()[1])
+
+
+class Run:
+    """A run of two processes.
+
+    Args:
+        words: The words of the command.
+        folder: The working folder.
+        external: Whether both processes are started from here, as a scheduler does; else Lightning launches the second.
+    """
+
+    def __init__(self, words: list[str], folder: Path, external: bool, strategy: str = "ddp") -> None:
+        (folder / "slow.py").write_text(textwrap.dedent(SLOW))
+        path = os.pathsep.join((str(Path(ttalight.__file__).parents[1]), str(folder), os.environ.get("PYTHONPATH", "")))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} if external else {}
+        self.folder = folder
+        self.started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "ttalight", *words, "--trainer.strategy", strategy],
+                env={**environment, **launch, **({"LOCAL_RANK": str(rank)} if external else {})},
+                cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for rank in range(2 if external else 1)
+        ]  # fmt: skip
+
+    def processes(self) -> list[int]:
+        """Waits until the run is in its third batch, and returns the processes by rank."""
+        files = [self.folder / f"rank-{rank}" for rank in range(2)]
+        for _ in range(3000):
+            if all(file.is_file() and file.read_text() for file in files):
+                return [int(file.read_text()) for file in files]
+            assert all(process.poll() is None for process in self.started), self.started[0].communicate()[0]
+            time.sleep(0.1)
+        raise AssertionError("the run does not begin")
+
+    def end(self) -> list[int]:
+        """Waits for the end, and returns the exit codes."""
+        for process in self.started:
+            process.communicate(timeout=SECONDS)
+        return [process.returncode for process in self.started]
+
+    def kill(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.wait()
+        for file in self.folder.glob("rank-*"):
+            if is_there(int(file.read_text())):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def start(tmp_path):
+    runs = []
+
+    def begin(words: list[str], external: bool, **kwargs) -> Run:
+        runs.append(Run(words, tmp_path, external, **kwargs))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.kill()
+
+
+@pytest.mark.parametrize(
+    ("shard", "external", "ranks"),
+    [
+        ("batch", True, (0, 1)), ("batch", True, (1,)), ("batch", False, (0,)), ("batch", False, (1,)),
+        ("domain", True, (1,)), ("domain", False, (0,)),
+    ],
+)  # fmt: skip
+def test_adapt(shard, external, ranks, start, tmp_path):
+    run = start([*ADAPT, "--shard", shard], external)
+    processes = run.processes()
+    for rank in ranks:
+        os.kill(processes[rank], signal.SIGTERM)
+    assert run.end() == [128 + signal.SIGTERM] * len(run.started)
+    assert not any(is_there(process) for process in processes)
+    stopped = tmp_path / "runs" / "stopped"
+    if shard == "batch":
+        assert list_checkpoints(stopped)[0][0] >= 3
+    assert not (stopped / "results.json").exists() or not read_results(stopped)["complete"]
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), (1,)])
+def test_fit(ranks, start):
+    run = start(FIT, external=True)
+    processes = run.processes()
+    for rank in ranks:
+        os.kill(processes[rank], signal.SIGTERM)
+    assert run.end() == [128 + signal.SIGTERM] * 2
+
+
+@pytest.mark.parametrize("to", ["launcher", "second"])
+def test_forked_processes(to, start, tmp_path):
+    run = start([*ADAPT, "--shard", "batch"], external=False, strategy="ddp_fork")
+    processes = run.processes()
+    os.kill(run.started[0].pid if to == "launcher" else processes[1], signal.SIGTERM)
+    assert run.end() == [128 + signal.SIGTERM]
+    assert not any(is_there(process) for process in processes)
+    assert list_checkpoints(tmp_path / "runs" / "stopped")[0][0] >= 3
