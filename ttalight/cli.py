@@ -215,7 +215,9 @@ class CLI(LightningCLI):
                 f"there is a run in {self.folder} already: give another --name, replace it with --overwrite"
                 + (f", or go on with it: {goes_on}" if goes_on else "")
             )
-        self.save_config_kwargs["replaced"] = [*existing, *find_files(self.folder, SIDE_FILES)]
+        # An earlier run of this very process may have left a folder of the name that this one is about to use.
+        side = [path for path in find_files(self.folder, SIDE_FILES) if not path.name.endswith(f".{os.getpid()}.parts")]
+        self.save_config_kwargs["replaced"] = [*existing, *side]
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # not for long
 
     def before_instantiate_classes(self) -> None:

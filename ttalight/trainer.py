@@ -164,6 +164,11 @@ class Trainer(lightning.Trainer):
             raise ValueError("adapt needs a model and a datamodule, or a model and dataloaders")
         if shard not in (None, "domain", "batch"):
             raise ValueError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
+        if shard == "domain" and resume is not None and self.num_devices * self.num_nodes > 1:
+            raise ValueError(
+                "a run whose domains are divided among processes keeps no checkpoints to resume from: its finished "
+                "domains are in results.json; start it anew, or use shard='batch' or one process"
+            )
         recorder = next(callback for callback in self._callbacks() if isinstance(callback, Recorder))
         with self._hold_folder():
             if resume is not None and Path(resume).resolve() in self._folders():
@@ -191,11 +196,6 @@ class Trainer(lightning.Trainer):
         shard: Shard | None,
     ) -> None:
         by_domain = shard == "domain" and self.num_devices * self.num_nodes > 1
-        if by_domain and resume is not None:
-            raise ValueError(
-                "a run whose domains are divided among processes keeps no checkpoints to resume from: its finished "
-                "domains are in results.json; start it anew, or use shard='batch' or one process"
-            )
         if adapter is None:
             if not hasattr(model, "default_adapter"):
                 raise ValueError(
