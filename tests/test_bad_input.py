@@ -202,7 +202,7 @@ class TestWords:
         assert "there is no argument encoder: name the class that has it by --model, one of AlignmentTask, " in message
 
     def test_a_subcommand(self, says):
-        assert "invalid choice: 'adap' (choose from" in says("adap", code=2)
+        assert "there is no command adap; nearest: adapt" in says("adap", code=2)
 
     def test_what_works_still_works(self, work, capsys):
         """A module of the user's own, several configurations, help and --print_config."""
