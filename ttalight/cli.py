@@ -27,6 +27,7 @@ import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
 from ttalight.callbacks import Recorder
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
+from ttalight.callbacks.search import find_callback
 from ttalight.callbacks.termination import TERMINATED
 from ttalight.checkpoint_files import LAST, last_whole
 from ttalight.data.corrupt_command import main as corrupt
@@ -234,9 +235,9 @@ class CLI(LightningCLI):
         assert isinstance(trainer, Trainer)
         callbacks: list[Callback] = trainer.callbacks
         callbacks.sort(key=lambda callback: not isinstance(callback, BeginRun))  # before others write
-        for callback in callbacks:
-            if isinstance(callback, Recorder) and self.config[self.subcommand].predictions:
-                callback.predictions = True
+        recorder = find_callback(trainer, Recorder)
+        if recorder is not None and self.config[self.subcommand].predictions:
+            recorder.predictions = True
         return trainer
 
     def after_adapt(self) -> None:
@@ -253,9 +254,8 @@ class CLI(LightningCLI):
 
     @rank_zero_only
     def _print_results(self) -> None:
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        recorder = next(callback for callback in callbacks if isinstance(callback, Recorder))
-        if recorder.results is not None:
+        recorder = find_callback(self.trainer, Recorder)
+        if recorder is not None and recorder.results is not None:
             sys.stdout.write(f"\n{protocol_header(recorder.results)}\n\n{domain_table(recorder.results)}\n\n")
             sys.stdout.write(f"Results: {self.folder}\nTensorBoard: tensorboard --logdir {self.folder}\n")
 

@@ -23,6 +23,7 @@ from ttalight.adapters.sharding import Shard
 from ttalight.batch_norm_sync import BatchNormSync
 from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, Termination
 from ttalight.callbacks.adaptation_files import check_resumable, finish
+from ttalight.callbacks.search import callbacks_of
 from ttalight.callbacks.termination import spawned
 from ttalight.checkpoint_files import CheckpointFiles
 from ttalight.data import ImageDataModule
@@ -169,7 +170,7 @@ class Trainer(lightning.Trainer):
                 "a run whose domains are divided among processes keeps no checkpoints to resume from: its finished "
                 "domains are in results.json; start it anew, or use shard='batch' or one process"
             )
-        recorder = next(callback for callback in self._callbacks() if isinstance(callback, Recorder))
+        recorder = next(callback for callback in callbacks_of(self) if isinstance(callback, Recorder))
         with self._hold_folder():
             if resume is not None and Path(resume).resolve() in self._folders():
                 check_resumable(Path(resume))
@@ -177,15 +178,19 @@ class Trainer(lightning.Trainer):
                 if recorder.results is not None:
                     return recorder.results
             self._adapt(model, data, adapter, resume, shard)
-        if recorder.results is None:  # the processes that Lightning spawned have measured, and have ended
-            folder = recorder.run_folder(self)
-            if folder is None:
-                raise ValueError(
-                    "processes that are spawned leave their results in the run's folder: give the Trainer a "
-                    "default_root_dir"
-                )
-            recorder.results = read_results(folder)
+        if recorder.results is None:
+            recorder.results = self._spawned_results(recorder)
         return recorder.results
+
+    def _spawned_results(self, recorder: Recorder) -> Results:
+        """Return what processes that Lightning spawned have measured, which have ended."""
+        folder = recorder.run_folder(self)
+        if folder is None:
+            raise ValueError(
+                "processes that are spawned leave their results in the run's folder: give the Trainer a "
+                "default_root_dir"
+            )
+        return read_results(folder)
 
     def _adapt(
         self,
@@ -203,7 +208,7 @@ class Trainer(lightning.Trainer):
                     "(adapter=Tent() in Python)"
                 )
             adapter = model.default_adapter()  # type: ignore[operator]
-        before = self._callbacks()
+        before = callbacks_of(self)
         checkpoint = next((callback for callback in before if isinstance(callback, AdaptationCheckpoint)), None)
         if checkpoint is None and (self._checkpoints or resume is not None):
             checkpoint = AdaptationCheckpoint()
@@ -234,7 +239,8 @@ class Trainer(lightning.Trainer):
 
     def _folders(self) -> list[Path]:
         """Return the folders that a run of this trainer writes to; those that only loggers know are not among them."""
-        folders = [self._folder, *(callback.folder for callback in self._callbacks() if isinstance(callback, Recorder))]
+        recorders = [callback for callback in callbacks_of(self) if isinstance(callback, Recorder)]
+        folders = [self._folder, *(recorder.folder for recorder in recorders)]
         return sorted({Path(folder).resolve() for folder in folders if folder is not None and "://" not in folder})
 
     @contextlib.contextmanager
@@ -261,10 +267,6 @@ class Trainer(lightning.Trainer):
                 if not (self._termination.begun or spawned(self)):
                     remove([path for path in find(*RUN_FILES, *SIDE_FILES) if path not in there])
                 raise
-
-    def _callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = self.callbacks
-        return callbacks
 
     def _end_others(self) -> None:
         """End the processes that this one has launched: they would wait for it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 import ttalight
 from ttalight.adapters import EMABN, LAME, SAR, Tent, TestTimeTraining
-from ttalight.adapters.sharding import check_sharding, check_strategy
+from ttalight.adapters.sharding import check_sharding
 from ttalight.data import DigitsDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -18,7 +18,7 @@ class Several:
     """What the checks read of a trainer."""
 
     def __init__(self, strategy=None, stream=True) -> None:
-        self.world_size, self.strategy = 2, strategy
+        self.world_size, self.strategy = 2, strategy or DDPStrategy()
         self.datamodule = DigitsDataModule(batch_size=8, limit=16) if stream else object()
         if stream:
             self.datamodule.setup("test")
@@ -58,12 +58,12 @@ def test_data_without_a_stream():
 
 def test_pieces_of_parameters():
     with pytest.raises(ValueError, match="FSDPStrategy keeps pieces of the parameters"):
-        check_strategy(Several(FSDPStrategy()))
+        check_sharding(Several(FSDPStrategy()), "batch", "domain")
 
 
 def test_other_strategies():
-    with pytest.raises(ValueError, match="2 processes runs under DDP, got NoneType"):
-        check_strategy(Several())
+    with pytest.raises(ValueError, match="2 processes runs under DDP, got str"):
+        check_sharding(Several("dp"), "batch", "domain")
 
 
 def test_resuming_a_run_of_divided_domains(tmp_path):

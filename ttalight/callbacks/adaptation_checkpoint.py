@@ -18,6 +18,7 @@ from ttalight.adapters import Adapter
 from ttalight.callbacks.adaptation_files import FOLDER, check_resumable, list_checkpoints, read_last, write_checkpoint
 from ttalight.callbacks.event_files import cut_back, event_sizes
 from ttalight.callbacks.recorder import Recorder
+from ttalight.callbacks.search import callbacks_of
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream
 from ttalight.seeding import global_seed
@@ -108,7 +109,7 @@ class AdaptationCheckpoint(Callback):
         """Hand the checkpoint to adapter, recorder and data module, if it is one of this very run."""
         if not self._begun:
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         adapter = next(callback for callback in callbacks if isinstance(callback, Adapter))
         recorder = next(callback for callback in callbacks if isinstance(callback, Recorder))
         folder, data = recorder.run_folder(trainer), getattr(trainer, "datamodule", None)

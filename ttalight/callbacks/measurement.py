@@ -278,13 +278,13 @@ class Measurement:
         """Number of images that were measured, probes included."""
         return self._images
 
-    def overall(self) -> dict[str, Overall]:
-        """Return the measures of all images together, under ``overall``; nothing before a visit is over."""
+    def overall(self) -> Overall | None:
+        """Return the measures of all images together, None before a visit is over."""
         total = self.metrics.total()
         if total is None:
-            return {}
+            return None
         images = sum(self._seen[visit] for visit in self.metrics.closed if not self.place(visit)[1].probe)
-        return {"overall": cast(Overall, {"samples": images, **_measures(total)})}
+        return cast(Overall, {"samples": images, **_measures(total)})
 
     def rows(self) -> list[DomainResult]:
         """Return the rows of the visits that are closed, in the order of the stream."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.state import State
-from ttalight.models.admission import Admission
-from ttalight.models.call import Call
+from ttalight.models.admission import Admission, pixel_fault
+from ttalight.models.call import Call, present_autocast
 from ttalight.models.takeover import Takeover, check_free, owner_of
 from ttalight.untrusted import difference
 
@@ -67,10 +66,9 @@ class Engine:
         self.admission = Admission(next(floats, torch.get_default_dtype()), self._try)
         #: What the method changes. None before the first batch.
         self.state: State | None = None
-        #: Whether the next announcement is of the visit that a restored state is in the middle of.
-        self.keeps_place = False
         self._takeover: Takeover | None = None
-        self._boundary = self._probing = False
+        #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
+        self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
         method.check(self.net)
         self.attach()
@@ -113,9 +111,8 @@ class Engine:
             self.attach()
         net, state, device = self.net, self.state, images.device.type
         is_cast = torch.is_autocast_enabled(device)
-        net.call, net.precision = call, _autocast(device) if is_cast else nullcontext
-        before = replace(net.counters), net.forwards, net.backwards, net.last, self._boundary, self._before_probe
-        fallbacks, moved = list(map(operator.attrgetter("fallbacks"), net.norms)), net.guard.moved
+        net.call, net.precision = call, present_autocast(device) if is_cast else nullcontext
+        before = replace(net.counters), net.forwards, net.backwards, net.last, net.guard.moved, self._boundary
         off = torch.autocast(device, enabled=False) if is_cast else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), off:
             if state is not None:
@@ -124,15 +121,12 @@ class Engine:
                 logits = self._adapt(images)
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
             except BaseException:
-                net.counters, net.forwards, net.backwards, net.last, self._boundary, self._before_probe = before
-                for norm, count in zip(net.norms, fallbacks, strict=True):
-                    norm.fallbacks = count
                 if state is not None:
                     state.rollback()
                 else:
                     self._unconfigure()
                     self._detach()
-                net.guard.moved = moved
+                net.counters, net.forwards, net.backwards, net.last, net.guard.moved, self._boundary = before
                 raise
             finally:
                 net.clear_cache()
@@ -155,8 +149,6 @@ class Engine:
         if self.state is None and guard.is_pixels_finite() and fault is None:
             self._configure()
         if self.state is not None:
-            if self._probing and self._before_probe is None:
-                self._before_probe = self.capture()
             is_reset, self._boundary = self._reset_is_due(), False
             if is_reset:
                 self.state.reset()
@@ -202,12 +194,7 @@ class Engine:
     def _predict_bad(self, images: Tensor, fault: Exception | None, logits: Tensor | None) -> Tensor:
         """Return the logits of a bad batch, those of the method where there are any, and count it."""
         counters, policy = self.net.counters, self.method.on_bad_batch
-        if fault is None:
-            bad = int(images.isfinite().flatten(1).all(1).logical_not_().sum())
-            fault = ValueError(
-                f"{bad} of {len(images)} images in batch {counters.batch} of visit {max(counters.visit, 0)} (counted "
-                "from 0) have NaN or infinite pixels: repair them or take them away. Nothing was adapted to this batch"
-            )
+        fault = fault or pixel_fault(images, counters.batch, counters.visit)
         if policy == "error":
             raise fault
         if counters.bad_batches == 0:
@@ -220,17 +207,10 @@ class Engine:
 
     def _predict_source(self) -> Tensor:
         """Return the logits of the source model."""
-        net, live = self.net, [] if self.state is None else list(self.state.live.values())
+        net = self.net
         assert net.images is not None
-        before = [value.detach().clone() for value in live]
-        with net.as_source():
-            try:
-                if live and self.state is not None:
-                    torch._foreach_copy_(live, self.state.source)
-                logits = net(net.images).logits
-            finally:
-                if live:
-                    torch._foreach_copy_(live, before)
+        with self.at_source(), net.as_source():
+            logits = net(net.images).logits
         net.readings = {steps: logits for steps in self.method.read_at}
         return logits
 
@@ -255,8 +235,8 @@ class Engine:
     def announce(self) -> None:
         """Note that the next batch is the first of a new visit."""
         counters = self.net.counters
-        if self.keeps_place and counters.visit >= 0:
-            self.keeps_place = False
+        if self._keeps_place and counters.visit >= 0:
+            self._keeps_place = False
             return
         self._boundary = counters.visit >= 0
         counters.visit, counters.batch = counters.visit + 1, 0
@@ -275,20 +255,18 @@ class Engine:
 
     def probe(self, on: bool) -> None:
         """Begin or end a probe, whose batches are adapted to as any others and whose updates are discarded."""
-        self._probing = on
-        if not on and self._before_probe is not None and self.state is not None:
-            self.state.restore(self._before_probe)
-            self.net.counters, self._before_probe = Counters(**self._before_probe["counters"]), None
+        if on and self._before_probe is None:
+            self._before_probe = self.capture()
+        elif not on and self._before_probe is not None:
+            passes = {"passes": [self.net.forwards, self.net.backwards]}
+            self.restore(self._before_probe | passes, self._keeps_place)
 
     # -- counts, see ``Counters``
 
-    last = property(lambda self: self.net.last)
-    batches = property(lambda self: self.net.counters.batches)
-    updates = property(lambda self: self.net.counters.updates)
-    skipped = property(lambda self: self.net.counters.skipped)
-    recoveries = property(lambda self: self.net.counters.recoveries)
-    bad_batches = property(lambda self: self.net.counters.bad_batches)
-    backwards = property(lambda self: self.net.backwards)
+    last, backwards = property(attrgetter("net.last")), property(attrgetter("net.backwards"))
+    batches, updates = property(attrgetter("net.counters.batches")), property(attrgetter("net.counters.updates"))
+    skipped, recoveries = property(attrgetter("net.counters.skipped")), property(attrgetter("net.counters.recoveries"))
+    bad_batches = property(attrgetter("net.counters.bad_batches"))
 
     # -- states
 
@@ -312,8 +290,12 @@ class Engine:
             "before_probe": self._before_probe,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], keep_place: bool = False) -> None:
         """Continue from what ``capture`` returned, of an equal method on an equal network.
+
+        Args:
+            state: The state.
+            keep_place: Whether the next announced visit continues the one that the state was captured in.
 
         Raises:
             ValueError: If the state is another method's or another network's. Nothing has changed then.
@@ -341,6 +323,7 @@ class Engine:
             raise ValueError(f"the adaptation state does not fit {method} on {name}: {error}") from None
         self.net.counters, self._before_probe = Counters(**state["counters"]), state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
+        self._keeps_place = keep_place
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
 
     def to(self, device: torch.device) -> None:
@@ -354,15 +337,9 @@ class Engine:
 
     @contextmanager
     def at_source(self) -> Iterator[None]:
-        """Restore the source for a while."""
-        state, counters = None if self.state is None else self.state.capture(), replace(self.net.counters)
-        self.reset()
-        try:
+        """Set weights, statistics and method state to the source for a while."""
+        with nullcontext() if self.state is None else self.state.at_source():
             yield
-        finally:
-            if self.state is not None and state is not None:
-                self.state.restore(state)
-            self.net.counters = counters
 
     def source_copy(self) -> nn.Module:
         """Return a copy of the network as it was before adaptation."""
@@ -371,9 +348,3 @@ class Engine:
         if self._takeover is not None:
             self._takeover.restore_copy(module)
         return module
-
-
-def _autocast(device: str) -> Callable[[], torch.autocast]:
-    """Return a maker of the autocast context that is in force now, for the network's passes."""
-    # Without the cache a cast made under no_grad cannot be mistaken for one that carries gradients.
-    return partial(torch.autocast, device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)

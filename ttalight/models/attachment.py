@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 from torch import nn
 
-__all__ = ["StandIn", "attach_forward", "detach_forward"]
+__all__ = ["attach_forward", "detach_forward"]
 
 #: Attributes of a module whose forward is replaced: whether it is, and the forward that its instance carried.
 _ATTACHED, _CARRIED = "_ttalight_attached", "_ttalight_carried_forward"
@@ -50,37 +49,3 @@ def _reduce_as_original(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
     if _CARRIED in vars(module):
         state["forward"] = vars(module)[_CARRIED]
     return copyreg._reconstructor, (type(module).__bases__[0], object, None), state  # type: ignore[attr-defined]
-
-
-class StandIn:
-    """A forward that an instance carries for a while; copies and pickles of the instance have its own one.
-
-    For modules whose class must stay what it is. Set it as the attribute ``forward`` of the module.
-
-    Args:
-        module: The module.
-        forward: Takes what the module's own forward takes.
-    """
-
-    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self.module, self.forward = module, forward
-        self._carried: Callable[..., Any] | None = vars(module).get("forward")
-        module.forward = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the forward."""
-        return self.forward(*args, **kwargs)
-
-    def end(self) -> None:
-        """Restore the module's own forward."""
-        if self._carried is None:
-            vars(self.module).pop("forward", None)
-        else:
-            self.module.forward = self._carried
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _own_forward, (self.module, self._carried)
-
-
-def _own_forward(module: nn.Module, carried: Callable[..., Any] | None) -> Callable[..., Any]:
-    return MethodType(type(module).forward, module) if carried is None else carried

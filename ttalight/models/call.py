@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ttalight.models.outputs import map_tensors
 
-__all__ = ["Call"]
+__all__ = ["Call", "present_autocast"]
 
 
 class Call:
@@ -47,6 +48,16 @@ class Call:
         """
         args, kwargs = map_tensors((self.args, self.kwargs), partial(_rows, keep, images))
         return Call(args, kwargs, self.name)
+
+
+def present_autocast(device: str) -> Callable[[], torch.autocast]:
+    """Return a maker of the autocast context that is in force now, for passes under another one.
+
+    Args:
+        device: Type of the device.
+    """
+    # Without the cache a cast made under no_grad cannot be mistaken for one that carries gradients.
+    return partial(torch.autocast, device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
 
 
 def _rows(keep: Tensor, images: int, value: Tensor) -> Tensor:

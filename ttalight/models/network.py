@@ -167,10 +167,8 @@ class Network:
         self.forwards += batches
         if torch.is_grad_enabled():
             self.pending_forwards += batches
-        for part in self._modules:
-            if part.training:  # somebody called train() since
-                self.module.eval()
-                break
+        if any(map(attrgetter("training"), self._modules)):  # somebody called train() since
+            self.module.eval()
 
     # -- trainable parameters
 
@@ -310,7 +308,7 @@ class Network:
 
     @contextmanager
     def with_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Run with other values of the free parameters for a while: teachers, anchors, averages.
+        """Run with other values of the trainable parameters for a while: teachers, anchors, averages.
 
         Args:
             weights: One tensor for each of ``parameters``, of the same shape; used as they are, not copied.

@@ -181,17 +181,22 @@ class Reading(TypedDict):
     mean: Summary
 
 
-class _Optional(TypedDict, total=False):
+class Digest(TypedDict, total=False):
+    """What follows from the rows."""
+
+    groups: list[GroupResult]
+    worst: Worst
+    rounds: list[Round]
+    forgetting: list[Forgetting]
+
+
+class _Optional(Digest, total=False):
     model: str
     network: str
     classes: int
     bad_batches: int
     readings: list[Reading]
     overall: Overall
-    groups: list[GroupResult]
-    worst: Worst
-    rounds: list[Round]
-    forgetting: list[Forgetting]
     curve: Curve
 
 

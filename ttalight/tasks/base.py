@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from ttalight.adapters import Adapter
+from ttalight.callbacks.search import find_callback
 from ttalight.models import CenterCrop, Normalize, Preprocessing, create_encoder, preprocessing_of
 from ttalight.models.encoder import download_weights, with_normalisation
 from ttalight.models.label_space import select_classes
@@ -217,8 +218,8 @@ class BaseTask(LightningModule, ABC):
         weights = self.normalize.mean.dtype
         mixed = "mixed" in str(self.trainer.precision)
         dtypes = (torch.float32, torch.float16, torch.bfloat16) if mixed else (weights,)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        adapted = any(isinstance(callback, Adapter) and callback.engine is not None for callback in callbacks)
+        adapter = find_callback(self.trainer, Adapter)
+        adapted = adapter is not None and adapter.engine is not None
         check_batch(batch, dtypes, getattr(self, "num_classes", None), adapted)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

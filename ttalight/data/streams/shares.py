@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ttalight.data.streams.stream import Stream
 
-__all__ = ["Places", "deal", "places"]
+__all__ = ["Places", "StreamShare", "deal", "places"]
 
 Numbers = npt.NDArray[np.int64]
 
@@ -70,6 +70,36 @@ def deal(stream: Stream, ranks: int, each_batch: bool = False) -> list[Numbers]:
     owner = _stretches(images, ranks) if each_batch else _balanced(images, ranks)
     of_batch = np.repeat(owner, ends - starts)
     return [np.flatnonzero(of_batch == rank) for rank in range(ranks)]
+
+
+class StreamShare:
+    """One process's part of a stream, and where each of its batches stands in the whole.
+
+    Args:
+        stream: The stream.
+        rank: This process.
+        ranks: Number of processes.
+        each_batch: Whether the method starts every batch from the source.
+
+    Raises:
+        ValueError: If the stream announces no boundaries, and domains are to be divided.
+    """
+
+    def __init__(self, stream: Stream, rank: int, ranks: int, each_batch: bool) -> None:
+        #: Numbers of the batches.
+        self.numbers = deal(stream, ranks, each_batch)[rank]
+        self._places = places(stream)
+        self._last = -1
+
+    @property
+    def begins_later(self) -> bool:
+        """Whether the first batch of the stream is not in this part."""
+        return len(self.numbers) > 0 and int(self.numbers[0]) > 0
+
+    def place(self, index: int) -> tuple[int, int] | None:
+        """Return visit and number of a batch in the whole stream if the batch before it is in another part."""
+        follows, self._last = index == self._last + 1, index
+        return None if follows else (int(self._places.visit[index]), int(self._places.batch[index]))
 
 
 def _starts(stream: Stream, index: int, each_batch: bool) -> bool:
