@@ -1,4 +1,4 @@
-"""Whatever stops a fit or an adaptation: what is there is whole, and going on gives the uninterrupted result."""
+"""Stopped runs: files are whole, and resuming gives the result of an uninterrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command says when it fails: one line that a user can act on."""
+"""Error messages of the commands: one line that a user can act on."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def expected_message(error: BaseException) -> str | None:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return _one_line(
             f"out of memory ({str(error).strip().partition(chr(10))[0] or type(error).__name__}): free memory or use "
-            "another device, then go on with the run; a smaller --data.batch_size needs less, and is another run"
+            "another device, then resume the run; a smaller --data.batch_size needs less, and is another run"
         )
     if not isinstance(error, (ValueError, TypeError, RuntimeError, OSError)):
         return None

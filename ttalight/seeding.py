@@ -25,5 +25,5 @@ def derive_seed(*key: int | str) -> int:
 
 
 def global_seed() -> int:
-    """Return the seed that ``seed_everything`` set, the same on every process; 0 where nobody set one."""
+    """Return the seed that ``seed_everything`` set, the same on every process; 0 where none was set."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))

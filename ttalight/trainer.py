@@ -90,7 +90,7 @@ class Trainer(lightning.Trainer):
             if default_root_dir is not None and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = os.path.join(default_root_dir, "checkpoints")
         self._checkpoints = enable_checkpointing is not False and not kwargs.get("fast_dev_run")
-        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # no other was given
             self.strategy.checkpoint_io = CheckpointFiles()
 
     @property
@@ -136,7 +136,7 @@ class Trainer(lightning.Trainer):
 
         The module's own ``test_step`` runs on the data module's test loader, with the adapter standing in for the
         module's forward. Afterwards the model is what it was before; what adaptation changed is in
-        ``adapter.state_dict()``. While it runs, ``AdaptationCheckpoint`` keeps what a stopped run needs to go on, and
+        ``adapter.state_dict()``. While it runs, ``AdaptationCheckpoint`` keeps what a stopped run needs to resume, and
         no other run can use the folder.
 
         Args:
@@ -168,7 +168,7 @@ class Trainer(lightning.Trainer):
         if shard == "domain" and resume is not None and self.num_devices * self.num_nodes > 1:
             raise ValueError(
                 "a run whose domains are divided among processes keeps no checkpoints to resume from: its finished "
-                "domains are in results.json; start it anew, or use shard='batch' or one process"
+                "domains are in results.json. Start it again, or use shard='batch' or one process"
             )
         recorder = next(callback for callback in callbacks_of(self) if isinstance(callback, Recorder))
         with self._hold_folder():

@@ -138,7 +138,7 @@ class TestInterruption:
 
         monkeypatch.setattr(corrupt_command, "corrupt_chunk", chunk)
         message = fails(tmp_path / "set", *FEW, code=130)
-        assert message == "ttalight corrupt: interrupted; the same command goes on from here"
+        assert message == "ttalight corrupt: interrupted; the same command continues from here"
         done = {path.stem for path in (tmp_path / "set").glob("*.npy")} - {"labels"}
         assert done == set(["fog", "shot_noise", "contrast"][: stop // 2])
         stop = -1

@@ -1,4 +1,4 @@
-"""What several processes cannot do is said at the start."""
+"""Errors at the start for runs that cannot be divided."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Several:
-    """What the checks read of a trainer."""
+    """The parts of a trainer that the checks read."""
 
     def __init__(self, strategy=None, stream=True) -> None:
         self.world_size, self.strategy = 2, strategy or DDPStrategy()

@@ -60,7 +60,7 @@ class GradientAdapter(Adapter):
         self.steps = steps
         self.clip_norm = clip_norm
         self.terms = terms or []
-        #: Settings of the optimizer where none is given, and whether they are those for CIFAR that nobody chose.
+        #: Settings of the optimizer where none is given, and whether they are those for CIFAR by default.
         self._settings = {**self.published.get("cifar", {}), **({} if lr is None else {"lr": lr})}
         if optimizer is None and "lr" not in self._settings:
             raise ValueError(f"{type(self).__name__} has no published learning rate: give lr or optimizer")

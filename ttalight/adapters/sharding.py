@@ -1,4 +1,4 @@
-"""How an adaptation is divided over processes, and what cannot be."""
+"""Division of an adaptation over processes."""
 
 from __future__ import annotations
 

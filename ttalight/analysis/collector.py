@@ -29,14 +29,14 @@ class FeatureCollector(Callback):
 
     After each batch it passes the images, as they are, through the adapted network and through the source's, with the
     statistics that the method predicts with: these are the features behind the predictions after all steps and after
-    none. Everything that the method has changed is put back as it was, statistics of normalisation included, nothing
-    is drawn, and passes are not counted: the run goes on as without the callback. It costs two forwards a batch and,
+    none. Everything that the method has changed is restored, statistics of normalisation included, nothing
+    is drawn, and passes are not counted: the run continues as without the callback. It costs two forwards a batch and,
     with gradients, one copy of the adapted state.
 
     When a domain is over, its features become the rows of ``geometry.json`` in the run's folder (Davies-Bouldin index,
     distances of class medians) and are dropped, or kept in ``features.npz`` where ``keep`` names the domain. Memory
     holds at most ``images`` of each domain in progress and ``keep_images`` of each that is kept. The labels of the
-    stream serve these measures alone. A resumed run goes on with the rows of finished domains; of the domain in which
+    stream serve these measures alone. A resumed run keeps the rows of finished domains; of the domain in which
     it was stopped the images from then on are measured (``samples`` says how many).
 
     Args:
@@ -83,7 +83,7 @@ class FeatureCollector(Callback):
     # -- Lightning
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the source's medians, and what a run that goes on had found."""
+        """Take the source's medians, and the rows of a run that is resumed."""
         self._adapter = find_callback(trainer, Adapter)
         self._engine = None if self._adapter is None else self._adapter.engine
         if not isinstance(pl_module, BaseTask) or self._engine is None:

@@ -1,4 +1,4 @@
-"""What one evaluation has measured so far."""
+"""Measurements of one evaluation."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _ROWS_WRITTEN_EACH = 100
 
 
 class Recorder(Callback):
-    """Records what a module predicts during ``test`` and ``validate``, ours or a stranger's, adapted or not.
+    """Records the predictions of any LightningModule during ``test`` and ``validate``, adapted or not.
 
     It reads the logits that ``self(images)`` returns inside the step and the labels of the batch, ``(image, label)``.
     One row a visit of the stream; without a stream, one a data loader. ``stream.npz``, the stream itself, is written to
@@ -72,7 +72,7 @@ class Recorder(Callback):
         self._ended = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Be inert inside fit, and where several processes have parts of the data that nobody can put together."""
+        """Disable the recorder in ``fit``, and in several processes without an adapter that divides the data."""
         self._active = stage in ("test", "validate")
         adapter = find_callback(trainer, Adapter)
         if self._active and trainer.world_size > 1 and (adapter is None or adapter.shard is None):
@@ -125,7 +125,7 @@ class Recorder(Callback):
 
     def run_folder(self, trainer: Trainer) -> str | None:
         """Return the folder that the result files go to, None if there is none; all processes have to ask together."""
-        # Without a logger Lightning's log directory is the current one, where nobody asked for files.
+        # Without a logger Lightning's log directory is the current one, where no files are expected.
         given = trainer.loggers or Path(trainer.default_root_dir) != Path.cwd()
         return self.folder or (trainer.log_dir if given else None)
 
@@ -191,11 +191,11 @@ class Recorder(Callback):
         log_results(trainer, self.results)
 
     def _end(self, trainer: Trainer) -> None:
-        """Write the results, and take away what only a run in progress needs.
+        """Write the results, and remove the files that only a run in progress needs.
 
-        Results that say they are complete come last: whoever reads them finds all else complete, curves included.
+        Results that are marked complete are written last: all other files, curves included, are complete then.
         """
-        self._look_no_longer()
+        self._remove_hook()
         if not self._ended:
             return
         self._ended = False
@@ -209,7 +209,7 @@ class Recorder(Callback):
             self._finished.discard()
             self._finished = None
 
-    def _look_no_longer(self) -> None:
+    def _remove_hook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -284,7 +284,7 @@ class Recorder(Callback):
         }
 
     def resume(self, state: dict[str, Any] | None) -> None:
-        """Let the next evaluation go on from what ``run_state()`` returned; None lets it begin anew."""
+        """Continue the next evaluation from what ``run_state()`` returned. None starts a new one."""
         self._resumed = state
 
     def _passes(self) -> Passes:
@@ -338,16 +338,16 @@ class Recorder(Callback):
     on_validation_epoch_end = on_test_epoch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results, and look no longer."""
+        """Write the results, and remove the forward hook."""
         self._end(trainer)
 
     on_validation_end = on_test_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what is finished, and look no longer."""
+        """Write the finished domains, and remove the forward hook."""
         if self._hook is None:
             return
-        self._look_no_longer()
+        self._remove_hook()
         try:
             if not self._ended and self._measurement.unwritten:
                 self._write_progress(trainer)

@@ -25,7 +25,7 @@ _METHOD_FIELDS = ("reset", "prediction", "steps", "optimizer", "lr", "norm")
 
 
 class Passes(NamedTuple):
-    """What the passes of an evaluation took, summed over all processes."""
+    """Costs of the passes of an evaluation, summed over all processes."""
 
     forwards: float
     backwards: float
@@ -36,7 +36,7 @@ class Passes(NamedTuple):
 
     @classmethod
     def of(cls, engine: Engine | None, measurement: Measurement) -> Passes:
-        """Return what the passes of this process took.
+        """Return the costs of the passes of this process.
 
         Args:
             engine: The engine of the adapter, None without one.
@@ -53,7 +53,7 @@ class Passes(NamedTuple):
 
     @classmethod
     def merged(cls, parts: Sequence[Passes]) -> Passes:
-        """Return what the passes of processes took that ran side by side."""
+        """Return the costs of the passes of processes that ran side by side."""
         memory = [part.memory for part in parts if part.memory is not None]
         return cls(
             forwards=sum(part.forwards for part in parts),

@@ -222,7 +222,7 @@ def main(args: Sequence[str] | None = None) -> None:
         folder = write_corrupted(**options.as_dict())
         sys.stdout.write(f"Corrupted images: {folder}\n")
     except KeyboardInterrupt:
-        sys.stderr.write("ttalight corrupt: interrupted; the same command goes on from here\n")
+        sys.stderr.write("ttalight corrupt: interrupted; the same command continues from here\n")
         raise SystemExit(130) from None
     except (OSError, ValueError) as error:
         sys.stderr.write(f"ttalight corrupt: error: {printable(' '.join(str(error).split()))}\n")

@@ -101,7 +101,7 @@ class Engine:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step would trace the optimizer too
     def __call__(self, images: Tensor, call: Call | None = None) -> Any:
-        """Adapt to a batch and return its logits, free of any graph, in the structure that the network returns.
+        """Adapt to a batch and return its logits, without a graph, in the structure that the network returns.
 
         Args:
             images: (B, 3, H, W).

@@ -1,4 +1,4 @@
-"""How a model is called: by which arguments, and with an input of its own where it changes that in place."""
+"""Calls of a model with the images and further arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the classifier of a model reads in each pass."""
+"""Features that the classifier of a model reads in each pass."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 @dataclass
 class PassState:
-    """What is true of a network's pass in progress.
+    """The state of a network's pass in progress.
 
     Args:
         repeating: Whether it repeats one for its gradient, as checkpointing does: statistics do not move again.

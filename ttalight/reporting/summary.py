@@ -1,4 +1,4 @@
-"""What follows from the rows of a run: averages, the worst domain and group, rounds, forgetting."""
+"""Summaries of the rows of a run: averages, the worst domain and group, rounds, forgetting."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _averages(rows: Sequence[DomainResult]) -> Averages:
 
 
 def finite(value: float | None) -> bool:
-    """Whether a value is there and finite."""
+    """Return whether a value is there and finite."""
     return value is not None and math.isfinite(value)
 
 

@@ -1,4 +1,4 @@
-"""What all tasks share: optimizer and schedule, keyed draws, and reading the weights of an earlier stage."""
+"""The base of all tasks: optimizer and schedule, keyed draws, weights of an earlier stage."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class BaseTask(LightningModule, ABC):
         self.classifier, self.num_classes = classifier, classifier.out_features
 
     def teardown(self, stage: str) -> None:
-        """Give the classifier back the classes that the data module had no use for."""
+        """Restore the classes of the classifier that the data module does not have."""
         self._take_label_space(None)
 
     def _describe_input(self, data: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which process gets which batches of a stream, where each domain or batch starts anew."""
+"""The batches of a stream that each process gets, where each domain or batch starts from the source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 class Places(NamedTuple):
-    """Where each batch stands in one process that goes through the whole stream.
+    """The place of each batch in one process that goes through the whole stream.
 
     Args:
         visit: Number of the announced visit, from 0, -1 before the first; (batches,).
@@ -44,20 +44,20 @@ def places(stream: Stream) -> Places:
 def deal(stream: Stream, ranks: int, each_batch: bool = False) -> list[Numbers]:
     """Deal a stream out to processes in parts that depend on nothing before them.
 
-    A part is an announced visit, which goes to the process with the fewest images so far, the largest first; or a batch
-    where every batch starts anew: then each process gets one stretch. A probe stays with what comes before it, whose
-    state it looks at.
+    A part is an announced visit, which goes to the process with the fewest images so far, the largest first. Where
+    every batch starts from the source, a part is a batch, and each process gets consecutive ones. A probe stays with
+    the batches before it, whose state it measures.
 
     Args:
         stream: The stream.
         ranks: Number of processes.
-        each_batch: Whether every batch starts anew.
+        each_batch: Whether every batch starts from the source.
 
     Returns:
         For each process, the numbers of its batches, rising; none where there are more processes than parts.
 
     Raises:
-        ValueError: If the stream announces no boundaries and not every batch starts anew.
+        ValueError: If the stream announces no boundaries and not every batch starts from the source.
     """
     if not (stream.announced or each_batch):
         raise ValueError(
@@ -107,7 +107,7 @@ def _starts(stream: Stream, index: int, each_batch: bool) -> bool:
 
 
 def _balanced(sizes: Numbers, ranks: int) -> Numbers:
-    """Return the owner of each part: the largest part first, to whoever has least."""
+    """Return the owner of each part: the largest part first, to the process with the fewest images."""
     owner, load = np.empty(len(sizes), dtype=np.int64), np.zeros(ranks, dtype=np.int64)
     for part in np.argsort(-sizes, kind="stable").tolist():
         rank = int(load.argmin())
