@@ -169,19 +169,15 @@ class CLI(LightningCLI):
             config.ckpt_path = None  # given back in before_instantiate_classes
         overwrite = config.overwrite
         config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
-        if resume is not None:
-            self._check_resumed(parser, overwrite="--overwrite" in words)
-        self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
-
-    def _check_resumed(self, parser: LightningArgumentParser, overwrite: bool) -> None:
-        assert self.folder is not None
-        if overwrite:
+        if resume is not None and "--overwrite" in words:
             parser.error("--resume goes on with a run and --overwrite replaces it: give one of them")
-        try:
-            check_resumable(self.folder)  # before data are read
-        except ValueError as error:
-            parser.error(f"--resume: {error}")
-        self.save_config_kwargs["resumes"] = True
+        self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
+        if resume is not None:
+            try:
+                check_resumable(self.folder)  # before data are read
+            except ValueError as error:
+                parser.error(f"--resume: {error}")
+            self.save_config_kwargs["resumes"] = True
 
     def _find_checkpoint(self, parser: LightningArgumentParser, path: str | None) -> str | None:
         if path is None:
