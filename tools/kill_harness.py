@@ -3,13 +3,13 @@
     python tools/kill_harness.py [--kills 50] [--folder kill-harness]
 
 A point is every hook of the trainer that a callback sees (setup, each batch's begin and end, checkpoints, ends), and
-the moment before each file is opened to be written, synced, renamed or removed. An uninterrupted run counts the points; the kills are spread
-evenly over them, half on ``fit`` and half on ``adapt``. At a point the process sends itself SIGKILL. Every second kill
-at a file that is being written cuts away half of what has not been synced yet, as a power cut may. Then the run goes on
-by the documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew where nothing was there yet,
-and must leave what the uninterrupted one left, bit for bit: weights, optimizer and epoch of ``last.ckpt``; results, table,
-predictions, stream and curves; and no temporary file. Before it goes on, nothing unfinished may pass for complete: ``compare`` must leave the run out,
-and no file under its own name may be half of one.
+the moment before each file is opened to be written, synced, renamed or removed. An uninterrupted run counts the points;
+the kills are spread evenly over them, half on ``fit`` and half on ``adapt``. At a point the process sends itself
+SIGKILL. Every second kill at a file that is being written cuts away half of what has not been synced yet, as a power
+cut may. Then the run goes on by the documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew
+where nothing was there yet, and must leave what the uninterrupted one left, bit for bit: weights, optimizer and epoch
+of ``last.ckpt``; results, table, predictions, stream and curves; and no temporary file. Before it goes on, nothing
+unfinished may pass for complete: ``compare`` must leave the run out, and no file under its own name may be half of one.
 """
 
 from __future__ import annotations

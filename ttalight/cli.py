@@ -171,13 +171,13 @@ class CLI(LightningCLI):
         config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
         if resume is not None and "--overwrite" in words:
             parser.error("--resume goes on with a run and --overwrite replaces it: give one of them")
-        self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
-        if resume is not None:
+        first = self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
+        self.save_config_kwargs["resumes"] = resume is not None
+        if resume is not None and first:
             try:
                 check_resumable(self.folder)  # before data are read
             except ValueError as error:
                 parser.error(f"--resume: {error}")
-            self.save_config_kwargs["resumes"] = True
 
     def _find_checkpoint(self, parser: LightningArgumentParser, path: str | None) -> str | None:
         if path is None:
@@ -192,8 +192,12 @@ class CLI(LightningCLI):
         read_checkpoint(path, "ckpt_path")  # here its errors come before anything is made
         return path
 
-    def _claim(self, parser: LightningArgumentParser, overwrite: bool, resumes: bool) -> None:
-        """Hold the run's folder until the command ends, and refuse to replace a run unasked."""
+    def _claim(self, parser: LightningArgumentParser, overwrite: bool, resumes: bool) -> bool:
+        """Hold the run's folder until the command ends, and refuse to replace a run unasked.
+
+        Returns:
+            Whether this is the first process of the run.
+        """
         assert self.folder is not None
         node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
         first = node == "0" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
@@ -202,7 +206,7 @@ class CLI(LightningCLI):
         except ValueError as error:
             parser.error(str(error))
         if resumes or not first:
-            return
+            return first
         existing = find_files(self.folder, RUN_FILES)
         if existing and not overwrite:
             stopped = f"--resume {self.folder}" if list_checkpoints(self.folder) else None
@@ -215,6 +219,7 @@ class CLI(LightningCLI):
         side = [path for path in find_files(self.folder, SIDE_FILES) if not path.name.endswith(f".{os.getpid()}.parts")]
         self.save_config_kwargs["replaced"] = [*existing, *side]
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # not for long
+        return first
 
     def before_instantiate_classes(self) -> None:
         """Give back the checkpoint to resume from: its weights and loops, not its hyper-parameters."""
