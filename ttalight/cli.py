@@ -75,8 +75,9 @@ class BeginRun(SaveConfigCallback):
         if self.already_saved or self.resumes:
             return
         if trainer.is_global_zero:
-            remove(self.replaced)
-        # It has its name only once it is complete: half a configuration is a whole one of another run.
+            remove([path for path in self.replaced if path.name != self.config_filename])
+        # It has its name only once it is complete: half a configuration is a whole one of another run. Until then the
+        # one before stays: whenever this process is killed, there is one to resume.
         name, self.config_filename = self.config_filename, f".{self.config_filename}.{os.getpid()}.tmp"
         super().setup(trainer, pl_module, str(trainer.state.stage))
         if trainer.is_global_zero and trainer.log_dir is not None:
@@ -215,9 +216,7 @@ class CLI(LightningCLI):
                 f"there is a run in {self.folder} already: give another --name, replace it with --overwrite"
                 + (f", or go on with it: {goes_on}" if goes_on else "")
             )
-        # An earlier run of this very process may have left a folder of the name that this one is about to use.
-        side = [path for path in find_files(self.folder, SIDE_FILES) if not path.name.endswith(f".{os.getpid()}.parts")]
-        self.save_config_kwargs["replaced"] = [*existing, *side]
+        self.save_config_kwargs["replaced"] = [*existing, *find_files(self.folder, SIDE_FILES)]
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # not for long
         return first
 
