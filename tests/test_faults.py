@@ -349,6 +349,18 @@ def test_kills(tmp_path):
     assert len(lines) == 3
 
 
+def test_kills_from_the_last_batch_to_the_end(work):
+    """At every point from the end of the last batch to the end of the process, of a run of two batches."""
+    words = [*harness.ADAPT, "--data.limit", "5", "--trainer.callbacks.every", "1"]
+    names = harness.count_points("adapt", words, work)
+    last = max(number for number, name in enumerate(names) if name == "on_test_batch_end")
+    for at in range(last, len(names)):
+        harness.kill("adapt", words, work, names, at, torn=True)
+    reached = " ".join(names[last:])
+    for name in ("predictions.npz", "results.json", "domains.csv", ".parts", "adaptation", ".lock", "teardown"):
+        assert name in reached
+
+
 def test_the_configuration_of_a_run_is_plain(work):
     assert json.loads(Path("runs/adapt/results.json").read_text())["complete"] is True
     assert torch.load("runs/fit/checkpoints/previous.ckpt", weights_only=True)["epoch"] == 1

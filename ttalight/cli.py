@@ -76,8 +76,9 @@ class BeginRun(SaveConfigCallback):
         if self.already_saved or self.resumes:
             return
         if trainer.is_global_zero:
-            remove(self.replaced)
-        # It has its name only once it is complete: half a configuration is a whole one of another run.
+            remove([path for path in self.replaced if path.name != self.config_filename])
+        # It has its name only once it is complete: half a configuration is a whole one of another run. Until then the
+        # one before stays: whenever this process is killed, there is one to resume.
         name, self.config_filename = self.config_filename, f".{self.config_filename}.{os.getpid()}.tmp"
         super().setup(trainer, pl_module, str(trainer.state.stage))
         if trainer.is_global_zero and trainer.log_dir is not None:
@@ -170,19 +171,15 @@ class CLI(LightningCLI):
             config.ckpt_path = None  # given back in before_instantiate_classes
         overwrite = config.overwrite
         config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
-        if resume is not None:
-            self._check_resumed(parser, overwrite="--overwrite" in words)
-        self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
-
-    def _check_resumed(self, parser: LightningArgumentParser, overwrite: bool) -> None:
-        assert self.folder is not None
-        if overwrite:
+        if resume is not None and "--overwrite" in words:
             parser.error("--resume goes on with a run and --overwrite replaces it: give one of them")
-        try:
-            check_resumable(self.folder)  # before data are read
-        except ValueError as error:
-            parser.error(f"--resume: {error}")
-        self.save_config_kwargs["resumes"] = True
+        first = self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
+        self.save_config_kwargs["resumes"] = resume is not None
+        if resume is not None and first:
+            try:
+                check_resumable(self.folder)  # before data are read
+            except ValueError as error:
+                parser.error(f"--resume: {error}")
 
     def _find_checkpoint(self, parser: LightningArgumentParser, path: str | None) -> str | None:
         if path is None:
@@ -197,8 +194,12 @@ class CLI(LightningCLI):
         read_checkpoint(path, "ckpt_path")  # here its errors come before anything is made
         return path
 
-    def _claim(self, parser: LightningArgumentParser, overwrite: bool, resumes: bool) -> None:
-        """Hold the run's folder until the command ends, and refuse to replace a run unasked."""
+    def _claim(self, parser: LightningArgumentParser, overwrite: bool, resumes: bool) -> bool:
+        """Hold the run's folder until the command ends, and refuse to replace a run unasked.
+
+        Returns:
+            Whether this is the first process of the run.
+        """
         assert self.folder is not None
         node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
         first = node == "0" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
@@ -207,7 +208,7 @@ class CLI(LightningCLI):
         except ValueError as error:
             parser.error(str(error))
         if resumes or not first:
-            return
+            return first
         existing = find_files(self.folder, RUN_FILES)
         if existing and not overwrite:
             stopped = f"--resume {self.folder}" if list_checkpoints(self.folder) else None
@@ -216,10 +217,9 @@ class CLI(LightningCLI):
                 f"there is a run in {self.folder} already: give another --name, replace it with --overwrite"
                 + (f", or go on with it: {goes_on}" if goes_on else "")
             )
-        # An earlier run of this very process may have left a folder of the name that this one is about to use.
-        side = [path for path in find_files(self.folder, SIDE_FILES) if not path.name.endswith(f".{os.getpid()}.parts")]
-        self.save_config_kwargs["replaced"] = [*existing, *side]
+        self.save_config_kwargs["replaced"] = [*existing, *find_files(self.folder, SIDE_FILES)]
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # not for long
+        return first
 
     def before_instantiate_classes(self) -> None:
         """Give back the checkpoint to resume from: its weights and loops, not its hyper-parameters."""

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -22,7 +23,7 @@ from ttalight.adapters import Adapter
 from ttalight.adapters.sharding import Shard
 from ttalight.batch_norm_sync import BatchNormSync
 from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, Termination
-from ttalight.callbacks.adaptation_files import check_resumable, finish
+from ttalight.callbacks.adaptation_files import check_resumable, finish, list_checkpoints
 from ttalight.callbacks.search import callbacks_of
 from ttalight.callbacks.termination import spawned
 from ttalight.checkpoint_files import CheckpointFiles
@@ -144,7 +145,8 @@ class Trainer(lightning.Trainer):
             datamodule: Delivers the stream; or ``dataloaders``.
             adapter: The method; by default the one that the model's ``default_adapter()`` returns.
             resume: Folder of a stopped run of the same model, data and adapter, which is also this trainer's: it goes
-                on from its last checkpoint, in the middle of the stream.
+                on from its last checkpoint, in the middle of the stream. Processes that divide domains write none, and
+                begin with the first batch.
             shard: How several processes divide the run, with the numbers of one: ``domain`` gives each whole domains
                 (or stretches of batches with ``reset="batch"``), ``batch`` a slice of every batch. One process
                 ignores it.
@@ -165,16 +167,12 @@ class Trainer(lightning.Trainer):
             raise ValueError("adapt needs a model and a datamodule, or a model and dataloaders")
         if shard not in (None, "domain", "batch"):
             raise ValueError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
-        if shard == "domain" and resume is not None and self.num_devices * self.num_nodes > 1:
-            raise ValueError(
-                "a run whose domains are divided among processes keeps no checkpoints to resume from: its finished "
-                "domains are in results.json. Start it again, or use shard='batch' or one process"
-            )
         recorder = next(callback for callback in callbacks_of(self) if isinstance(callback, Recorder))
         with self._hold_folder():
             if resume is not None and Path(resume).resolve() in self._folders():
-                check_resumable(Path(resume))
-                recorder.results = finish(Path(resume))
+                if self.is_global_zero:  # which may have finished it before the others look
+                    check_resumable(Path(resume))
+                recorder.results = finish(Path(resume), clean=self.is_global_zero)
                 if recorder.results is not None:
                     return recorder.results
             self._adapt(model, data, adapter, resume, shard)
@@ -214,6 +212,8 @@ class Trainer(lightning.Trainer):
             checkpoint = AdaptationCheckpoint()
         if by_domain:
             checkpoint = None
+            if resume is not None:
+                self._check_restart(Path(resume))
         if checkpoint is not None:
             checkpoint.begin(resume)
         others = [callback for callback in before if callback is not checkpoint]
@@ -236,6 +236,21 @@ class Trainer(lightning.Trainer):
                 checkpoint.end(datamodule)
 
     # -- the run's folder
+
+    def _check_restart(self, run: Path) -> None:
+        """Check that a run whose domains are divided can begin again with the first batch.
+
+        Raises:
+            ValueError: If it is not in this trainer's folder, or has checkpoints to resume from.
+        """
+        if run.resolve() not in self._folders():
+            raise ValueError(f"the run to resume is in {run}: use Trainer(default_root_dir={str(run)!r})")
+        if list_checkpoints(run):
+            raise ValueError(
+                f"the run in {run} has checkpoints, which processes that divide domains cannot resume from: use "
+                "shard='batch' or one process"
+            )
+        rank_zero_info(f"{run} has no checkpoint, since its domains are divided: it starts with the first batch")
 
     def _folders(self) -> list[Path]:
         """Return the folders that a run of this trainer writes to; those that only loggers know are not among them."""

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 import ttalight
 from ttalight.adapters import EMABN, LAME, SAR, Tent, TestTimeTraining
 from ttalight.adapters.sharding import check_sharding
+from ttalight.callbacks.adaptation_files import write_checkpoint
 from ttalight.data import DigitsDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -67,9 +68,19 @@ def test_other_strategies():
 
 
 def test_resuming_a_run_of_divided_domains(tmp_path):
-    trainer = ttalight.Trainer(accelerator="cpu", devices=2, default_root_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="keeps no checkpoints to resume from"):
-        trainer.adapt(torch.nn.Linear(2, 2), DigitsDataModule(), Tent(), resume=str(tmp_path), shard="domain")
+    def resume(folder):
+        trainer = ttalight.Trainer(accelerator="cpu", devices=2, default_root_dir=str(tmp_path / "run"))
+        trainer.adapt(torch.nn.Linear(2, 2), DigitsDataModule(), Tent(), resume=str(folder), shard="domain")
+
+    with pytest.raises(ValueError, match=r"there is no run in .*run to resume"):
+        resume(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the run to resume is in .*elsewhere: use Trainer\(default_root_dir="):
+        resume(tmp_path / "elsewhere")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stream.npz").touch()
+    write_checkpoint(tmp_path / "run", 3, {})
+    with pytest.raises(ValueError, match="has checkpoints, which processes that divide domains cannot go on from: use"):
+        resume(tmp_path / "run")
 
 
 def test_an_unknown_way_to_divide():

@@ -143,19 +143,22 @@ class AdaptationCheckpoint(Callback):
         _cut_back_events(trainer, checkpoint)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take away what comes after the checkpoint, or what an earlier run left."""
+        """Take away the events that come after the checkpoint."""
         if self._run is None:
             return
         checkpoint, self._checkpoint = self._checkpoint, None
         self._batches = checkpoint["batches"] if checkpoint is not None else 0
-        for batches, path in list_checkpoints(self._run.folder) if trainer.is_global_zero else ():
-            if batches > self._batches or checkpoint is None:
-                path.unlink(missing_ok=True)
         if checkpoint is not None:
             _cut_back_events(trainer, checkpoint)  # hyper-parameters were logged again, and are there already
             _set_random_states(checkpoint["random"])
         self._visits = self._run.recorder.closed_visits
         self._written, self._writing = time.perf_counter(), 0.0
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take away checkpoints that come after the one, or that an earlier run left, now that all have started."""
+        for batches, path in list_checkpoints(self._run.folder) if self._run is not None else ():
+            if trainer.is_global_zero and (batches > self._batches or self._batches == 0):
+                path.unlink(missing_ok=True)
 
     # -- on the way
 

@@ -108,15 +108,20 @@ def check_resumable(run: Path) -> None:
         )
 
 
-def finish(run: Path) -> Results | None:
+def finish(run: Path, clean: bool = True) -> Results | None:
     """Clean up a run that was stopped when its results were complete already.
+
+    Args:
+        run: The run's folder.
+        clean: Whether this process removes what is left, the first of several.
 
     Returns:
         The results; None if they are not complete.
     """
     if not _is_complete(run):
         return None
-    remove(find_files(run, _TEMPORARY))
+    if clean:
+        remove(find_files(run, _TEMPORARY))
     return read_results(run)
 
 

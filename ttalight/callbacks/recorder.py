@@ -63,6 +63,7 @@ class Recorder(Callback):
         self._hook: Any = None
         self._writer: PredictionWriter | None = None
         self._resumed: dict[str, Any] | None = None
+        self._predicted: dict[str, Any] | None = None
         self._checkpointed = False
         self._ranks: RankFiles | None = None
         self._folder: str | None = None
@@ -84,7 +85,7 @@ class Recorder(Callback):
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
         if not self._active:
             return
-        self.results, self.status, self._ended, self._finished = None, {}, False, None
+        self.results, self.status, self._ended, self._finished, self._ranks = None, {}, False, None, None
         stream: Stream | None = getattr(getattr(trainer, "datamodule", None), "stream", None)
         self._folder, share = self.run_folder(trainer), _share(trainer)
         folder = self._folder
@@ -94,34 +95,34 @@ class Recorder(Callback):
         self._output: Select = None
         self._written, self._writing = time.perf_counter(), 0.0
         state, self._resumed = self._resumed, None
-        self._checkpointed = state is not None
+        self._predicted, self._checkpointed = None if state is None else state["predictions"], state is not None
         if state is not None:
             self._measurement.load_state_dict(state["measurement"], module.device)
         if self.predictions and folder is None:
             raise ValueError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
-        self._ranks = None
-        if share is not None:
-            if folder is None:
-                raise ValueError(
-                    "shard='domain' needs a place where processes leave what they measured: give the Trainer a "
-                    "default_root_dir, or the Recorder a folder"
-                )
-            self._ranks = RankFiles(folder, trainer)
-        if self.predictions and folder is not None and (share is not None or trainer.is_global_zero):
-            place = folder if self._ranks is None else self._ranks.predictions
-            self._writer = PredictionWriter(place, None if state is None else state["predictions"])
+        if share is not None and folder is None:
+            raise ValueError(
+                "shard='domain' needs a place where processes leave what they measured: give the Trainer a "
+                "default_root_dir, or the Recorder a folder"
+            )
         self._hook = module.register_forward_hook(self._see)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
     def _begin(self, trainer: Trainer) -> None:
         """Replace the files of an earlier run: beside this one's they would pass for its results."""
-        if not self._active or self._folder is None or not trainer.is_global_zero:
+        if not self._active or self._folder is None:
             return
-        for name in () if self._checkpointed else _WRITTEN:
-            (Path(self._folder) / name).unlink(missing_ok=True)
-        if self._measurement.stream is not None:
-            self._measurement.stream.save(Path(self._folder) / "stream.npz")
+        folder, share = Path(self._folder), _share(trainer)
+        if trainer.is_global_zero:
+            for name in () if self._checkpointed else _WRITTEN:
+                (folder / name).unlink(missing_ok=True)
+            if self._measurement.stream is not None:
+                self._measurement.stream.save(folder / "stream.npz")
+        self._ranks = RankFiles(folder, trainer) if share is not None else None
+        if self.predictions and (share is not None or trainer.is_global_zero):
+            place = folder if self._ranks is None else self._ranks.predictions
+            self._writer = PredictionWriter(place, self._predicted)
 
     def run_folder(self, trainer: Trainer) -> str | None:
         """Return the folder that the result files go to, None if there is none; all processes have to ask together."""
