@@ -90,13 +90,14 @@ class Engine:
         return self.net.module
 
     def _detach(self) -> None:
+        if self._takeover is None:  # the network may be another engine's by now
+            return
         if self.method.passes is not None:
             self.method.passes.detach()
         for norm in self.net.norms:
             norm.detach()
         self.net.release()
-        if self._takeover is not None:
-            self._takeover.end()
+        self._takeover.end()
         self._takeover = None
 
     # -- a batch
@@ -123,6 +124,8 @@ class Engine:
             try:
                 logits = self._adapt(images)
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
+                if net.counters.batches in (1, MANY):
+                    self.method.check_progress(net, logits)
             except BaseException:
                 net.counters, net.forwards, net.backwards, net.last, self._boundary, self._before_probe = before
                 for norm, count in zip(net.norms, fallbacks, strict=True):
@@ -136,8 +139,6 @@ class Engine:
                 raise
             finally:
                 net.clear_cache()
-        if net.counters.batches in (1, MANY):
-            self.method.check_progress(net, logits)
         return output
 
     def _adapt(self, images: Tensor) -> Tensor:

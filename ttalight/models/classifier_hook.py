@@ -104,10 +104,10 @@ class ClassifierHook:
             self._hook = self.found.module.register_forward_pre_hook(_FeatureHook(self), with_kwargs=True)
 
     def release(self) -> None:
-        """Keep no features any more."""
+        """Keep no features any more, nor what probes have found."""
         if self._hook is not None:
             self._hook.remove()
-        self._hook = self.features = None
+        self._hook = self.features = self.found = self.possible = None
 
 
 class _FeatureHook:

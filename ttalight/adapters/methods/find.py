@@ -75,7 +75,8 @@ class FIND(Adapter):
         layers = net.batch_norms()
         count, device = len(layers), net.device
         self._divides = torch.ones(count, dtype=torch.bool, device=device)
-        self._scores = torch.zeros(count, device=device)
+        #: How far apart the groups of each layer are, while layers are chosen.
+        self._scores: Tensor | None = None
         if not isinstance(self.layers, str):
             self._divides.zero_()[_positions(self.layers, count)] = True
         for index, layer in enumerate(layers):
@@ -83,9 +84,11 @@ class FIND(Adapter):
                 raise ValueError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
             layer.replace(partial(self._normalize, layer, index))
         if self.layers == "auto" and net.images is not None:
+            self._scores = torch.zeros(count, device=device)
             with torch.no_grad():
                 net(net.images)
             self._divides.copy_(self._scores >= self._scores.mean())
+            self._scores = None
 
     def method_state(self) -> dict[str, Tensor]:
         """Return which layers divide the batch."""
@@ -103,7 +106,8 @@ class FIND(Adapter):
             mean, var = moments(pixels.detach().to(source_mean.dtype), [2])
             together = same_group(mean)
             group_mean, group_var = group_statistics(mean, var, together)
-            self._scores[index] = group_dispersion(group_mean, together, source_var)
+            if self._scores is not None:
+                self._scores[index] = group_dispersion(group_mean, together, source_var)
             if self.others == "unified":
                 other_mean, other_var = group_statistics(mean, var, torch.ones_like(together))
             else:
