@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from ttalight.distributed import global_moments
-from ttalight.models.attachment import attach_forward, detach_forward
+from ttalight.models.attachment import StandIn, attach_forward, detach_forward
 from ttalight.models.batch_shard import BatchShard
 from ttalight.models.batch_statistics import moments, move_running_statistics, normalize_by_batch, normalized
+from ttalight.models.carried_forward import normalize_by
 
 __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "unmoved"]
 
@@ -51,7 +52,7 @@ class NormLayer:
 
     ``attach`` gives the layer a subclass of its own class whose forward is ``forward`` below. Copies and files of an
     attached layer are of the original class. A layer whose instance carries a forward of its own, as offloading hooks
-    and profilers set it, keeps that one: hooks choose the statistics around it.
+    and profilers set it, keeps that one: its statistics are chosen around it, see ``normalize_by``.
 
     Args:
         name: Dotted name of the layer in the network.
@@ -73,7 +74,7 @@ class NormLayer:
         self._mode: NormMode = "source"
         self._replacement: Callable[[Tensor], Tensor] | None = None
         self._class = type(module)
-        self._hooks: list[RemovableHandle] = []
+        self._stand_in: StandIn | None = None
         #: Whether the layer has statistics to choose.
         self.is_batch_norm = isinstance(module, _BatchNorm)
         #: The drop-out and activation of a fused layer.
@@ -142,11 +143,7 @@ class NormLayer:
         if not self.is_batch_norm or self.problem is not None:
             return
         if "forward" in vars(self.module):
-            around = _Around(self)
-            self._hooks = [
-                self.module.register_forward_pre_hook(around.before, with_kwargs=True),
-                self.module.register_forward_hook(around.after, always_call=True),
-            ]
+            self._stand_in = StandIn(self.module, partial(normalize_by, self.module.forward, self))
         else:
             attach_forward(self.module, self.forward)
 
@@ -168,9 +165,9 @@ class NormLayer:
     def detach(self) -> None:
         """Restore the layer's own forward."""
         self._replacement, self._mode = None, "source"
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        if self._stand_in is not None:
+            self._stand_in.end()
+            self._stand_in = None
         detach_forward(self.module)
 
     @contextmanager
@@ -229,7 +226,7 @@ class NormLayer:
             batch = False
         momentum = 0.0
         if batch and mean is not None and self._mode in ("alpha", "prior"):
-            mean, var = self._mixed(x, mean, var, images, shared)
+            mean, var = self.mixed(x, mean, var, images, shared)
             batch = False
         elif batch and shared:
             return self._by_all(x, weight, bias)
@@ -239,7 +236,8 @@ class NormLayer:
             mean = var = None
         return F.batch_norm(x, mean, var, weight, bias, batch, momentum, layer.eps)
 
-    def _mixed(self, x: Tensor, mean: Tensor, var: Tensor, images: int, shared: bool) -> tuple[Tensor, Tensor]:
+    def mixed(self, x: Tensor, mean: Tensor, var: Tensor, images: int, shared: bool) -> tuple[Tensor, Tensor]:
+        """Return running statistics mixed with those of ``x``, in mode ``alpha`` or ``prior``."""
         share = self.alpha if self._mode == "alpha" else images / (images + self.prior)
         # Mixed statistics are constants to the gradient: running ones cannot carry any.
         x = x.detach().to(mean.dtype)
@@ -337,56 +335,3 @@ def _problem(module: nn.Module) -> str | None:
         "with a forward of its own, so its statistics cannot be chosen: use torch.nn's layer, one with 'drop' and "
         "'act' submodules like timm's BatchNormAct2d, or a method that leaves statistics alone (Source, T3A, LAME)"
     )
-
-
-class _Around:
-    """Hooks around the forward that a BatchNorm instance carries, which choose its statistics by its own attributes."""
-
-    def __init__(self, layer: NormLayer) -> None:
-        self.layer: NormLayer | None = layer
-        self._saved: list[dict[str, Any]] = []
-
-    def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        layer = self.layer
-        if layer is None:
-            return
-        names = ("running_mean", "running_var", "num_batches_tracked")
-        options = {name: getattr(module, name) for name in ("training", "track_running_stats", "momentum")}
-        self._saved.append(options | {name: module._buffers.get(name) for name in names})
-        x: Tensor = (*args, *kwargs.values())[0]
-        if layer.passes.shard is not None:
-            raise TypeError(
-                f"layer {layer.name} carries a forward of its own, which cannot share a batch among processes: use "
-                "shard='domain', or remove it"
-            )
-        has_own = module.running_mean is not None
-        mode = layer.mode if layer.mode != "source" or has_own else "batch"
-        if mode != "source" and x.numel() == x.shape[1] and has_own:
-            layer.fallbacks += 1
-            mode = "source"
-        module.training, module.track_running_stats = False, has_own
-        if mode in ("alpha", "prior") and has_own:
-            mixed = layer._mixed(x, module.running_mean, module.running_var, len(x), False)
-            module._buffers["running_mean"], module._buffers["running_var"] = mixed
-        elif mode != "source":
-            module._buffers["num_batches_tracked"] = None
-            module.training = True
-            module.track_running_stats = mode == "ema" and has_own
-            module.momentum = 0.0 if layer.passes.repeating else layer.momentum
-
-    def after(self, module: Any, args: Any, output: Any) -> None:
-        if self.layer is None or not self._saved:
-            return
-        saved = self._saved.pop()
-        for name in ("training", "track_running_stats", "momentum"):
-            setattr(module, name, saved.pop(name))
-        module._buffers.update({name: value for name, value in saved.items() if name in module._buffers})
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _no_hooks, ()  # a copy of an attached layer normalises as the layer itself does
-
-
-def _no_hooks() -> _Around:
-    hooks = _Around.__new__(_Around)
-    hooks.layer, hooks._saved = None, []
-    return hooks
