@@ -16,7 +16,7 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
 from ttalight.models.attachment import StandIn
-from ttalight.models.call import Call
+from ttalight.models.call import split_call
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
 from ttalight.seeding import global_seed
@@ -221,18 +221,17 @@ class Adapter(Callback, Method):
     def _stand_in(self, *args: Any, **kwargs: Any) -> Any:
         engine = self._engine
         assert engine is not None, "the stand-in is in place only while an engine runs"
-        name = None if args else next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
-        images = args[0] if args else kwargs.pop(name) if name is not None else None
+        images, call = split_call(args, kwargs)
         if not isinstance(images, Tensor):
             raise TypeError(
                 f"{type(self).__name__} stands in for forward(images) and was given a {type(images).__name__}: let the "
                 "module's step pass the image tensor. Lightning's default predict_step passes the whole batch: write "
                 "predict_step(self, batch, batch_idx) that returns self(batch[0])"
             )
-        key = [images, *args[1:], *kwargs.values()], 0 if images.is_inference() else images._version
+        key = [*args, *kwargs.values()], 0 if images.is_inference() else images._version
         if self._answered is not None and _are_same(key, self._answered[0]):
             return self._answered[1]
-        logits = engine(images, Call(args[1:], kwargs, name) if name or kwargs or len(args) > 1 else None)
+        logits = engine(images, call)
         self._answered = key, logits
         return logits
 

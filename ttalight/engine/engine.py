@@ -19,7 +19,7 @@ from ttalight.engine.method import Method
 from ttalight.engine.state import State
 from ttalight.models.admission import Admission
 from ttalight.models.call import Call
-from ttalight.models.takeover import Takeover, check_free, owner_of
+from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
 from ttalight.untrusted import difference
 
 __all__ = ["Engine", "release"]
@@ -60,6 +60,7 @@ class Engine:
 
     def __init__(self, method: Method, module: nn.Module, seed: int, forward: Callable[..., Any] | None = None) -> None:
         check_free(module)
+        check_loaded(module)
         floats = (value.dtype for value in module.parameters() if value.is_floating_point())
         self.method = method
         options = {"forward": forward, "classifier": method.classifier, "output": method.output}
@@ -73,6 +74,8 @@ class Engine:
         self._boundary = self._probing = False
         self._before_probe: dict[str, Any] | None = None
         method.check(self.net)
+        if getattr(method, "terms", None):
+            self.net.classifier.check()
         self.attach()
 
     def attach(self) -> None:
@@ -85,13 +88,13 @@ class Engine:
 
     def release(self) -> nn.Module:
         """Return the network as it was: weights, statistics, forwards, flags, gradients."""
-        self.reset()
-        self._detach()
+        if self._takeover is not None:  # else it was released, and may be another engine's by now
+            self.reset()
+            self._detach()
         return self.net.module
 
     def _detach(self) -> None:
-        if self._takeover is None:  # the network may be another engine's by now
-            return
+        assert self._takeover is not None, "only a network that was taken over is released"
         if self.method.passes is not None:
             self.method.passes.detach()
         for norm in self.net.norms:

@@ -51,10 +51,13 @@ class ClassifierHook:
         if name is not None:
             self._layer(name)
 
+    @property
+    def candidates(self) -> dict[str, nn.Module]:
+        """Layers that can be the classifier, by name."""
+        return {path: layer for path, layer in self.module.named_modules() if can_classify(layer)}
+
     def _layer(self, name: str) -> nn.Module:
-        layers: dict[str, nn.Module] = {
-            path: layer for path, layer in self.module.named_modules() if can_classify(layer)
-        }
+        layers = self.candidates
         if name not in layers:
             raise ValueError(
                 f"classifier={name!r} is not a Linear layer or 1x1 convolution of {type(self.module).__name__}; it has "
@@ -68,9 +71,11 @@ class ClassifierHook:
         Raises:
             ValueError: If there is none.
         """
-        if not any(map(can_classify, self.module.modules())):
+        if not self.candidates:
+            scripted = any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules())
             raise ValueError(
-                f"{type(self.module).__name__} has no Linear layer and no 1x1 convolution, so it has no classifier "
+                f"{type(self.module).__name__} has no Linear layer and no 1x1 convolution"
+                f"{' outside TorchScript' if scripted else ''}, so it has no classifier "
                 "that this method could use: use a method that needs none, such as Tent"
             )
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
 
 from ttalight.distributed import global_moments
 from ttalight.models.attachment import StandIn, attach_forward, detach_forward
@@ -76,13 +77,14 @@ class NormLayer:
         self._class = type(module)
         self._stand_in: StandIn | None = None
         #: Whether the layer has statistics to choose.
-        self.is_batch_norm = isinstance(module, _BatchNorm)
+        self.is_batch_norm = isinstance(module, _BatchNorm) or (
+            _is_scripted(module) and hasattr(module, "running_mean")
+        )
         #: The drop-out and activation of a fused layer.
         self._tail = [part for part in ("drop", "act") if part in module._modules]
         #: The reason why statistics cannot be chosen.
-        self.problem: str | None = None
+        self.problem = _problem(module)
         if self.is_batch_norm:
-            self.problem = _problem(module)
             own = getattr(module, "momentum", None)
             self.momentum = 0.1 if own is None else float(own)
 
@@ -105,16 +107,21 @@ class NormLayer:
         """Check that the statistics of the layer can be chosen.
 
         Raises:
-            TypeError: If it is a BatchNorm that computes something of its own.
+            TypeError: If it is a BatchNorm that computes something of its own, or of TorchScript.
         """
         if self.problem is not None:
             raise TypeError(f"layer {self.name} is a {self._class.__name__} {self.problem}")
 
     @property
     def affine(self) -> list[nn.Parameter]:
-        """The layer's weight and bias, as far as it has them."""
-        both = (getattr(self.module, "weight", None), getattr(self.module, "bias", None))
-        return [parameter for parameter in both if isinstance(parameter, nn.Parameter)]
+        """The layer's weight and bias, as far as it has them, or the parameters that these are computed from."""
+        found: list[nn.Parameter] = []
+        for name in ("weight", "bias"):
+            if is_parametrized(self.module, name):
+                found += self.module.parametrizations[name].parameters()  # type: ignore[index, union-attr]
+            elif isinstance(value := getattr(self.module, name, None), nn.Parameter):
+                found.append(value)
+        return found
 
     @property
     def statistics(self) -> list[Tensor]:
@@ -125,10 +132,8 @@ class NormLayer:
     @property
     def replaceable(self) -> bool:
         """Whether ``replace`` works: the layer computes what torch.nn's layer of its kind does."""
-        if "forward" in vars(self.module):
-            return False
-        if self.is_batch_norm:
-            return self.problem is None
+        if self.carries_forward or self.problem is not None or self.is_batch_norm:
+            return not self.carries_forward and self.problem is None
         kind = nn.GroupNorm if isinstance(self.module, nn.GroupNorm) else nn.LayerNorm
         x = _example(self.module)
         with torch.no_grad():
@@ -138,17 +143,32 @@ class NormLayer:
             except (RuntimeError, IndexError, TypeError):  # it wants other input
                 return False
 
+    @property
+    def carries_forward(self) -> bool:
+        """Whether the instance carries a forward of its own."""
+        return "forward" in vars(self.module)
+
     def attach(self) -> None:
         """Take part in the layer's forward; GroupNorm and LayerNorm keep their own until ``replace``."""
         if not self.is_batch_norm or self.problem is not None:
             return
-        if "forward" in vars(self.module):
+        if self.carries_forward:
             self._stand_in = StandIn(self.module, partial(normalize_by, self.module.forward, self))
         else:
             attach_forward(self.module, self.forward)
 
     def replace(self, normalize: Callable[[Tensor], Tensor]) -> None:
         """Normalise by another function, affine included; drop-out and activation of a fused layer still follow.
+
+        Args:
+            normalize: Takes the layer's input; see ``check_replaceable`` for the layers that can have it.
+        """
+        self.check_replaceable()
+        self._replacement = normalize
+        attach_forward(self.module, self.forward)
+
+    def check_replaceable(self) -> None:
+        """Check that ``replace`` works.
 
         Raises:
             TypeError: If the layer does something else than to normalise over its input's usual dimensions.
@@ -159,8 +179,6 @@ class NormLayer:
                 "its kind, or carries a forward of its own, so its normalisation cannot be replaced: use torch.nn's "
                 "layer"
             )
-        self._replacement = normalize
-        attach_forward(self.module, self.forward)
 
     def detach(self) -> None:
         """Restore the layer's own forward."""
@@ -282,7 +300,10 @@ def find_norms(network: nn.Module) -> list[NormLayer]:
         network: Any module.
     """
     passes = PassState()
-    return [NormLayer(name, part, passes) for name, part in network.named_modules() if isinstance(part, _NORM_TYPES)]
+    named = network.named_modules()
+    return [
+        NormLayer(name, part, passes) for name, part in named if isinstance(part, _NORM_TYPES) or _is_scripted(part)
+    ]
 
 
 @contextmanager
@@ -326,10 +347,22 @@ def _example(layer: Any) -> Tensor:
     return torch.linspace(-9, 9, math.prod(shape)).sin().view(shape).to(**options)
 
 
+def _is_scripted(module: nn.Module) -> bool:
+    """Return whether a module is a normalisation layer of TorchScript."""
+    is_script = isinstance(module, torch.jit.ScriptModule)
+    return is_script and (hasattr(module, "running_mean") or module.original_name in ("GroupNorm", "LayerNorm"))
+
+
 def _problem(module: nn.Module) -> str | None:
-    """Return why the statistics of a BatchNorm layer cannot be chosen, None if they can."""
+    """Return why the statistics of a layer cannot be chosen, None if they can, or if it has none to choose."""
+    if _is_scripted(module):
+        return "of TorchScript, which cannot be reached: use the nn.Module that the script was made of"
     fused = {"drop", "act"} <= module._modules.keys()
-    if fused or type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+    if (
+        not isinstance(module, _BatchNorm)
+        or fused
+        or type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    ):
         return None
     return (
         "with a forward of its own, so its statistics cannot be chosen: use torch.nn's layer, one with 'drop' and "

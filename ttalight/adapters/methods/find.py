@@ -66,9 +66,14 @@ class FIND(Adapter):
         self.configured_by_images = layers == "auto"
 
     def check(self, net: Network) -> None:
-        """Check that there are BatchNorm layers whose statistics can be chosen."""
+        """Check that there are BatchNorm layers with running statistics, whose normalisation can be replaced."""
+        if not isinstance(self.layers, str):
+            _positions(self.layers, len(net.batch_norms()))
         for layer in net.batch_norms():
             layer.check()
+            layer.check_replaceable()
+            if not layer.statistics:
+                raise ValueError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Stand in for the normalisation of all BatchNorm layers, and choose which divide the batch."""
@@ -80,8 +85,6 @@ class FIND(Adapter):
         if not isinstance(self.layers, str):
             self._divides.zero_()[_positions(self.layers, count)] = True
         for index, layer in enumerate(layers):
-            if not layer.statistics:
-                raise ValueError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
             layer.replace(partial(self._normalize, layer, index))
         if self.layers == "auto" and net.images is not None:
             self._scores = torch.zeros(count, device=device)

@@ -63,8 +63,11 @@ class LAME(Adapter):
         self.iterations, self.norm = iterations, norm
 
     def check(self, net: Network) -> None:
-        """Check that there can be a classifier."""
+        """Check that there can be a classifier, and layers whose statistics can be chosen where that is asked for."""
         net.classifier.check()
+        if self.norm == "batch":
+            for layer in net.norms:
+                layer.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Keep the features of each pass."""

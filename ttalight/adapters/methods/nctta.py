@@ -12,7 +12,7 @@ from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
 from ttalight.losses.similarity import unit_vectors
-from ttalight.models.network import Outputs
+from ttalight.models.network import Network, Outputs
 
 __all__ = ["NCTTA"]
 
@@ -82,6 +82,11 @@ class NCTTA(SelfTrainingAdapter):
         self.margin, self.top_k, self.share, self.scale = margin, top_k, share, scale
         self.entropy_weight, self.distance_weight = entropy_weight, distance_weight
         self.distance_decay = distance_decay
+
+    def check(self, net: Network) -> None:
+        """Check that there are parameters to adapt, and a classifier."""
+        super().check(net)
+        net.classifier.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Free the parameters and take the classifier's rows as they are in the source."""

@@ -47,8 +47,11 @@ class T3A(Adapter):
         self.supports, self.norm = supports, norm
 
     def check(self, net: Network) -> None:
-        """Check that there can be a classifier."""
+        """Check that there can be a classifier, and layers whose statistics can be chosen where that is asked for."""
         net.classifier.check()
+        if self.norm == "batch":
+            for layer in net.norms:
+                layer.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with the rows of the classifier, those of masked classes left out."""
