@@ -79,7 +79,7 @@ def test_resuming_a_run_of_divided_domains(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "stream.npz").touch()
     write_checkpoint(tmp_path / "run", 3, {})
-    with pytest.raises(ValueError, match="has checkpoints, which processes that divide domains cannot go on from: use"):
+    with pytest.raises(ValueError, match="processes that divide domains cannot resume from: use"):
         resume(tmp_path / "run")
 
 

@@ -16,7 +16,7 @@ from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
-from ttalight.models.stand_in import StandIn
+from ttalight.models.stand_in import StepForward
 from ttalight.seeding import global_seed
 
 __all__ = ["Adapter"]
@@ -82,7 +82,7 @@ class Adapter(Callback, Method):
         self._initial: tuple[dict[str, Any], bool] | None = None
         self._stage = ""
         self._inference_mode: bool | None = None
-        self._standing: StandIn | None = None
+        self._standing: StepForward | None = None
         self._dataloader = 0
 
     # -- what a method may say
@@ -214,7 +214,7 @@ class Adapter(Callback, Method):
                 engine.restore(*self._initial)
         self._initial = None
         self._dataloader = -1
-        self._standing = StandIn(pl_module, engine, type(self).__name__)
+        self._standing = StepForward(pl_module, engine, type(self).__name__)
 
     on_validation_start = on_predict_start = on_test_start
 

@@ -147,6 +147,9 @@ def check_selection(net: Network, selection: Selection) -> None:
     """
     if selection == "features":
         net.classifier.check()
+        possible = {id(parameter) for layer in net.classifier.candidates.values() for parameter in layer.parameters()}
+        everything = list(net.module.parameters())
+        net.check_trainable([value for value in everything if id(value) not in possible] or everything)
     else:
         net.check_trainable(net.select(selection))
 

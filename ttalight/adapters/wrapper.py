@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.engine.engine import Engine
-from ttalight.models.call import Call
+from ttalight.models.call import split_call
 
 __all__ = ["AdaptedNetwork"]
 
@@ -52,19 +52,20 @@ class AdaptedNetwork:
         """The network itself."""
         return self.engine.net.module
 
-    def __call__(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, images: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Adapt to a batch and return its logits, in the structure that the network returns.
 
         Args:
-            images: (B, 3, H, W), as the network expects them.
+            images: (B, 3, H, W), as the network expects them. Without it they are the first tensor among the keyword
+                arguments.
             args: Further arguments of the network.
             kwargs: Further keyword arguments of the network.
         """
         with self._lock:
+            images, call = split_call(() if images is None else (images, *args), kwargs)
             if not isinstance(images, Tensor):
                 raise TypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
-            engine = self._engine or self.engine
-            return engine(images, Call(args, kwargs) if args or kwargs else None)
+            return (self._engine or self.engine)(images, call)
 
     def reset(self) -> None:
         """Restore the source weights and begin a new domain."""

@@ -18,7 +18,7 @@ from ttalight.engine.method import Method
 from ttalight.engine.state import State
 from ttalight.models.admission import Admission, pixel_fault
 from ttalight.models.call import Call, present_autocast
-from ttalight.models.takeover import Takeover, check_free, owner_of
+from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
 from ttalight.untrusted import difference
 
 __all__ = ["Engine", "release"]
@@ -59,6 +59,7 @@ class Engine:
 
     def __init__(self, method: Method, module: nn.Module, seed: int, forward: Callable[..., Any] | None = None) -> None:
         check_free(module)
+        check_loaded(module)
         floats = (value.dtype for value in module.parameters() if value.is_floating_point())
         self.method = method
         options = {"forward": forward, "classifier": method.classifier, "output": method.output}
@@ -71,6 +72,8 @@ class Engine:
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
         method.check(self.net)
+        if getattr(method, "terms", None):
+            self.net.classifier.check()
         self.attach()
 
     def attach(self) -> None:
@@ -83,18 +86,19 @@ class Engine:
 
     def release(self) -> nn.Module:
         """Return the network as it was: weights, statistics, forwards, flags, gradients."""
-        self.reset()
-        self._detach()
+        if self._takeover is not None:  # else it was released, and may be another engine's by now
+            self.reset()
+            self._detach()
         return self.net.module
 
     def _detach(self) -> None:
+        assert self._takeover is not None, "only a network that was taken over is released"
         if self.method.passes is not None:
             self.method.passes.detach()
         for norm in self.net.norms:
             norm.detach()
         self.net.release()
-        if self._takeover is not None:
-            self._takeover.end()
+        self._takeover.end()
         self._takeover = None
 
     # -- a batch
@@ -120,6 +124,8 @@ class Engine:
             try:
                 logits = self._adapt(images)
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
+                if net.counters.batches in (1, MANY):
+                    self.method.check_progress(net, logits)
             except BaseException:
                 if state is not None:
                     state.rollback()
@@ -130,8 +136,6 @@ class Engine:
                 raise
             finally:
                 net.clear_cache()
-        if net.counters.batches in (1, MANY):
-            self.method.check_progress(net, logits)
         return output
 
     def _adapt(self, images: Tensor) -> Tensor:

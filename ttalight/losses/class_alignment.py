@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ttalight.losses.entropy import log_probabilities
+from ttalight.losses.entropy import is_masked, log_probabilities
 
 __all__ = ["class_alignment", "hybrid_targets"]
 
@@ -20,7 +20,7 @@ def hybrid_targets(similarities: Tensor, logits: Tensor, top_k: int = 10, share:
 
     Args:
         similarities: Cosine s of each feature with each classifier row, (B, C).
-        logits: (B, C), minus infinity for a class that is masked.
+        logits: (B, C), masked classes as ``is_masked`` finds them.
         top_k: k; at most C of them are taken.
         share: Share of confidence in [0, 1].
 
@@ -28,7 +28,7 @@ def hybrid_targets(similarities: Tensor, logits: Tensor, top_k: int = 10, share:
         (B, C), rows summing to 1, with gradients to both arguments.
     """
     likely, classes = log_probabilities(logits).topk(min(top_k, logits.shape[1]), dim=1)
-    masked = likely == -torch.inf
+    masked = is_masked(likely)
     count = (~masked).sum(1, keepdim=True)
     distances = (1 - similarities.gather(1, classes)).masked_fill(masked, 0)
     deviations = (distances - distances.sum(1, keepdim=True) / count).masked_fill(masked, 0)

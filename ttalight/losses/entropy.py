@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["bounded", "entropy", "expectation", "log_probabilities"]
+__all__ = ["bounded", "entropy", "expectation", "is_masked", "log_probabilities"]
 
 #: A log-probability whose exponential is 0 in any precision, and small enough to be multiplied by large gradients.
 _LEAST = -1e4
+#: How far below the largest logit the logits of masked classes lie. Networks mask with minus infinity, with the lowest
+#: number of a type, or with -1e4 and less. The probability is 0 in any precision.
+_FAR = 5e3
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -48,6 +51,20 @@ def log_probabilities(logits: Tensor, dim: int = 1) -> Tensor:
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.log_softmax(dim)
+
+
+def is_masked(logits: Tensor, dim: int = 1) -> Tensor:
+    """Which classes are masked: their logits lie so far below the largest that no probability is left for them.
+
+    Args:
+        logits: (B, C) or (B, C, ...).
+        dim: The dimension of the classes.
+
+    Returns:
+        Boolean, of the same shape.
+    """
+    logits = logits.detach()
+    return logits < logits.amax(dim, keepdim=True) - _FAR
 
 
 def bounded(log_p: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ttalight.models.outputs import map_tensors
 
-__all__ = ["Call", "present_autocast"]
+__all__ = ["Call", "present_autocast", "split_call"]
 
 
 class Call:
@@ -58,6 +58,23 @@ def present_autocast(device: str) -> Callable[[], torch.autocast]:
     """
     # Without the cache a cast made under no_grad cannot be mistaken for one that carries gradients.
     return partial(torch.autocast, device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
+
+
+def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Call | None]:
+    """Return the images of a call and what else it passes.
+
+    Args:
+        args: Positional arguments: the images are the first one.
+        kwargs: Keyword arguments: without positional ones the images are the first tensor among these.
+
+    Returns:
+        The images, or whatever stands in their place, and the call; None where that is of the images alone.
+    """
+    if args:
+        return args[0], Call(args[1:], kwargs) if kwargs or len(args) > 1 else None
+    name = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
+    others = {other: value for other, value in kwargs.items() if other != name}
+    return kwargs.get(name) if name is not None else None, Call((), others, name)
 
 
 def _rows(keep: Tensor, images: int, value: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ttalight.losses.entropy import is_masked
+
 __all__ = ["Classifier", "can_classify", "find_classifier"]
 
 #: Whole numbers below this are exact in every floating-point type.
@@ -58,7 +60,7 @@ def find_classifier(module: nn.Module, run: _Run, name: str | None = None) -> Cl
     """Find the classifier of a model by asking whose output the logits are.
 
     It is the one layer whose output the logits are: all of it, or some of its columns in any order (a class list that
-    is restricted behind the classifier). Logits of minus infinity, of masked classes, are not compared.
+    is restricted behind the classifier). Logits of masked classes are not compared.
 
     Args:
         module: The model.
@@ -121,7 +123,7 @@ def _gives_all(output: Tensor, logits: Tensor) -> bool:
     """Return whether logits are a layer's output, apart from those that are masked."""
     if output.numel() != logits.numel():
         return False
-    same = (output.reshape(logits.shape).float() == logits.float()) | (logits == -torch.inf)
+    same = (output.reshape(logits.shape).float() == logits.float()) | is_masked(logits)
     return bool(same.all())
 
 
@@ -132,11 +134,12 @@ def _gives_some(output: Tensor, logits: Tensor) -> bool:
     wanted, given = _columns(logits), _columns(output)
     if wanted.shape[1] != given.shape[1]:
         return False
+    masked = is_masked(wanted, dim=0)
     places = torch.linspace(0, wanted.shape[1] - 1, min(_COMPARED, wanted.shape[1])).long().tolist()
     same = torch.ones(len(wanted), len(given), dtype=torch.bool, device=wanted.device)
     for place in places:
         value = wanted[:, place, None]
-        same &= (value == given[None, :, place]) | (value == -torch.inf)
+        same &= (value == given[None, :, place]) | masked[:, place, None]
     return bool(same.any(1).all())
 
 
@@ -152,9 +155,9 @@ def _rows(layer: nn.Module, run: _Run) -> Tensor | None:
     while unit == 1 or unit < len(numbers):
         columns = _columns(_pass_of_numbers(layer, run, numbers // unit % _BASE))
         digits = columns.amax(1)
-        masked = digits == -torch.inf
+        masked = is_masked(digits, dim=0)
         digits = digits.masked_fill(masked, 0)
-        clear = (columns == digits[:, None]) | (columns == -torch.inf)
+        clear = (columns == digits[:, None]) | is_masked(columns, dim=0)
         if not bool(clear.all() & (digits == digits.round()).all() & (digits >= 0).all()):
             return None
         rows = rows + unit * digits.long()

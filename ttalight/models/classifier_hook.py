@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.classifier import Classifier, can_classify, find_classifier
 
 __all__ = ["ClassifierHook", "Head"]
@@ -46,14 +47,17 @@ class ClassifierHook:
         self.found: Classifier | None = None
         #: Which classes are not masked, boolean (C,), once a probe has seen logits.
         self.possible: Tensor | None = None
-        self._hook: RemovableHandle | None = None
+        self._attached: nn.Module | None = None
         if name is not None:
             self._layer(name)
 
+    @property
+    def candidates(self) -> dict[str, nn.Module]:
+        """Layers that can be the classifier, by name."""
+        return {path: layer for path, layer in self.module.named_modules() if can_classify(layer)}
+
     def _layer(self, name: str) -> nn.Module:
-        layers: dict[str, nn.Module] = {
-            path: layer for path, layer in self.module.named_modules() if can_classify(layer)
-        }
+        layers = self.candidates
         if name not in layers:
             raise ValueError(
                 f"classifier={name!r} is not a Linear layer or 1x1 convolution of {type(self.module).__name__}; it has "
@@ -67,9 +71,11 @@ class ClassifierHook:
         Raises:
             ValueError: If there is none.
         """
-        if not any(map(can_classify, self.module.modules())):
+        if not self.candidates:
+            scripted = any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules())
             raise ValueError(
-                f"{type(self.module).__name__} has no Linear layer and no 1x1 convolution, so it has no classifier "
+                f"{type(self.module).__name__} has no Linear layer and no 1x1 convolution"
+                f"{' outside TorchScript' if scripted else ''}, so it has no classifier "
                 "that this method could use: use a method that needs none, such as Tent"
             )
 
@@ -100,25 +106,16 @@ class ClassifierHook:
 
     def keep_features(self) -> None:
         """Keep what the classifier reads in each pass from now on."""
-        if self._hook is None and self.found is not None:
-            self._hook = self.found.module.register_forward_pre_hook(_FeatureHook(self), with_kwargs=True)
+        if self._attached is None and self.found is not None:
+            self._attached = self.found.module
+            attach_forward(self._attached, partial(self._forward, self._attached.forward))
+
+    def _forward(self, own: Callable[..., Any], *args: Tensor, **kwargs: Tensor) -> Any:
+        self.features = (*args, *kwargs.values())[0]
+        return own(*args, **kwargs)
 
     def release(self) -> None:
-        """Keep no features any more."""
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self.features = None
-
-
-class _FeatureHook:
-    """Hands the input of a layer to a ``ClassifierHook``; copies of the layer have a hook that does nothing."""
-
-    def __init__(self, owner: ClassifierHook | None = None) -> None:
-        self.owner = owner
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        if self.owner is not None:
-            self.owner.features = (*args, *kwargs.values())[0]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _FeatureHook, ()
+        """Keep no features any more, nor what probes have found."""
+        if self._attached is not None:
+            detach_forward(self._attached)
+        self._attached = self.features = self.found = self.possible = None

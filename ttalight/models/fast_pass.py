@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttalight.losses.entropy import is_masked
 from ttalight.models.network import Network
 from ttalight.models.norm import exact_statistics, unmoved
 from ttalight.models.outputs import logits_of
@@ -126,7 +127,7 @@ class FastPass(PassPolicy):
     def _try(self, way: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
         """Return the logits of a pass and the gradients that it gives."""
         logits = logits_of(way(images), self.net.output)
-        logits = logits.masked_fill(logits == -torch.inf, 0)  # classes that are masked are not compared
+        logits = logits.masked_fill(is_masked(logits), 0)  # classes that are masked are not compared
         inputs = [tensor for tensor in (images, *self.net.parameters) if tensor.requires_grad]
         gradients: Sequence[Tensor | None] = ()
         if logits.requires_grad and inputs:

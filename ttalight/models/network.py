@@ -354,7 +354,8 @@ class Network:
         """
         found = self.classifier.find(self._probe)
         self.classifier.keep_features()
-        return Head(*found.weights(self.classes))
+        weight, bias = found.weights(self.classes)
+        return Head(_full(weight), None if bias is None else _full(bias))
 
     # -- the structure of what the model returns
 

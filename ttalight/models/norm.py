@@ -6,18 +6,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
+from torch.nn.utils.parametrize import is_parametrized
 
 from ttalight.distributed import global_moments
 from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.batch_shard import BatchShard
 from ttalight.models.batch_statistics import moments, move_running_statistics, normalize_by_batch, normalized
+from ttalight.models.carried_forward import normalize_by
+from ttalight.models.stand_in import StandIn
 
 __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "unmoved"]
 
@@ -51,7 +54,7 @@ class NormLayer:
 
     ``attach`` gives the layer a subclass of its own class whose forward is ``forward`` below. Copies and files of an
     attached layer are of the original class. A layer whose instance carries a forward of its own, as offloading hooks
-    and profilers set it, keeps that one: hooks choose the statistics around it.
+    and profilers set it, keeps that one: its statistics are chosen around it, see ``normalize_by``.
 
     Args:
         name: Dotted name of the layer in the network.
@@ -72,15 +75,16 @@ class NormLayer:
         self._mode: NormMode = "source"
         self._replacement: Callable[[Tensor], Tensor] | None = None
         self._class = type(module)
-        self._hooks: list[RemovableHandle] = []
+        self._stand_in: StandIn | None = None
         #: Whether the layer has statistics to choose.
-        self.is_batch_norm = isinstance(module, _BatchNorm)
+        self.is_batch_norm = isinstance(module, _BatchNorm) or (
+            _is_scripted(module) and hasattr(module, "running_mean")
+        )
         #: The drop-out and activation of a fused layer.
         self._tail = [part for part in ("drop", "act") if part in module._modules]
         #: The reason why statistics cannot be chosen.
-        self.problem: str | None = None
+        self.problem = _problem(module)
         if self.is_batch_norm:
-            self.problem = _problem(module)
             own = getattr(module, "momentum", None)
             self.momentum = 0.1 if own is None else float(own)
 
@@ -103,16 +107,21 @@ class NormLayer:
         """Check that the statistics of the layer can be chosen.
 
         Raises:
-            TypeError: If it is a BatchNorm that computes something of its own.
+            TypeError: If it is a BatchNorm that computes something of its own, or of TorchScript.
         """
         if self.problem is not None:
             raise TypeError(f"layer {self.name} is a {self._class.__name__} {self.problem}")
 
     @property
     def affine(self) -> list[nn.Parameter]:
-        """The layer's weight and bias, as far as it has them."""
-        both = (getattr(self.module, "weight", None), getattr(self.module, "bias", None))
-        return [parameter for parameter in both if isinstance(parameter, nn.Parameter)]
+        """The layer's weight and bias, as far as it has them, or the parameters that these are computed from."""
+        found: list[nn.Parameter] = []
+        for name in ("weight", "bias"):
+            if is_parametrized(self.module, name):
+                found += self.module.parametrizations[name].parameters()  # type: ignore[index, union-attr]
+            elif isinstance(value := getattr(self.module, name, None), nn.Parameter):
+                found.append(value)
+        return found
 
     @property
     def statistics(self) -> list[Tensor]:
@@ -123,10 +132,8 @@ class NormLayer:
     @property
     def replaceable(self) -> bool:
         """Whether ``replace`` works: the layer computes what torch.nn's layer of its kind does."""
-        if "forward" in vars(self.module):
-            return False
-        if self.is_batch_norm:
-            return self.problem is None
+        if self.carries_forward or self.problem is not None or self.is_batch_norm:
+            return not self.carries_forward and self.problem is None
         kind = nn.GroupNorm if isinstance(self.module, nn.GroupNorm) else nn.LayerNorm
         x = _example(self.module)
         with torch.no_grad():
@@ -136,21 +143,32 @@ class NormLayer:
             except (RuntimeError, IndexError, TypeError):  # it wants other input
                 return False
 
+    @property
+    def carries_forward(self) -> bool:
+        """Whether the instance carries a forward of its own."""
+        return "forward" in vars(self.module)
+
     def attach(self) -> None:
         """Take part in the layer's forward; GroupNorm and LayerNorm keep their own until ``replace``."""
         if not self.is_batch_norm or self.problem is not None:
             return
-        if "forward" in vars(self.module):
-            around = _Around(self)
-            self._hooks = [
-                self.module.register_forward_pre_hook(around.before, with_kwargs=True),
-                self.module.register_forward_hook(around.after, always_call=True),
-            ]
+        if self.carries_forward:
+            self._stand_in = StandIn(self.module, partial(normalize_by, self.module.forward, self))
         else:
             attach_forward(self.module, self.forward)
 
     def replace(self, normalize: Callable[[Tensor], Tensor]) -> None:
         """Normalise by another function, affine included; drop-out and activation of a fused layer still follow.
+
+        Args:
+            normalize: Takes the layer's input; see ``check_replaceable`` for the layers that can have it.
+        """
+        self.check_replaceable()
+        self._replacement = normalize
+        attach_forward(self.module, self.forward)
+
+    def check_replaceable(self) -> None:
+        """Check that ``replace`` works.
 
         Raises:
             TypeError: If the layer does something else than to normalise over its input's usual dimensions.
@@ -161,15 +179,13 @@ class NormLayer:
                 "its kind, or carries a forward of its own, so its normalisation cannot be replaced: use torch.nn's "
                 "layer"
             )
-        self._replacement = normalize
-        attach_forward(self.module, self.forward)
 
     def detach(self) -> None:
         """Restore the layer's own forward."""
         self._replacement, self._mode = None, "source"
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        if self._stand_in is not None:
+            self._stand_in.end()
+            self._stand_in = None
         detach_forward(self.module)
 
     @contextmanager
@@ -227,7 +243,7 @@ class NormLayer:
             batch = False
         momentum = 0.0
         if batch and mean is not None and self._mode in ("alpha", "prior"):
-            mean, var = self._mixed(x, mean, var, images, shared)
+            mean, var = self.mixed(x, mean, var, images, shared)
             batch = False
         elif batch and shared:
             return self._by_all(x, weight, bias)
@@ -237,7 +253,8 @@ class NormLayer:
             mean = var = None
         return F.batch_norm(x, mean, var, weight, bias, batch, momentum, layer.eps)
 
-    def _mixed(self, x: Tensor, mean: Tensor, var: Tensor, images: int, shared: bool) -> tuple[Tensor, Tensor]:
+    def mixed(self, x: Tensor, mean: Tensor, var: Tensor, images: int, shared: bool) -> tuple[Tensor, Tensor]:
+        """Return running statistics mixed with those of ``x``, in mode ``alpha`` or ``prior``."""
         share = self.alpha if self._mode == "alpha" else images / (images + self.prior)
         # Mixed statistics are constants to the gradient: running ones cannot carry any.
         x = x.detach().to(mean.dtype)
@@ -282,7 +299,10 @@ def find_norms(network: nn.Module) -> list[NormLayer]:
         network: Any module.
     """
     passes = PassState()
-    return [NormLayer(name, part, passes) for name, part in network.named_modules() if isinstance(part, _NORM_TYPES)]
+    named = network.named_modules()
+    return [
+        NormLayer(name, part, passes) for name, part in named if isinstance(part, _NORM_TYPES) or _is_scripted(part)
+    ]
 
 
 @contextmanager
@@ -325,64 +345,24 @@ def _example(layer: Any) -> Tensor:
     return torch.linspace(-9, 9, math.prod(shape)).sin().view(shape).to(**options)
 
 
+def _is_scripted(module: nn.Module) -> bool:
+    """Return whether a module is a normalisation layer of TorchScript."""
+    is_script = isinstance(module, torch.jit.ScriptModule)
+    return is_script and (hasattr(module, "running_mean") or module.original_name in ("GroupNorm", "LayerNorm"))
+
+
 def _problem(module: nn.Module) -> str | None:
-    """Return why the statistics of a BatchNorm layer cannot be chosen, None if they can."""
+    """Return why the statistics of a layer cannot be chosen, None if they can, or if it has none to choose."""
+    if _is_scripted(module):
+        return "of TorchScript, which cannot be reached: use the nn.Module that the script was made of"
     fused = {"drop", "act"} <= module._modules.keys()
-    if fused or type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+    if (
+        not isinstance(module, _BatchNorm)
+        or fused
+        or type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    ):
         return None
     return (
         "with a forward of its own, so its statistics cannot be chosen: use torch.nn's layer, one with 'drop' and "
         "'act' submodules like timm's BatchNormAct2d, or a method that leaves statistics alone (Source, T3A, LAME)"
     )
-
-
-class _Around:
-    """Hooks around the forward that a BatchNorm instance carries, which choose its statistics by its own attributes."""
-
-    def __init__(self, layer: NormLayer) -> None:
-        self.layer: NormLayer | None = layer
-        self._saved: list[dict[str, Any]] = []
-
-    def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        layer = self.layer
-        if layer is None:
-            return
-        names = ("running_mean", "running_var", "num_batches_tracked")
-        options = {name: getattr(module, name) for name in ("training", "track_running_stats", "momentum")}
-        self._saved.append(options | {name: module._buffers.get(name) for name in names})
-        x: Tensor = (*args, *kwargs.values())[0]
-        if layer.passes.shard is not None:
-            raise TypeError(
-                f"layer {layer.name} carries a forward of its own, which cannot share a batch among processes: use "
-                "shard='domain', or remove it"
-            )
-        has_own = module.running_mean is not None
-        mode = layer.mode if layer.mode != "source" or has_own else "batch"
-        if mode != "source" and x.numel() == x.shape[1] and has_own:
-            mode = "source"
-        module.training, module.track_running_stats = False, has_own
-        if mode in ("alpha", "prior") and has_own:
-            mixed = layer._mixed(x, module.running_mean, module.running_var, len(x), False)
-            module._buffers["running_mean"], module._buffers["running_var"] = mixed
-        elif mode != "source":
-            module._buffers["num_batches_tracked"] = None
-            module.training = True
-            module.track_running_stats = mode == "ema" and has_own
-            module.momentum = 0.0 if layer.passes.repeating else layer.momentum
-
-    def after(self, module: Any, args: Any, output: Any) -> None:
-        if self.layer is None or not self._saved:
-            return
-        saved = self._saved.pop()
-        for name in ("training", "track_running_stats", "momentum"):
-            setattr(module, name, saved.pop(name))
-        module._buffers.update({name: value for name, value in saved.items() if name in module._buffers})
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _no_hooks, ()  # a copy of an attached layer normalises as the layer itself does
-
-
-def _no_hooks() -> _Around:
-    hooks = _Around.__new__(_Around)
-    hooks.layer, hooks._saved = None, []
-    return hooks

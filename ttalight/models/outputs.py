@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from ttalight.losses.entropy import is_masked
 
 __all__ = ["Select", "logits_of", "map_tensors", "possible_classes", "with_logits"]
 
@@ -100,12 +101,12 @@ def map_tensors(output: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def possible_classes(logits: Tensor) -> Tensor:
-    """Return which classes are not masked, boolean (C,): those that any image has a logit above minus infinity for.
+    """Return which classes are not masked, boolean (C,): those that are not masked for all images.
 
     Args:
         logits: (B, C) or (B, C, H, W).
     """
-    return (logits.detach().movedim(1, -1).flatten(0, -2) > -torch.inf).any(0)
+    return is_masked(logits).movedim(1, -1).flatten(0, -2).logical_not().any(0)
 
 
 def _place(output: Any) -> str | int | None:

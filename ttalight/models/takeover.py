@@ -6,8 +6,9 @@ import weakref
 from typing import Protocol
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["Takeover", "owner_of"]
+__all__ = ["Takeover", "check_free", "check_loaded", "owner_of"]
 
 
 class Owner(Protocol):
@@ -78,4 +79,22 @@ def check_free(module: nn.Module) -> None:
             raise RuntimeError(
                 f"{what} is being adapted already: call release() of what wrap() returned, or "
                 "ttalight.adapters.release(network) where that is lost"
+            )
+
+
+def check_loaded(module: nn.Module) -> None:
+    """Check that the weights and buffers of a module have values.
+
+    Raises:
+        ValueError: If one has none.
+    """
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(value):
+            raise ValueError(
+                f"{name} of {type(module).__name__} has no shape yet: pass a batch through the network first"
+            )
+        if value.is_meta:
+            raise ValueError(
+                f"{name} of {type(module).__name__} is on the meta device, where it has no values: load it, and "
+                "take hooks away that move weights out of the network between passes"
             )

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ttalight.losses.entropy import is_masked
+
 __all__ = ["confidence_weight", "entropy_margin", "entropy_margins", "probability_drop", "redundancy", "update_mean"]
 
 
@@ -22,10 +24,10 @@ def entropy_margins(fraction: float, logits: Tensor) -> Tensor:
 
     Args:
         fraction: Of the largest entropy.
-        logits: (B, C) or (B, C, ...), minus infinity for a class that is masked; pixels of an image are averaged.
+        logits: (B, C) or (B, C, ...), masked classes as ``is_masked`` finds them; pixels of an image are averaged.
     """
     classes = logits.shape[1]
-    masked = (logits.detach() == -torch.inf).sum(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    masked = is_masked(logits).sum(1, dtype=torch.promote_types(logits.dtype, torch.float32))
     left = torch.log1p(masked / -classes)  # ln of the share of classes that are left, exactly 0 for all of them
     left = left.flatten(1).mean(1) if left.ndim > 1 else left
     return entropy_margin(fraction, classes) + fraction * left

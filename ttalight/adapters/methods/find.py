@@ -66,26 +66,32 @@ class FIND(Adapter):
         self.configured_by_images = layers == "auto"
 
     def check(self, net: Network) -> None:
-        """Check that there are BatchNorm layers whose statistics can be chosen."""
+        """Check that there are BatchNorm layers with running statistics, whose normalisation can be replaced."""
+        if not isinstance(self.layers, str):
+            _positions(self.layers, len(net.batch_norms()))
         for layer in net.batch_norms():
             layer.check()
+            layer.check_replaceable()
+            if not layer.statistics:
+                raise ValueError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Stand in for the normalisation of all BatchNorm layers, and choose which divide the batch."""
         layers = net.batch_norms()
         count, device = len(layers), net.device
         self._divides = torch.ones(count, dtype=torch.bool, device=device)
-        self._scores = torch.zeros(count, device=device)
+        #: How far apart the groups of each layer are, while layers are chosen.
+        self._scores: Tensor | None = None
         if not isinstance(self.layers, str):
             self._divides.zero_()[_positions(self.layers, count)] = True
         for index, layer in enumerate(layers):
-            if not layer.statistics:
-                raise ValueError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
             layer.replace(partial(self._normalize, layer, index))
         if self.layers == "auto" and net.images is not None:
+            self._scores = torch.zeros(count, device=device)
             with torch.no_grad():
                 net(net.images)
             self._divides.copy_(self._scores >= self._scores.mean())
+            self._scores = None
 
     def method_state(self) -> dict[str, Tensor]:
         """Return which layers divide the batch."""
@@ -103,7 +109,8 @@ class FIND(Adapter):
             mean, var = moments(pixels.detach().to(source_mean.dtype), [2])
             together = same_group(mean)
             group_mean, group_var = group_statistics(mean, var, together)
-            self._scores[index] = group_dispersion(group_mean, together, source_var)
+            if self._scores is not None:
+                self._scores[index] = group_dispersion(group_mean, together, source_var)
             if self.others == "unified":
                 other_mean, other_var = group_statistics(mean, var, torch.ones_like(together))
             else:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.losses.entropy import is_masked
 from ttalight.models.network import Network
 
 __all__ = ["LAME", "affinity", "laplacian_adjusted"]
@@ -63,8 +64,11 @@ class LAME(Adapter):
         self.iterations, self.norm = iterations, norm
 
     def check(self, net: Network) -> None:
-        """Check that there can be a classifier."""
+        """Check that there can be a classifier, and layers whose statistics can be chosen where that is asked for."""
         net.classifier.check()
+        if self.norm == "batch":
+            for layer in net.norms:
+                layer.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Keep the features of each pass."""
@@ -82,7 +86,7 @@ class LAME(Adapter):
             if self.symmetric:
                 weights = (weights + weights.T) / 2
             raised = (logits.softmax(1) + _FLOOR).log()
-            return laplacian_adjusted(raised.masked_fill(logits == -torch.inf, -torch.inf), weights, self.iterations)
+            return laplacian_adjusted(raised.masked_fill(is_masked(logits), -torch.inf), weights, self.iterations)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

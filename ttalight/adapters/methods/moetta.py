@@ -92,7 +92,10 @@ class MoETTA(SelfTrainingAdapter):
         """Check that there are layers for experts."""
         for layer in net.norms:
             layer.check()
-        self._choose([layer for layer in net.norms if can_be_routed(layer)], type(net.module).__name__)
+            if layer.carries_forward:
+                layer.check_replaceable()
+        routed, plain = self._choose([x for x in net.norms if can_be_routed(x)], type(net.module).__name__)
+        net.check_trainable([parameter for layer in (*routed, *plain) for parameter in layer.affine])
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Give the layers experts that adapt, and normalise there with the batch's statistics."""

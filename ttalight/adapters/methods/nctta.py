@@ -11,8 +11,9 @@ from ttalight.adapters.components.filters import confidence_weight, entropy_marg
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
+from ttalight.losses.entropy import is_masked
 from ttalight.losses.similarity import unit_vectors
-from ttalight.models.network import Outputs
+from ttalight.models.network import Network, Outputs
 
 __all__ = ["NCTTA"]
 
@@ -83,6 +84,11 @@ class NCTTA(SelfTrainingAdapter):
         self.entropy_weight, self.distance_weight = entropy_weight, distance_weight
         self.distance_decay = distance_decay
 
+    def check(self, net: Network) -> None:
+        """Check that there are parameters to adapt, and a classifier."""
+        super().check(net)
+        net.classifier.check()
+
     def configure(self, net: AdaptiveNetwork) -> None:
         """Set the trainable parameters and take the classifier's rows as they are in the source."""
         super().configure(net)
@@ -105,7 +111,7 @@ class NCTTA(SelfTrainingAdapter):
     def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return H + s L for each sample."""
         features = _unit_features(outputs)
-        similarities = (features @ self._rows.T).masked_fill(outputs.logits == -torch.inf, -torch.inf)
+        similarities = (features @ self._rows.T).masked_fill(is_masked(outputs.logits), -torch.inf)
         targets = hybrid_targets(similarities, outputs.logits, self.top_k, self.share)
         return outputs.entropies + self.scale * class_alignment(similarities, targets)
 

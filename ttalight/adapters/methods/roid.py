@@ -15,6 +15,7 @@ from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses import soft_likelihood_ratio, symmetric_cross_entropy
 from ttalight.models.network import Outputs
+from ttalight.models.outputs import possible_classes
 from ttalight.transforms import RandomJitterAffineFlip
 
 __all__ = ["ROID", "certainty_diversity_weights", "smoothed_prior"]
@@ -187,6 +188,6 @@ def smoothed_prior(logits: Tensor) -> Tensor:
         logits: (B, C); small batches, and few classes, are pulled more. A class that all rows mask does not count.
     """
     prior = logits.detach().softmax(1).mean(0)
-    classes = (logits.detach() > -torch.inf).any(0).sum(dtype=torch.float64)
+    classes = possible_classes(logits).sum(dtype=torch.float64)
     smooth = (1 / classes).clamp_min(1 / len(logits)).to(prior.dtype) * prior.amax().reciprocal()
     return (prior + smooth) / (1 + smooth * classes.to(prior.dtype))

@@ -8,6 +8,7 @@ from torch import Tensor
 from ttalight.adapters.term import Term
 from ttalight.losses.structural import entropy_slopes, structural_alignment
 from ttalight.models.network import Head, Outputs
+from ttalight.models.outputs import possible_classes
 
 __all__ = ["STAG"]
 
@@ -48,7 +49,7 @@ class STAG(Term):
             raise ValueError("STAG needs two classes or more: with one the entropy is constant")
         logits = _rows(outputs.logits)
         weight = (head.scale * head.weight).to(logits.dtype)
-        masked = (logits.detach() == -torch.inf).all(0)
+        masked = ~possible_classes(logits)
         anchors = _anchors(logits.detach().argmax(1), weight, masked)
         values = structural_alignment(entropy_slopes(logits) @ weight, anchors)
         return values.view(len(outputs.logits), -1).mean(1)

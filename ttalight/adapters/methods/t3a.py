@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
-from ttalight.losses import entropy
+from ttalight.losses.entropy import entropy, is_masked
 from ttalight.models.network import Network
 
 __all__ = ["T3A", "insert_supports"]
@@ -47,8 +47,11 @@ class T3A(Adapter):
         self.supports, self.norm = supports, norm
 
     def check(self, net: Network) -> None:
-        """Check that there can be a classifier."""
+        """Check that there can be a classifier, and layers whose statistics can be chosen where that is asked for."""
         net.classifier.check()
+        if self.norm == "batch":
+            for layer in net.norms:
+                layer.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with the rows of the classifier, those of masked classes left out."""
@@ -77,7 +80,7 @@ class T3A(Adapter):
             features = features.flatten(1).to(self._features.dtype)
             insert_supports(self._features, self._entropies, features, logits)
             sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero
-            return (features @ F.normalize(sums, dim=1).T).masked_fill(logits == -torch.inf, -torch.inf)
+            return (features @ F.normalize(sums, dim=1).T).masked_fill(is_masked(logits), -torch.inf)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
