@@ -361,6 +361,36 @@ def test_kills_from_the_last_batch_to_the_end(work):
         assert name in reached
 
 
+def test_kills_while_a_run_replaces_another(work):
+    """One of both can be resumed, the other one's files do not matter to it."""
+    new = [*harness.ADAPT, "--data.limit", "10", "--trainer.callbacks.every", "1"]
+    old = [*new, "--adapter.lr", "0.01"]
+    runs = work / "runs"
+    whole = [runs / "old", runs / "new"]
+    main([*old, "--name", "old"])
+    main([*new, "--name", "new"])
+    code, names, _ = harness.in_process([*old, "--name", "points"], work, harness.Points(None, False))
+    third = [number for number, name in enumerate(names) if name == "on_test_batch_start"][2]
+    harness.in_process([*old, "--name", "stopped"], work, harness.Points(third, False))
+    shutil.copytree(runs / "stopped", runs / "copy")
+    words = [*new, "--name", "copy", "--overwrite"]
+    code, names, said = harness.in_process(words, work, harness.Points(None, False))
+    assert code == 0, said
+    begin, end = names.index("on_test_start"), names.index("on_test_batch_start")
+    kinds = ("results.json", "adaptation", "rmtree", "hparams.yaml", "config.yaml", "stream.npz", "position")
+    reached = []
+    for at in (at for at in range(begin, end) if any(kind in names[at] for kind in kinds)):
+        shutil.rmtree(runs / "copy")
+        shutil.copytree(runs / "stopped", runs / "copy")
+        assert harness.in_process(words, work, harness.Points(at, True))[0] == -signal.SIGKILL
+        code, _, said = harness.in_process(["adapt", "--resume", "runs/copy"], work)
+        assert code == 0, f"{names[at]}: {said[-2000:]}"
+        reached.append([harness.numbers(path) for path in whole].index(harness.numbers(runs / "copy")))
+        harness.check_same("adapt", runs / "copy", whole[reached[-1]])
+    assert reached == sorted(reached)
+    assert set(reached) == {0, 1}
+
+
 def test_the_configuration_of_a_run_is_plain(work):
     assert json.loads(Path("runs/adapt/results.json").read_text())["complete"] is True
     assert torch.load("runs/fit/checkpoints/previous.ckpt", weights_only=True)["epoch"] == 1

@@ -157,6 +157,7 @@ def in_process(words: list[str], folder: Path, points: Points | None = None) -> 
         with log.open("w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+            sys.stdout = sys.stderr = file  # also where a test runner has replaced them
             try:
                 child(words, folder, points)
                 code = 0

@@ -157,7 +157,7 @@ class AdaptationCheckpoint(Callback):
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take away checkpoints that come after the one, or that an earlier run left, now that all have started."""
         for batches, path in list_checkpoints(self._run.folder) if self._run is not None else ():
-            if trainer.is_global_zero and (batches > self._batches or self._batches == 0):
+            if trainer.is_global_zero and batches > self._batches:
                 path.unlink(missing_ok=True)
 
     # -- on the way
