@@ -62,13 +62,13 @@ def batches():
 def test_the_output_is_that_of_the_model(name, vit, batches):
     expected = vit(batches[0])
     before = {key: value.clone() for key, value in vit.state_dict().items()}
-    adapted = METHODS[name](seed=0).wrap(vit)
     if name in BATCH_NORM_ONLY:
         with pytest.raises(ValueError, match="BatchNorm"):
-            adapted(batches[0])
+            METHODS[name](seed=0).wrap(vit)
         return
+    adapted = METHODS[name](seed=0).wrap(vit)
     for batch in batches:
-        output = adapted(batch)
+        output = adapted(pixel_values=batch)
         assert type(output) is type(expected)
         assert output.logits.shape == expected.logits.shape
         assert output["logits"] is output.logits

@@ -106,16 +106,14 @@ class AdaptiveNetwork(Network):
         if self._gradients:
             self.zero_grad()
         if loss.requires_grad:
-            self.pass_state.repeating = True  # blocks under checkpointing pass again
-            try:
+            with self.pass_state.repeat():
                 loss.backward()  # type: ignore[no-untyped-call]
-            finally:
-                self.pass_state.repeating = False
         self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if not self._gradients:
             raise RuntimeError(
-                "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, or "
-                "detach its outputs?"
+                "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, "
+                "freeze its parameters, detach its outputs, or have all that adapts inside a checkpoint with "
+                "use_reentrant=True?"
             )
         if self.pass_state.shard is not None:
             average(self._gradients)

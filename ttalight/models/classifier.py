@@ -123,7 +123,7 @@ def _gives_all(output: Tensor, logits: Tensor) -> bool:
     """Return whether logits are a layer's output, apart from those that are masked."""
     if output.numel() != logits.numel():
         return False
-    same = (output.reshape(logits.shape).float() == logits.float()) | is_masked(logits)
+    same = (output.reshape(logits.shape).to(logits.dtype) == logits) | is_masked(logits)
     return bool(same.all())
 
 
@@ -131,7 +131,7 @@ def _gives_some(output: Tensor, logits: Tensor) -> bool:
     """Return whether each column of the logits that is not masked is one of a layer's output."""
     if output.ndim < 2 or len(output) != len(logits) or output.shape[1] < logits.shape[1]:
         return False
-    wanted, given = _columns(logits), _columns(output)
+    wanted, given = _columns(logits), _columns(output.to(logits.dtype))
     if wanted.shape[1] != given.shape[1]:
         return False
     masked = is_masked(wanted, dim=0)

@@ -126,7 +126,7 @@ class FastPass(PassPolicy):
 
     def _try(self, way: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
         """Return the logits of a pass and the gradients that it gives."""
-        logits = logits_of(way(images), self.net.output)
+        logits = logits_of(way(images.clone()), self.net.output)  # some networks change it in place
         logits = logits.masked_fill(is_masked(logits), 0)  # classes that are masked are not compared
         inputs = [tensor for tensor in (images, *self.net.parameters) if tensor.requires_grad]
         gradients: Sequence[Tensor | None] = ()

@@ -127,7 +127,7 @@ class Network:
             images = images.index_select(0, keep)
         with nullcontext() if norm is None else self.norm_mode(norm):
             raw = self._pass(images, call, batches)
-        is_plain: bool = isinstance(raw, Tensor) and raw.ndim in (2, 4) and self.output is None
+        is_plain: bool = isinstance(raw, Tensor) and raw.ndim in (2, 4) and raw.shape[1] > 1 and self.output is None
         logits = _full(raw if is_plain else logits_of(raw, self.output))
         if keep is None and not isinstance(raw, Tensor):
             self._returned.append((logits.detach(), map_tensors(raw, Tensor.detach)))
@@ -148,14 +148,17 @@ class Network:
 
     def _pass(self, images: Tensor, call: Call | None, batches: float) -> Any:
         self._count(batches)
+        given, version = images, images._version
         if self._changes_input is not False:
-            images = images.clone()
-        version = images._version
+            images, version = images.clone(), 0
+        elif not images.requires_grad:
+            images = images.detach()  # which some networks let require gradients
         run, shard = self.run if call is None else partial(call, self.run), self.pass_state.shard
         with self.precision():
             raw = run(images) if shard is None else shard(run, images)
-        if self._changes_input is None:
-            self._changes_input = images._version != version
+        if self._changes_input is None:  # its data, of which versions say nothing, can be changed as well
+            self._changes_input = images._version != version or not torch.equal(images.detach(), given.detach())
+        self._changes_input |= images._version != version
         return raw
 
     def shard_batches(self) -> None:
@@ -217,6 +220,7 @@ class Network:
         self._trainable = [id(parameter) in chosen for parameter in everything]
         for parameter, trainable in zip(everything, self._trainable, strict=True):
             parameter.requires_grad_(trainable)
+            parameter.grad = None
 
     @property
     def source_vector(self) -> Tensor:
@@ -269,11 +273,7 @@ class Network:
         return affines
 
     def batch_norms(self) -> list[NormLayer]:
-        """Return the BatchNorm layers.
-
-        Raises:
-            ValueError: If the network has none.
-        """
+        """Return the BatchNorm layers; a ValueError if the network has none."""
         layers = [norm for norm in self.norms if norm.is_batch_norm]
         if not layers:
             raise ValueError(

@@ -44,6 +44,15 @@ class PassState:
     repeating: bool = False
     shard: BatchShard | None = None
 
+    @contextmanager
+    def repeat(self) -> Iterator[None]:
+        """Go backward: whatever passes meanwhile, under checkpointing, passes again."""
+        self.repeating = True
+        try:
+            yield
+        finally:
+            self.repeating = False
+
 
 class NormLayer:
     """One normalisation layer of a network, with statistics that adaptation chooses.

@@ -80,6 +80,13 @@ def check_free(module: nn.Module) -> None:
                 f"{what} is being adapted already: call release() of what wrap() returned, or "
                 "ttalight.adapters.release(network) where that is lost"
             )
+    taken = {id(value) for part in _owners if owner_of(part) for value in part._parameters.values()} - {id(None)}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in taken:
+            raise RuntimeError(
+                f"{name} of {type(module).__name__} belongs to another network as well, which is being adapted: call "
+                "release() of what wrap() returned for that"
+            )
 
 
 def check_loaded(module: nn.Module) -> None:

@@ -177,8 +177,11 @@ def certainty_diversity_weights(probabilities: Tensor, mean: Tensor, temperature
 
 
 def _rescaled(values: Tensor) -> Tensor:
+    """Scale values to [0, 1]; all are 0 where they are equal but for the rounding of numbers around 1."""
     low, high = values.aminmax()
-    return (values - low) / (high - low).clamp_min(torch.finfo(values.dtype).tiny)
+    spread, limits = high - low, torch.finfo(values.dtype)
+    equal = spread <= 8 * limits.eps * torch.maximum(low.abs(), high.abs()).clamp_min(1)
+    return ((values - low) / spread.clamp_min(limits.tiny)).masked_fill(equal, 0)
 
 
 def smoothed_prior(logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses.entropy import expectation, log_probabilities
 from ttalight.models.network import Outputs
+from ttalight.models.norm import PassState
 
 __all__ = ["TIPI", "divergence", "input_gradient", "perturbation"]
 
@@ -127,7 +128,7 @@ class TIPI(SelfTrainingAdapter):
         drawn = torch.rand(pixels.shape, generator=net.draws(step), device=pixels.device)
         start = (self.epsilon * (2 * drawn - 1)).to(pixels.dtype)
         near = (pixels + start).requires_grad_()
-        slope = input_gradient(net.parameters, near, lambda: self._divergence_at(net, near, target))
+        slope = input_gradient(net.parameters, net.pass_state, near, lambda: self._divergence_at(net, near, target))
         return self._space.from_pixels(pixels + perturbation(start, slope, self.epsilon))
 
     def _divergence_at(self, net: AdaptiveNetwork, pixels: Tensor, target: Tensor) -> Tensor:
@@ -173,13 +174,16 @@ def divergence(first: Tensor, second: Tensor) -> Tensor:
     return expectation(one, one - two)
 
 
-def input_gradient(parameters: Sequence[nn.Parameter], images: Tensor, loss: Callable[[], Tensor]) -> Tensor:
+def input_gradient(
+    parameters: Sequence[nn.Parameter], passes: PassState, images: Tensor, loss: Callable[[], Tensor]
+) -> Tensor:
     """Return the gradient of a scalar with respect to images, and none with respect to parameters.
 
     It is made by ``backward``, which networks under reentrant checkpointing take.
 
     Args:
         parameters: Trainable parameters.
+        passes: State of the network's passes.
         images: A leaf that requires gradients.
         loss: Makes the scalar.
 
@@ -191,13 +195,15 @@ def input_gradient(parameters: Sequence[nn.Parameter], images: Tensor, loss: Cal
     try:
         value = loss()
         if value.requires_grad:
-            value.backward()  # type: ignore[no-untyped-call]
+            with passes.repeat():
+                value.backward()  # type: ignore[no-untyped-call]
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+            parameter.grad = None  # of a forward that lets everything require gradients
     if images.grad is None:
         raise RuntimeError(
-            "the prediction does not depend on the pixels: does the model's forward run under no_grad, or detach its "
-            "outputs?"
+            "the prediction does not depend on the pixels: does the model's forward run under no_grad, freeze its "
+            "parameters or detach its outputs?"
         )
     return images.grad
