@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from ttalight.untrusted import DAMAGE, check_archive, read_member
+from ttalight.untrusted import DAMAGE, Between, check_archive, difference, read_member
 
-__all__ = ["PREDICTIONS", "PredictionWriter", "merge_predictions", "read_predictions"]
+__all__ = ["PREDICTIONS", "PredictionWriter", "merge_predictions", "read_predictions", "writer_fault"]
 
 PREDICTIONS = "predictions.npz"
 
@@ -71,15 +71,15 @@ class PredictionWriter:
         self._parts = Path(folder) / (f".{PREDICTIONS}.{os.getpid()}.parts" if state is None else str(state["parts"]))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._count = 0
+        self._files: dict[str, BinaryIO] = {}
+        if state is not None:
+            self._go_on(state)
         for left in Path(folder).glob(f".{PREDICTIONS}.*.parts"):  # by a run that was killed
             if state is None or left != self._parts:
                 shutil.rmtree(left, ignore_errors=True)
-        self._files: dict[str, BinaryIO] = {}
         if state is None:
             self._parts.mkdir(parents=True, exist_ok=True)
             self._files = {name: open(self._parts / name, "wb") for name in _TYPES}
-        else:
-            self._go_on(state)
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         self._count = state["count"]
@@ -175,6 +175,25 @@ class PredictionWriter:
         with archive.open(f"{name}.npy", "w", force_zip64=True) as member, open(self._parts / name, "rb") as part:
             np.lib.format.write_array_header_1_0(cast(BinaryIO, member), header)
             shutil.copyfileobj(part, member, 1 << 20)
+
+
+def writer_fault(state: Any, count: int, classes: int) -> str | None:
+    """Return why something cannot be the ``state()`` of a writer, None if it can.
+
+    Args:
+        state: What is looked at.
+        count: Number of predictions so far.
+        classes: Number of classes.
+    """
+    form = {"parts": str, "count": Between(count, count), "shapes": dict.fromkeys(_TYPES, list)}
+    fault = difference(form, state, "predictions")
+    if fault is not None:
+        return fault
+    if not _PARTS.fullmatch(state["parts"]):
+        return f"predictions.parts is {state['parts']!r:.60}"
+    pixels = [Between(1, 2**31)] * len(state["shapes"]["label"])
+    sides = {"label": pixels, "prediction": pixels, "logits": [Between(classes, classes), *pixels]}
+    return difference({name: sides.get(name, []) for name in _TYPES}, state["shapes"], "predictions.shapes", whole=True)
 
 
 class _Archive:
