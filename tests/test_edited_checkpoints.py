@@ -189,3 +189,69 @@ def test_the_line_says_what_is_wrong(path, value, message, work, stopped, capsys
     said = resume(capsys)
     assert bool(said) == bool(message), said
     assert re.search(message, said)
+
+
+FIT = """fit --model SupervisedTask --model.encoder cifar_resnet8 --data DigitsDataModule --data.limit 4
+    --data.batch_size 4 --trainer.accelerator cpu --trainer.enable_progress_bar false
+    --trainer.enable_model_summary false --trainer.limit_val_batches 0 --trainer.limit_train_batches 1""".split()
+MODEL_CHECKPOINT = (
+    "ModelCheckpoint{'monitor': None, 'mode': 'min', 'every_n_train_steps': 0, 'every_n_epochs': 1, "
+    "'train_time_interval': None}"
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a run of one epoch, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main([*FIT, "--trainer.max_epochs", "1", "--trainer.default_root_dir", "kept"])
+    return folder, torch.load(folder / "kept/checkpoints/last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("pytorch-lightning_version",), "abc", r"cannot be gone on from \(InvalidVersion: "),
+        (("pytorch-lightning_version",), GONE, "lacks pytorch-lightning_version"),
+        (("callbacks",), [], "callbacks is of type list, expected dict"),
+        (("callbacks", MODEL_CHECKPOINT), "odd", "callbacks.ModelCheckpoint is of type str, expected dict"),
+        (("callbacks", MODEL_CHECKPOINT, "best_model_path"), "run/checkpoints/../../kept", "names the file 'run/"),
+        (("loops",), None, "loops is of type NoneType, expected dict"),
+        (("loops", "fit_loop", "epoch_progress"), GONE, "loops.fit_loop lacks epoch_progress"),
+        (("loops", "fit_loop", "epoch_progress", "current", "processed"), "odd", "processed is of type str, expected int"),
+        (("loops", "fit_loop", "epoch_progress", "total", "state_dict"), 1, ""),
+        (("loops", "test_loop"), 5, ""),
+        (("optimizer_states",), [], "optimizer_states has 0 entries, expected 1"),
+        (("optimizer_states",), GONE, "optimizer_states is of type NoneType, expected list"),
+        (("optimizer_states", 0, "state", 0), None, "optimizer.state.0 is of type NoneType, expected dict"),
+        (("optimizer_states", 0, "param_groups", 0, "amsgrad"), True, ""),
+        (("lr_schedulers", 0, "last_epoch"), "odd", r"lr_schedulers\[0\].last_epoch is of type str, expected int"),
+        (("lr_schedulers", 0, "step"), 1, ""),
+        (("hyper_parameters", "encoder"), torch.zeros(3), "is of another architecture"),
+        (("ttalight", "task"), torch.zeros(3), "its task is of type Tensor, expected str"),
+        (("state_dict", "classifier.bias"), torch.zeros(10, dtype=torch.complex64), "of another type: classifier.bias"),
+    ],
+    ids=lambda value: ".".join(map(str, value))[-50:] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_training_goes_on_from_an_edited_checkpoint(path, value, message, trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    shutil.rmtree("run", ignore_errors=True)
+    shutil.copytree("kept", "run")
+    torch.save(edited(trained[1], path, value), "run/checkpoints/last.ckpt")
+    capsys.readouterr()
+    before, code = files(), 0
+    try:
+        main([*FIT, "--trainer.max_epochs", "2", "--trainer.default_root_dir", "run", "--ckpt_path", "last"])
+    except SystemExit as stop:
+        code = stop.code
+    if not message:
+        assert code == 0
+        assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+        return
+    said = capsys.readouterr().err.splitlines()
+    assert (code, len(said)) == (1, 1)
+    assert said[0].startswith("ttalight: error: ")
+    assert re.search(message, said[0]), said[0]
+    assert files() == before

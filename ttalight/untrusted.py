@@ -28,6 +28,7 @@ __all__ = [
     "check_archive",
     "difference",
     "inflate",
+    "known",
     "load_tensors",
     "read_member",
     "read_npy_header",
@@ -237,7 +238,7 @@ def difference(expected: Any, seen: Any, name: str = "", whole: bool = False) ->
         return _tensor_difference(expected, seen, label)
     if isinstance(expected, dict) and isinstance(seen, dict):
         missing = [str(key) for key in expected if key not in seen]
-        odd = [_shown(key) for key in seen if key not in expected] if whole else []
+        odd = [f"{key!s:.50}" for key in seen if key not in expected] if whole else []
         if missing or odd:
             return f"{label} {'lacks' if missing else 'has the unknown'} {', '.join((missing or odd)[:5])}"
         prefix = f"{name}." if name else ""
@@ -247,11 +248,26 @@ def difference(expected: Any, seen: Any, name: str = "", whole: bool = False) ->
             return f"{label} has {len(seen)} entries, expected {len(expected)}"
         pairs = enumerate(zip(expected, seen, strict=False))
         found = (difference(*both, f"{label}[{index}]", whole) for index, both in pairs)
-    elif type(seen) is not kind and not {type(seen), kind} <= {int, float}:
+    elif not _is_of(seen, kind):
         return f"{label} is of type {type(seen).__name__}, expected {kind.__name__}"
+    elif type(seen) is type(expected) is float and math.isnan(seen) and not math.isnan(expected):
+        return f"{label} is nan"
     else:
         return None
     return next((fault for fault in found if fault is not None), None)
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    if {type(value), kind} <= {int, float}:
+        return True
+    return isinstance(value, dict) if kind is dict else type(value) is kind
+
+
+def known(value: Any, other: Any) -> Any:
+    """Return a copy of nested dicts with the entries that are in another structure as well; an empty one has any."""
+    if not (isinstance(value, dict) and isinstance(other, dict) and other):
+        return value
+    return {name: known(part, other[name]) for name, part in value.items() if name in other}
 
 
 def _number_difference(expected: Between, seen: Any, label: str) -> str | None:
@@ -259,15 +275,8 @@ def _number_difference(expected: Between, seen: Any, label: str) -> str | None:
     if type(seen) not in allowed:
         return f"{label} is of type {type(seen).__name__}, expected {'int' if len(allowed) == 1 else 'float'}"
     if not expected.low <= seen <= expected.high:
-        return f"{label} is {_shown(seen)}, expected {expected.low:g} to {expected.high:g}"
+        return f"{label} is {seen!s:.50}, expected {expected.low:g} to {expected.high:g}"
     return None
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!s:.50}"
-    except ValueError:  # Python writes no integers of thousands of digits
-        return "a huge number"
 
 
 def _tensor_difference(expected: torch.Tensor, seen: torch.Tensor, label: str) -> str | None:

@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
     if named is None or hashlib.sha256(data).hexdigest()[:16] != named[2]:
         raise ValueError(f"the checkpoint {path} is damaged, its content does not fit the digest in its name")
     try:
-        content = load_tensors(data)
+        content: dict[str, Any] = load_tensors(data)
     except Exception as error:  # what archive and unpickler say has no common base class
         raise ValueError(f"the checkpoint {path} cannot be read ({type(error).__name__})") from error
     if difference({"format": Between(_FORMAT, _FORMAT)}, content) is not None:

@@ -180,7 +180,7 @@ def _check_sums(sums: dict[str, Tensor], samples: int | None, where: str) -> Non
     """Checks that sums are those of some predictions; NaN may be among them, where logits were not finite."""
     lower = {name: 0 if name != "lowest_label" else -math.inf for name in sums}
     total = int(sums["samples"])
-    upper = {
+    upper: dict[str, Any] = {
         "correct": total,
         "top5_correct": total,
         "brier": 2 * total,

@@ -29,12 +29,12 @@ def cut_back(logger: TensorBoardLogger, sizes: Mapping[str, int] | None) -> None
     """
     logger.experiment.close()
     present = {path.name: path for path in Path(logger.log_dir).glob(_PATTERN)}
-    if sizes is not None:
-        fits = all(name in present and present[name].stat().st_size >= size for name, size in sizes.items())
-        if not sizes or not fits:
-            return
+    kept = {} if sizes is None else sizes
+    fits = all(name in present and present[name].stat().st_size >= size for name, size in kept.items())
+    if sizes is not None and not (sizes and fits):
+        return
     for name, path in present.items():
-        if name not in (sizes or ()):
+        if name not in kept:
             path.unlink()
-        elif path.stat().st_size > sizes[name]:
-            os.truncate(path, sizes[name])
+        elif path.stat().st_size > kept[name]:
+            os.truncate(path, kept[name])

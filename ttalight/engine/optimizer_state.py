@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 
 from ttalight.untrusted import Between, difference
 
-__all__ = ["load_optimizer", "optimizer_fault"]
+__all__ = ["adopted_state", "optimizer_fault"]
 
 #: No rate or other number of an optimizer is larger.
 _LARGEST = 1e38
@@ -30,10 +31,11 @@ def optimizer_fault(optimizer: Optimizer, state: Any) -> str | None:
         fault = fault or difference(options, seen, "optimizer.param_groups")
     if fault is not None:
         return fault
+    numbers = {number for group in form["param_groups"] for number in group["params"]}
     for key, entries in state["state"].items():
-        if key not in form["state"]:
+        if key not in numbers:
             return f"optimizer.state has the unknown {key!s:.50}"
-        expected = {name: _form(value) for name, value in form["state"][key].items()}
+        expected = {name: _form(value) for name, value in form["state"].get(key, {}).items()}
         fault = difference(expected, entries, f"optimizer.state.{key}")
         odd = [name for name in expected if fault is None and not _is_sound(entries[name])]
         if odd:
@@ -43,13 +45,13 @@ def optimizer_fault(optimizer: Optimizer, state: Any) -> str | None:
     return None
 
 
-def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Loads a state; names and flags of the optimizer, of which some depend on the device, stay as they are."""
+def adopted_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Returns a state to load: names and flags of the optimizer, of which some depend on the device, are its own."""
     groups = optimizer.state_dict()["param_groups"]
     for own, seen in zip(groups, state["param_groups"], strict=True):
         numbers = [name for name, value in own.items() if name != "params" and _form(value) is not None]
         own |= {name: seen[name] for name in numbers if name in seen}
-    optimizer.load_state_dict(copy.deepcopy({"state": state["state"], "param_groups": groups}))
+    return {"state": state["state"], "param_groups": groups}
 
 
 def _stepped(optimizer: Optimizer) -> dict[str, Any]:
@@ -59,7 +61,8 @@ def _stepped(optimizer: Optimizer) -> dict[str, Any]:
         for group in twin.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
-        twin.step()
+        with contextlib.suppress(Exception):  # one that needs a closure, or whatever a user's own one raises
+            twin.step()
     return twin.state_dict()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
-from ttalight.engine.optimizer_state import load_optimizer, optimizer_fault
+from ttalight.engine.optimizer_state import adopted_state, optimizer_fault
 from ttalight.models.vectors import divide, flatten
 from ttalight.untrusted import difference
 
@@ -156,7 +156,8 @@ class State:
         for name, value in self.live.items():
             value.copy_(state["tensors"][name])
         if self.net.optimizer is not None:
-            load_optimizer(self.net.optimizer, state["optimizer"])
+            adopted = adopted_state(self.net.optimizer, state["optimizer"])
+            self.net.optimizer.load_state_dict(copy.deepcopy(adopted))
         for name, value in self._method_source().items():
             value.copy_(state["source"][name])
         self.net.guard.moved = True
