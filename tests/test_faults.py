@@ -332,7 +332,9 @@ class TestPredictionParts:
             (victim / name).write_bytes(b"precious")
         (tmp_path / "run").mkdir()
         state = {"parts": "../victim", "count": 0, "shapes": {}}
-        with pytest.raises(ValueError, match=r"the state of predictions names the folder '\.\./victim': start anew"):
+        with pytest.raises(
+            ValueError, match=r"the state of predictions names the folder '\.\./victim': start the run again"
+        ):
             PredictionWriter(tmp_path / "run", state)
         assert all(path.read_bytes() == b"precious" for path in victim.iterdir())
 

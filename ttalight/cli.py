@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import ttalight.adapters
 import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
-from ttalight.callbacks import Recorder
+from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
 from ttalight.callbacks.search import find_callback
 from ttalight.callbacks.termination import TERMINATED
@@ -234,7 +234,8 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
         assert isinstance(trainer, Trainer)
         callbacks: list[Callback] = trainer.callbacks
-        callbacks.sort(key=lambda callback: not isinstance(callback, BeginRun))  # before others write
+        first = (ResumedCheckpoint, BeginRun)  # before others write
+        callbacks.sort(key=lambda callback: next((i for i, kind in enumerate(first) if isinstance(callback, kind)), 2))
         recorder = find_callback(trainer, Recorder)
         if recorder is not None and self.config[self.subcommand].predictions:
             recorder.predictions = True

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from ttalight.adapters import Adapter
 from ttalight.adapters.sharding import Shard
 from ttalight.batch_norm_sync import BatchNormSync
-from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, Termination
+from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, ResumedCheckpoint, Termination
 from ttalight.callbacks.adaptation_files import check_resumable, finish, list_checkpoints
 from ttalight.callbacks.search import callbacks_of
 from ttalight.callbacks.termination import spawned
@@ -71,7 +71,7 @@ class Trainer(lightning.Trainer):
         if lacks(Recorder):
             chosen.insert(0, Recorder())  # before the progress bar that shows what it knows
         self._termination = Termination()
-        chosen.append(self._termination)
+        chosen += [self._termination, ResumedCheckpoint()]
         if enable_progress_bar is not False and lacks(ProgressBar):
             chosen.append(Progress())
         if enable_checkpointing is not False and lacks(ModelCheckpoint) and not kwargs.get("fast_dev_run"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.adaptation_files import FOLDER, check_resumable, list_checkpoints, read_last, write_checkpoint
+from ttalight.callbacks.checkpoint_validation import check_recorded, check_states, read_identity
 from ttalight.callbacks.event_files import cut_back, event_sizes
 from ttalight.callbacks.recorder import Recorder
 from ttalight.callbacks.search import callbacks_of
@@ -134,13 +136,13 @@ class AdaptationCheckpoint(Callback):
         checkpoint = self._checkpoint
         if checkpoint is None:
             rank_zero_info(f"{run.folder} has no checkpoint of its adaptation yet: it starts with the first batch")
-        else:
-            _check_identity(json.loads(checkpoint["identity"]), run)
-            run.adapter.resume(checkpoint["adapter"])
-            run.recorder.resume(checkpoint["recorder"])
-            data.start_batch = checkpoint["batches"]
-            rank_zero_info(f"{run.folder} goes on with batch {checkpoint['batches']}")
-        _cut_back_events(trainer, checkpoint)
+            _cut_back_events(trainer, None)
+            return
+        _check_checkpoint(checkpoint, run)
+        run.adapter.resume(checkpoint["adapter"])
+        run.recorder.resume(checkpoint["recorder"])
+        data.start_batch = checkpoint["batches"]
+        rank_zero_info(f"{run.folder} goes on with batch {checkpoint['batches']}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take away the events that come after the checkpoint."""
@@ -244,21 +246,41 @@ def _identity(
     return plain
 
 
+def _check_checkpoint(checkpoint: dict[str, Any], run: _Run) -> None:
+    """Check a checkpoint but for the adapter's part, which its engine checks."""
+    batches, recorder = checkpoint["batches"], run.recorder
+    try:
+        _check_identity(read_identity(checkpoint["identity"]), run)
+        check_states(checkpoint["random"], checkpoint["events"])
+        every_label = recorder.ignore_index is None
+        check_recorded(
+            checkpoint["recorder"], batches, run.stream, run.adapter.read_at, recorder.predictions, every_label
+        )
+    except ValueError as error:
+        raise ValueError(f"the checkpoint of batch {batches} in {run.folder / FOLDER} {error}") from None
+
+
 def _check_identity(saved: dict[str, Any], run: _Run) -> None:
     own = run.identity
     differing = [name for name in {**saved, **own} if saved.get(name) != own.get(name)]
     if differing:
-        listing = "; ".join(f"{name}: there {saved.get(name)}, here {own.get(name)}" for name in differing)
-        raise ValueError(
-            f"the checkpoint in {run.folder} is of another run ({listing}): resume with the configuration in "
-            f"{run.folder}/config.yaml, or give the new run a folder of its own"
+        listing = "; ".join(
+            f"{name:.60}: there {_shown(saved.get(name))}, here {_shown(own.get(name))}" for name in differing[:8]
         )
+        raise ValueError(
+            f"is of another run ({listing}): resume with the configuration in {run.folder}/config.yaml, or give the "
+            "new run a folder of its own"
+        )
+
+
+def _shown(value: Any) -> str:
+    return value[:80] if isinstance(value, str) else reprlib.repr(value)
 
 
 @rank_zero_only
 def _cut_back_events(trainer: Trainer, checkpoint: dict[str, Any] | None) -> None:
     for name, logger in _tensorboards(trainer).items():
-        cut_back(logger, checkpoint["events"].get(name, {}) if checkpoint is not None else {})
+        cut_back(logger, None if checkpoint is None else checkpoint["events"].get(name, {}))
 
 
 def _tensorboards(trainer: Trainer) -> dict[str, TensorBoardLogger]:

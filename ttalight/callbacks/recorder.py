@@ -22,7 +22,7 @@ from ttalight.data.streams import Stream
 from ttalight.engine import Engine
 from ttalight.models.outputs import Select, logits_of
 from ttalight.reporting import PredictionWriter, Results, write_results
-from ttalight.reporting.predictions import PREDICTIONS, merge_predictions
+from ttalight.reporting.predictions import PREDICTIONS, check_parts, merge_predictions
 
 __all__ = ["Recorder"]
 
@@ -105,6 +105,8 @@ class Recorder(Callback):
                 "shard='domain' needs a place where processes leave what they measured: give the Trainer a "
                 "default_root_dir, or the Recorder a folder"
             )
+        if self._predicted is not None and self.predictions and folder is not None:
+            check_parts(folder, self._predicted)  # before anything is changed
         self._hook = module.register_forward_hook(self._see)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from operator import attrgetter
 from typing import Any
 
@@ -19,14 +19,22 @@ from ttalight.engine.state import State
 from ttalight.models.admission import Admission, pixel_fault
 from ttalight.models.call import Call, present_autocast
 from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
-from ttalight.untrusted import difference
+from ttalight.untrusted import Between, difference
 
 __all__ = ["Engine", "release"]
 
-#: The form of every captured state, and the parts of one whose method is not configured.
-_FACTS = {"classifier": None, "rows": None, "possible": None}
-_FORM = {"method": "", "configured": True, "facts": _FACTS, "size": [], "passes": [0, 0]}
 _EMPTY: dict[str, Any] = {"tensors": {}, "source": {}, "optimizer": None}
+#: The form of every captured state.
+_COUNT = Between(0, 2**62)
+_FORM = _EMPTY | {
+    "method": str,
+    "configured": bool,
+    "facts": {"classifier": None, "rows": None, "possible": None},
+    "size": list,
+    "counters": {field.name: _COUNT for field in fields(Counters)} | {"visit": Between(-1, 2**62)},
+    "passes": [Between(0.0, 2.0**62)] * 2,
+    "before_probe": None,
+}
 #: Batches after which a method without a step is reported.
 MANY = 50
 
@@ -304,31 +312,42 @@ class Engine:
         Raises:
             ValueError: If the state is another method's or another network's. Nothing has changed then.
         """
-        method, is_fresh = type(self.method).__name__, self.state is None
-        form = _FORM | _EMPTY | {"counters": asdict(self.net.counters), "before_probe": None}
+        is_fresh, facts = self.state is None, self.net.classifier.facts()
         try:
-            fault = difference(form, state) or (state["before_probe"] and difference(form, state["before_probe"]))
-            if fault or state["method"] != method:
-                raise ValueError(fault or f"it is of {state['method']!r:.50}")
-            if state["configured"] and is_fresh:
-                self.net.classifier.know(state["facts"], self.net.device)
-                with torch.inference_mode(False), torch.enable_grad():
-                    self._configure()
+            self._check(state)
             if self.state is not None:
                 self.state.restore(state) if state["configured"] else self.state.reset()
         except BaseException as error:
             if is_fresh:
                 self._unconfigure()
+                self.net.classifier.know(facts, self.net.device)
                 self._detach()
                 self.attach()
             if not isinstance(error, ValueError):
                 raise
-            name = type(self.net.module).__name__
-            raise ValueError(f"the adaptation state does not fit {method} on {name}: {error}") from None
-        self.net.counters, self._before_probe = Counters(**state["counters"]), state["before_probe"]
+            names = f"{type(self.method).__name__} on {type(self.net.module).__name__}"
+            raise ValueError(f"the adaptation state does not fit {names}: {error}") from None
+        self.net.counters, self._before_probe = _counters(state), state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
         self._keeps_place = keep_place
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
+
+    def _check(self, state: Any) -> None:
+        """Configure the method if a state that nobody vouches for needs it; a ValueError if the state does not fit."""
+        fault = difference(_FORM, state) or difference([Between(1, 2**31)] * len(state["size"]), state["size"], "size")
+        probed = None if fault else state["before_probe"]
+        if probed is not None:
+            fault = difference(_FORM, probed, "before_probe")
+            fault = fault or ("before_probe is within a probe" if probed["before_probe"] is not None else None)
+        if fault or state["method"] != type(self.method).__name__:
+            raise ValueError(fault or f"it is of {state['method']!r:.50}")
+        if state["configured"] and self.state is None:
+            self.net.classifier.know(state["facts"], self.net.device)
+            with torch.inference_mode(False), torch.enable_grad():
+                self._configure()
+        for part in (state, probed):
+            if self.state is not None and part is not None and part["configured"]:
+                self.state.check(part)
 
     def to(self, device: torch.device) -> None:
         """Move the network and all adaptation state to a device."""
@@ -352,3 +371,7 @@ class Engine:
         if self._takeover is not None:
             self._takeover.restore_copy(module)
         return module
+
+
+def _counters(state: dict[str, Any]) -> Counters:
+    return Counters(**{field.name: state["counters"][field.name] for field in fields(Counters)})

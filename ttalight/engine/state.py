@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.engine.optimizer_state import adopted_state, optimizer_fault
 from ttalight.models.vectors import divide, flatten
 from ttalight.untrusted import difference
 
@@ -123,31 +124,35 @@ class State:
             "optimizer": None if optimizer is None else tree_map(_copied, optimizer.state_dict()),
         }
 
-    @torch.no_grad()
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what ``capture`` returned; a ValueError, and no change, where it does not fit."""
-        source, optimizer, tensors = self._method_source(), self.net.optimizer, state["tensors"]
-        odd = sorted(map(str, tensors.keys() - self.live.keys()))
-        fault = f"it has {', '.join(odd[:5])}, which are not adapted here" if odd else None
-        fault = fault or difference({"tensors": self.live, "source": source}, state)
+    def check(self, state: dict[str, Any]) -> None:
+        """Check that ``restore`` can take over a state that nobody vouches for; a ValueError where it does not fit."""
+        tensors, optimizer, source = state["tensors"], self.net.optimizer, self._method_source()
+        fault = difference({"tensors": self.live}, state, whole=False)
+        odd = [f"{name!s:.60}" for name in tensors if name not in self.live] if fault is None else []
+        if odd:
+            fault = f"it has {', '.join(sorted(odd)[:5])}, which are not adapted here"
+        fault = fault or difference({"source": source}, state)
+        if fault is None:
+            named = {**dict(zip(self.live, self.source, strict=True)), **source}
+            seen = {**tensors, **{name: state["source"][name] for name in source}}
+            odd = [name for name, value in named.items() if _is_finite(value) and not _is_finite(seen[name])]
+            fault = f"{odd[0]} has values that are not finite" if odd else None
         if fault is None and (optimizer is None) != (state["optimizer"] is None):
             fault = "only one of both has an optimizer"
+        if fault is None and optimizer is not None:
+            fault = optimizer_fault(optimizer, state["optimizer"])
         if fault is not None:
             raise ValueError(fault)
-        self.begin()
-        try:
-            for name, value in self.live.items():
-                value.copy_(tensors[name])
-            if optimizer is not None:
-                optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-                for parameter, entries in optimizer.state.items():
-                    shapes = {value.shape for value in entries.values() if isinstance(value, Tensor) and value.ndim}
-                    if shapes - {parameter.shape}:
-                        raise ValueError(f"shapes {shapes} instead of {parameter.shape}")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-            self.rollback()
-            raise ValueError(f"its optimizer is another one ({type(error).__name__}: {error})") from None
-        for name, value in source.items():
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what ``capture`` returned."""
+        for name, value in self.live.items():
+            value.copy_(state["tensors"][name])
+        if self.net.optimizer is not None:
+            adopted = adopted_state(self.net.optimizer, state["optimizer"])
+            self.net.optimizer.load_state_dict(copy.deepcopy(adopted))
+        for name, value in self._method_source().items():
             value.copy_(state["source"][name])
         self.net.guard.moved = True
 
@@ -185,3 +190,7 @@ def _packed(optimizer: Optimizer | None) -> list[Tensor]:
     known = {value.untyped_storage().data_ptr() for value in packed}
     loose = (value for value in _entries(optimizer) if isinstance(value, Tensor))
     return [*packed, *(value for value in loose if value.untyped_storage().data_ptr() not in known)]
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())
