@@ -25,7 +25,7 @@ WORDS = """adapt --model SupervisedTask --model.encoder cifar_resnet8 --data Dig
     --trainer.callbacks+=AdaptationCheckpoint --trainer.callbacks.every 4""".split()
 RESUME = ["adapt", "--resume", "run", "--trainer.callbacks", "null"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*statistics", "ignore:.*goes on from the one before")
+pytestmark = pytest.mark.filterwarnings("ignore:.*statistics", "ignore:.*continues from the one before")
 
 
 class Stop(lightning.Callback):

@@ -116,7 +116,7 @@ def command(stage: str) -> list[str]:
 
 
 def go_on(stage: str) -> None:
-    """Go on with the run named ``stopped``, and compare."""
+    """Resume the run named ``stopped``, and compare."""
     if stage == "fit":
         main([*command(stage), "--name", "stopped", "--ckpt_path", "last"])
     else:
@@ -246,7 +246,7 @@ class TestLastCheckpoint:
             last.unlink()
         else:
             last.write_bytes({"truncated": content[:-100], "changed": content, "empty": b""}[damage])
-        with pytest.warns(UserWarning, match=r"last\.ckpt.*: the run goes on from the one before, .*previous\.ckpt"):
+        with pytest.warns(UserWarning, match=r"last\.ckpt.*: the run continues from the one before, .*previous\.ckpt"):
             go_on("fit")
 
     def test_both(self, stopped, capsys):
@@ -254,10 +254,10 @@ class TestLastCheckpoint:
             (stopped / name).write_bytes(b"")
         with pytest.raises(SystemExit):
             main([*command("fit"), "--name", "stopped", "--ckpt_path", "last"])
-        assert "and no other is left: start the run anew with --overwrite" in capsys.readouterr().err
+        assert "and no other is left: start the run again with --overwrite" in capsys.readouterr().err
 
     def test_in_python_damage_is_an_error(self, stopped):
-        from ttalight.checkpoint_files import CheckpointFiles
+        from ttalight.files.checkpoints import CheckpointFiles
 
         path = stopped / "last.ckpt"
         content = bytearray(path.read_bytes())
@@ -341,7 +341,7 @@ class TestPredictionParts:
 
 def test_a_checkpoint_that_lacks_parts(tmp_path):
     write_checkpoint(tmp_path, 3, {"batches": 3})
-    with pytest.raises(ValueError, match="lacks what a run needs to go on, and no other is left"):
+    with pytest.raises(ValueError, match="lacks what a run needs to resume, and no other is left"):
         read_last(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Files that nobody vouches for: nothing runs, sizes are checked before memory is taken, errors are ours."""
+"""Untrusted files: nothing runs, sizes are checked before memory is taken, errors are ours."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ import ttalight
 from ttalight.data.digit_files import read_idx
 from ttalight.data.image_files import read_image
 from ttalight.data.layout import read_npy
+from ttalight.files.untrusted import check_archive, inflate, load_tensors
 from ttalight.reporting import read_predictions, read_results
 from ttalight.tasks.checkpoint import read_checkpoint
-from ttalight.untrusted import check_archive, inflate, load_tensors
 
 PACKAGE = Path(ttalight.__file__).parent
 TOOLS = PACKAGE.parent / "tools"

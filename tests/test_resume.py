@@ -1,4 +1,4 @@
-"""A stopped adaptation that goes on in the middle of its stream gives what an uninterrupted one gives."""
+"""A stopped adaptation that is resumed in the middle of its stream gives the results of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ class TestDamage:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes({"truncated": content[:-100], "changed": content, "empty": b""}[damage])
-        with pytest.warns(UserWarning, match=r"batch-8-.* is damaged.*goes on from the one before, batch 6 instead"):
+        with pytest.warns(UserWarning, match=r"batch-8-.* is damaged.*continues from the one before, batch 6 instead"):
             adapt(tmp_path, Tent(lr=0.01), resume=True)
         assert_same(tmp_path, whole_tent)
 
@@ -303,7 +303,7 @@ class TestDamage:
             path.write_bytes(path.read_bytes()[:-1])
         with (
             pytest.warns(UserWarning, match="batch-8"),
-            pytest.raises(ValueError, match="no other is left: start the run anew"),
+            pytest.raises(ValueError, match="no other is left: start the run again"),
         ):
             adapt(tmp_path, Tent(), resume=True)
 
@@ -450,7 +450,7 @@ class TestCommand:
         with pytest.raises(SystemExit) as stop:
             main(["adapt", *self.words(signal.SIGTERM), "--name", "b"])
         assert stop.value.code == 143
-        assert "it can go on from batch 8: ttalight adapt --resume runs/b" in caplog.text
+        assert "it can be resumed from batch 8: ttalight adapt --resume runs/b" in caplog.text
         assert len(read_predictions("runs/b")["position"]) == 32
         main(["adapt", "--resume=runs/b", "--trainer.callbacks", "null"])  # options may differ where numbers do not
         assert_same(Path("runs/b"), whole)
@@ -460,7 +460,7 @@ class TestCommand:
         [
             (["--resume", "runs/whole"], "--resume: the run in runs/whole is complete, there is nothing to resume"),
             (["--resume", "runs/none"], "--resume: there is no run in runs/none to resume"),
-            (["--resume", "runs/whole", "--overwrite"], "--resume goes on with a run and --overwrite replaces it"),
+            (["--resume", "runs/whole", "--overwrite"], "--resume continues a run and --overwrite replaces it"),
             ([*WORDS, "--name", "whole"], "there is a run in runs/whole already: give another --name, replace it with"),
         ],
     )
@@ -475,6 +475,6 @@ class TestCommand:
             main(["adapt", *self.words(signal.SIGTERM), "--name", "c"])
         with pytest.raises(SystemExit):
             main(["adapt", *WORDS, "--name", "c"])
-        assert "or go on with it: --resume runs/c" in capsys.readouterr().err
+        assert "or resume it: --resume runs/c" in capsys.readouterr().err
         main(["adapt", *WORDS, "--name", "c", "--overwrite"])
         assert_same(Path("runs/c"), whole)

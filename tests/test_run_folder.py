@@ -19,17 +19,17 @@ import torch
 from torch import nn
 
 import ttalight
-from ttalight import run_folder
 from ttalight.adapters import PTBN, Source, Tent
 from ttalight.callbacks import Recorder
 from ttalight.cli import main
 from ttalight.data import DigitsDataModule
+from ttalight.files import run_folder
+from ttalight.files.run_folder import hold_folder
 from ttalight.reporting import read_results
-from ttalight.run_folder import hold_folder
 from ttalight.tasks import SupervisedTask
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-GOING_ON = "is still going on"
+GOING_ON = "is still running"
 QUIET = "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.enable_model_summary false".split()
 WORDS = [
     *"--model SupervisedTask --model.encoder cifar_resnet8 --data DigitsDataModule --data.limit 20".split(),

@@ -222,7 +222,7 @@ def _notes(plan: Plan, done: set[str]) -> Iterator[str]:
         yield (
             "± is the sample standard deviation over seeds of the adaptation, which draw other views of the same "
             "batches; source training is not repeated. The paper does not say what its ± is taken over; public code of "
-            "these methods repeats the adaptation on batches drawn anew."
+            "these methods repeats the adaptation on new batches."
         )
         controls = [row.label for row in plan.rows if row.published is None]
         yield f"controls: {'; '.join(controls)}. EMABN has CTA's views and forwards and takes no gradient step"

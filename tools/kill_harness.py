@@ -1,4 +1,4 @@
-"""Kills ``fit`` and ``adapt`` at points spread over all their phases, goes on, and compares with an uninterrupted run.
+"""Kills ``fit`` and ``adapt`` at points spread over all their phases, resumes, and compares with an uninterrupted run.
 
     python tools/kill_harness.py [--kills 50] [--folder kill-harness]
 
@@ -6,9 +6,9 @@ A point is every hook of the trainer that a callback sees (setup, each batch's b
 the moment before each file is opened to be written, synced, renamed or removed. An uninterrupted run counts the points;
 the kills are spread evenly over them, half on ``fit`` and half on ``adapt``. At a point the process sends itself
 SIGKILL. Every second kill at a file that is being written cuts away half of what has not been synced yet, as a power
-cut may. Then the run goes on by the documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew
+cut may. Then the run resumes by the documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew
 where nothing was there yet, and must leave what the uninterrupted one left, bit for bit: weights, optimizer and epoch
-of ``last.ckpt``; results, table, predictions, stream and curves; and no temporary file. Before it goes on, nothing
+of ``last.ckpt``; results, table, predictions, stream and curves; and no temporary file. Before it resumes, nothing
 unfinished may pass for complete: ``compare`` must leave the run out, and no file under its own name may be half of one.
 """
 
@@ -36,10 +36,10 @@ import ttalight  # noqa: F401  (first: it makes torchvision importable beside a 
 # isort: split
 from lightning import Callback
 
-from ttalight.checkpoint_files import last_whole
 from ttalight.cli import CLI
 from ttalight.cli import main as ttalight_main
 from ttalight.data.streams import Stream
+from ttalight.files.checkpoints import last_whole
 from ttalight.reporting import read_predictions, read_results
 from ttalight.trainer import Trainer
 
@@ -256,7 +256,7 @@ def check_nothing_passes_for_whole(stage: str, run: Path, whole: Path) -> None:
 
 
 def go_on(stage: str, words: list[str], folder: Path, run: Path) -> None:
-    """Go on with a killed run as the documentation says."""
+    """Resume a killed run as the documentation describes."""
     if stage == "fit":
         there = any((run / "checkpoints" / name).is_file() for name in ("last.ckpt", "previous.ckpt"))
         code, _, said = in_process([*words, *(["--ckpt_path", "last"] if there else ["--overwrite"])], folder)
@@ -266,7 +266,7 @@ def go_on(stage: str, words: list[str], folder: Path, run: Path) -> None:
             code = 0
     else:
         code, _, said = in_process([*words, "--overwrite"], folder)
-    assert code == 0, f"going on failed with {code}: {said[-2000:]}"
+    assert code == 0, f"resuming failed with {code}: {said[-2000:]}"
 
 
 def count_points(stage: str, command: list[str], folder: Path) -> list[str]:
@@ -277,7 +277,7 @@ def count_points(stage: str, command: list[str], folder: Path) -> list[str]:
 
 
 def kill(stage: str, command: list[str], folder: Path, names: list[str], at: int, torn: bool) -> str:
-    """Kill at a point and go on.
+    """Kill at a point and resume.
 
     Args:
         stage: ``fit`` or ``adapt``.
@@ -309,7 +309,7 @@ def kill(stage: str, command: list[str], folder: Path, names: list[str], at: int
 
 
 def kills(folder: Path, count: int, first: int = 0) -> Iterator[str]:
-    """Kill and go on; yields a line for each kill.
+    """Kill and resume; yields a line for each kill.
 
     Args:
         folder: Where to work.
@@ -317,7 +317,7 @@ def kills(folder: Path, count: int, first: int = 0) -> Iterator[str]:
         first: Shifts the points.
 
     Raises:
-        AssertionError: If a run did not go on to the uninterrupted result.
+        AssertionError: If a run did not reach the uninterrupted result.
     """
     for share, (stage, command) in enumerate(COMMANDS.items()):
         names = count_points(stage, command, folder)

@@ -45,11 +45,11 @@ from cta_plan import DATA, METHODS, RECIPES, TABLE_DATA, Job, Plan, Planner, mad
 from cta_tables import render, report, sweep_figure
 
 from ttalight.analysis import can_embed, feature_panels, read_features, tsne_figure
-from ttalight.checkpoint_files import LAST, PREVIOUS, last_whole
+from ttalight.files.atomic import write_files
+from ttalight.files.checkpoints import LAST, PREVIOUS, last_whole
 from ttalight.models import create_encoder
 from ttalight.reporting import read_results
 from ttalight.reporting.figures import can_plot, iterations_figure, save_figure
-from ttalight.reporting.files import write_files
 from ttalight.tasks.checkpoint import file_sha256, read_checkpoint
 
 Command = Callable[[list[str]], int]

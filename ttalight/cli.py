@@ -29,12 +29,12 @@ from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
 from ttalight.callbacks.search import find_callback
 from ttalight.callbacks.termination import TERMINATED
-from ttalight.checkpoint_files import LAST, last_whole
 from ttalight.data.corrupt_command import main as corrupt
 from ttalight.errors import expected_message, parser_message, without_parser
+from ttalight.files.checkpoints import LAST, last_whole
+from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, remove
 from ttalight.reporting import domain_table, protocol_header
 from ttalight.reporting.compare import main as compare
-from ttalight.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, remove
 from ttalight.tasks.checkpoint import read_checkpoint
 from ttalight.trainer import Trainer
 
@@ -172,7 +172,7 @@ class CLI(LightningCLI):
         overwrite = config.overwrite
         config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
         if resume is not None and "--overwrite" in words:
-            parser.error("--resume goes on with a run and --overwrite replaces it: give one of them")
+            parser.error("--resume continues a run and --overwrite replaces it: give one of them")
         first = self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
         self.save_config_kwargs["resumes"] = resume is not None
         if resume is not None and first:
@@ -189,7 +189,7 @@ class CLI(LightningCLI):
             path = str(last_whole(self.folder / "checkpoints") or self.folder / "checkpoints" / LAST)
         if not Path(path).is_file():
             parser.error(
-                f"--ckpt_path: there is no checkpoint {path} to resume from; leave the option out to start anew"
+                f"--ckpt_path: there is no checkpoint {path} to resume from; leave the option out to start a new run"
             )
         read_checkpoint(path, "ckpt_path")  # here its errors come before anything is made
         return path
@@ -212,10 +212,10 @@ class CLI(LightningCLI):
         existing = find_files(self.folder, RUN_FILES)
         if existing and not overwrite:
             stopped = f"--resume {self.folder}" if list_checkpoints(self.folder) else None
-            goes_on = {"fit": "--ckpt_path last", "adapt": stopped}.get(self.config.subcommand)
+            advice = {"fit": "--ckpt_path last", "adapt": stopped}.get(self.config.subcommand)
             parser.error(
                 f"there is a run in {self.folder} already: give another --name, replace it with --overwrite"
-                + (f", or go on with it: {goes_on}" if goes_on else "")
+                + (f", or resume it: {advice}" if advice else "")
             )
         self.save_config_kwargs["replaced"] = [*existing, *find_files(self.folder, SIDE_FILES)]
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # not for long

@@ -21,15 +21,15 @@ from torch.utils.data import Dataset
 
 from ttalight.adapters import Adapter
 from ttalight.adapters.sharding import Shard
-from ttalight.batch_norm_sync import BatchNormSync
 from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, ResumedCheckpoint, Termination
 from ttalight.callbacks.adaptation_files import check_resumable, finish, list_checkpoints
 from ttalight.callbacks.search import callbacks_of
 from ttalight.callbacks.termination import spawned
-from ttalight.checkpoint_files import CheckpointFiles
 from ttalight.data import ImageDataModule
+from ttalight.distributed.batch_norm_sync import BatchNormSync
+from ttalight.files.checkpoints import CheckpointFiles
+from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, UNFINISHED, find_files, hold_folder, remove
 from ttalight.reporting import Results, read_results
-from ttalight.run_folder import RUN_FILES, SIDE_FILES, UNFINISHED, find_files, hold_folder, remove
 
 __all__ = ["Trainer"]
 

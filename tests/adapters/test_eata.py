@@ -154,7 +154,7 @@ class TestRDumb:
 
 
 class Unlabelled(lightning.LightningDataModule):
-    """A stranger's data module, which turns bytes into floats on the device."""
+    """A data module of the user's, which turns bytes into floats on the device."""
 
     def __init__(self, images, clean=None):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Adapters as callbacks: on strangers' modules, in every evaluation loop, and when things go wrong."""
+"""Adapters as callbacks: on any module, in every evaluation loop, and when things go wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ttalight.adapters import EMABN, PTBN, Source, Tent
 METHODS = [Source, PTBN, EMABN, Tent]
 
 
-class Stranger(lightning.LightningModule):
+class Plain(lightning.LightningModule):
     """A module that knows nothing of this package."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -82,7 +82,7 @@ def expected(make_net, loader):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("loop", ["test", "validate", "predict"])
 def test_every_loop_gives_what_wrap_gives(method, loop, net, loader, trainer, expected, state_of, same_state):
-    module = Stranger(net)
+    module = Plain(net)
     before = state_of(net)
     predictions = getattr(trainer(method()), loop)(module, loader)
     predictions = predictions if loop == "predict" else module.seen
@@ -94,21 +94,21 @@ def test_every_loop_gives_what_wrap_gives(method, loop, net, loader, trainer, ex
 def test_the_adapted_weights_stay_with_the_adapter(net, loader, trainer):
     adapter = Tent(lr=0.1)
     source = net[1].weight.detach().clone()
-    trainer(adapter).test(Stranger(net), loader)
+    trainer(adapter).test(Plain(net), loader)
     adapted = adapter.state_dict()["tensors"]["net.1.weight"]
     assert torch.equal(net[1].weight, source)
     assert not torch.equal(adapted, source)
 
 
 def test_a_second_run_starts_from_the_source(net, loader, trainer):
-    module, adapter = Stranger(net), Tent(lr=0.1)
+    module, adapter = Plain(net), Tent(lr=0.1)
     trainer(adapter).test(module, loader)
     trainer(adapter).test(module, loader)
     assert all(map(torch.equal, module.seen[:2], module.seen[2:]))
 
 
 def test_a_loaded_state_is_where_the_next_run_starts(net, loader, trainer):
-    module, adapter, other = Stranger(net), Tent(lr=0.1), Tent(lr=0.1, reset="never")
+    module, adapter, other = Plain(net), Tent(lr=0.1), Tent(lr=0.1, reset="never")
     run = trainer(adapter)
     run.test(module, loader)
     other.load_state_dict(adapter.state_dict())
@@ -120,7 +120,7 @@ def test_a_loaded_state_is_where_the_next_run_starts(net, loader, trainer):
 
 
 def test_inert_inside_fit(make_net, loader, trainer):
-    plain, watched = Stranger(make_net(dropout=0.0)), Stranger(make_net(dropout=0.0))
+    plain, watched = Plain(make_net(dropout=0.0)), Plain(make_net(dropout=0.0))
     trainer().fit(plain, loader, loader)
     trainer(Tent(lr=1.0)).fit(watched, loader, loader)
     assert all(map(torch.equal, plain.state_dict().values(), watched.state_dict().values()))
@@ -128,7 +128,7 @@ def test_inert_inside_fit(make_net, loader, trainer):
 
 
 def test_labels_cannot_reach_an_adapter(net, images, trainer):
-    module = Stranger(net)
+    module = Plain(net)
     for labels in (torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([3, 3, 1, 0, 2, 2])):
         trainer(Tent(lr=0.1)).test(module, DataLoader(TensorDataset(images, labels), batch_size=4))
     assert all(map(torch.equal, module.seen[:2], module.seen[2:]))
@@ -137,14 +137,14 @@ def test_labels_cannot_reach_an_adapter(net, images, trainer):
 def test_gradients_need_no_flag(net, loader, trainer):
     adapter = Tent(lr=0.1)
     run = trainer(adapter, inference_mode=True)
-    run.test(Stranger(net), loader)
+    run.test(Plain(net), loader)
     assert adapter.state_dict()["counters"]["updates"] == 2
     assert run.test_loop.inference_mode is True  # given back
 
 
 @pytest.mark.parametrize("compiled", ["module", "submodule"])
 def test_compiled_modules_move_as_eager_ones(compiled, net, loader, trainer, expected):
-    module = Stranger(net)
+    module = Plain(net)
     if compiled == "module":
         model = torch.compile(module, backend="aot_eager")
     else:
@@ -159,7 +159,7 @@ def test_mixed_precision_reaches_the_passes_and_not_the_mathematics(net, images,
     seen = []
     net.float()[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     loader = DataLoader(TensorDataset(images.float(), torch.zeros(6, dtype=torch.int64)), batch_size=4)
-    module = Stranger(net)
+    module = Plain(net)
     adapter = Tent(lr=0.1)
     trainer(adapter, precision="bf16-mixed").test(module, loader)
     assert set(seen) == {torch.bfloat16}
@@ -168,7 +168,7 @@ def test_mixed_precision_reaches_the_passes_and_not_the_mathematics(net, images,
 
 
 def test_several_loaders_are_domains(net, loader, trainer):
-    module = Stranger(net)
+    module = Plain(net)
     trainer(Tent(lr=0.1)).test(module, [loader, loader])
     assert all(map(torch.equal, module.seen[:2], module.seen[2:]))
     module.seen.clear()
@@ -178,7 +178,7 @@ def test_several_loaders_are_domains(net, loader, trainer):
 
 class TestErrors:
     def test_a_step_that_bypasses_forward(self, net, loader, trainer, state_of, same_state):
-        class Bypass(Stranger):
+        class Bypass(Plain):
             def test_step(self, batch, batch_idx):
                 self.net(batch[0])
 
@@ -190,7 +190,7 @@ class TestErrors:
         same_state(net, before)
 
     def test_the_default_predict_step(self, net, loader, trainer):
-        class Default(Stranger):
+        class Default(Plain):
             predict_step = lightning.LightningModule.predict_step
 
         with pytest.raises(TypeError, match=r"was given a list.*write predict_step"):
@@ -198,10 +198,10 @@ class TestErrors:
 
     def test_two_adapters(self, net, loader, trainer):
         with pytest.raises(ValueError, match="exactly one adapter, got 2 among the callbacks: Tent, PTBN"):
-            trainer(Tent(), PTBN()).test(Stranger(net), loader)
+            trainer(Tent(), PTBN()).test(Plain(net), loader)
 
     def test_a_model_without_logits(self, net, loader, trainer):
-        class Pair(Stranger):
+        class Pair(Plain):
             def forward(self, images):
                 return self.net(images), 0
 
@@ -212,7 +212,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("where", ["test_step", "network"])
     def test_an_exception_leaves_the_model_as_it_was(self, where, net, loader, trainer, state_of, same_state):
-        class Failing(Stranger):
+        class Failing(Plain):
             def test_step(self, batch, batch_idx):
                 self(batch[0])
                 if batch_idx == 1 and where == "test_step":

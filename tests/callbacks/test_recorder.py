@@ -1,4 +1,4 @@
-"""The recorder on our modules and on strangers', and what Trainer.adapt returns."""
+"""The recorder on our modules and on any other, and the results of Trainer.adapt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ttalight corrupt``: what it writes, how it goes on after an interruption, and what it refuses."""
+"""``ttalight corrupt``: what it writes, how it continues after an interruption, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Result files and predictions that nobody vouches for: each ends in one line, or is shown without harm."""
+"""Untrusted result files and predictions: each ends in one line, or is shown without harm."""
 
 from __future__ import annotations
 

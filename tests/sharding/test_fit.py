@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttalight.batch_norm_sync import BatchNormSync
+from ttalight.distributed.batch_norm_sync import BatchNormSync
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

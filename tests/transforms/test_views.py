@@ -144,8 +144,8 @@ class OneDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        strangers = [x for x in tree_leaves((args, kwargs, made)) if isinstance(x, torch.Tensor) and not x.is_meta]
-        assert not strangers, f"{func} works on the host"
+        others = [x for x in tree_leaves((args, kwargs, made)) if isinstance(x, torch.Tensor) and not x.is_meta]
+        assert not others, f"{func} works on the host"
         return made
 
 

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 from ttalight.analysis.clusters import class_medians
 from ttalight.data import ImageDataModule
 from ttalight.data.image_files import as_is
-from ttalight.reporting.files import write_files
+from ttalight.files.atomic import write_files
+from ttalight.files.untrusted import DAMAGE, check_archive, read_member
 from ttalight.tasks import BaseTask
 from ttalight.tasks.two_view import TwoViewTask
-from ttalight.untrusted import DAMAGE, check_archive, read_member
 
 __all__ = ["Features", "embed", "read_features", "source_medians", "stratified", "write_features"]
 

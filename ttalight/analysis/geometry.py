@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ttalight.analysis.clusters import davies_bouldin, median_distance
 from ttalight.analysis.features import Features
-from ttalight.reporting.files import write_files
+from ttalight.files.atomic import write_files
 from ttalight.reporting.summary import by
 
 __all__ = ["Distance", "GeometryRow", "MeanGeometry", "geometry", "mean_geometry", "read_geometry", "write_geometry"]

@@ -1,4 +1,4 @@
-"""Keeps what a stopped adaptation needs to go on in the middle of its stream."""
+"""Checkpoints of an adaptation, from which a stopped one resumes in the middle of its stream."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Run:
 
 
 class AdaptationCheckpoint(Callback):
-    """Writes checkpoints of an adaptation while ``Trainer.adapt`` runs, and lets it go on from the last of them.
+    """Writes checkpoints of an adaptation while ``Trainer.adapt`` runs, and resumes it from the last of them.
 
     A checkpoint, ``adaptation/batch-<k>-<digest>.ckpt`` in the run's folder, holds all that the batches from number k
     on depend on: the adapter's engine, the recorder, PyTorch's random states, and how far predictions and TensorBoard
@@ -81,7 +81,7 @@ class AdaptationCheckpoint(Callback):
         """Be active in the coming run.
 
         Args:
-            resume: Folder of the run to go on with; None begins a new one.
+            resume: Folder of the run to resume. None begins a new one.
 
         Raises:
             ValueError: If there is no run in that folder, it is complete, or all its checkpoints are damaged.
@@ -142,10 +142,10 @@ class AdaptationCheckpoint(Callback):
         run.adapter.resume(checkpoint["adapter"])
         run.recorder.resume(checkpoint["recorder"])
         data.start_batch = checkpoint["batches"]
-        rank_zero_info(f"{run.folder} goes on with batch {checkpoint['batches']}")
+        rank_zero_info(f"{run.folder} continues with batch {checkpoint['batches']}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take away the events that come after the checkpoint."""
+        """Remove the events that come after the checkpoint."""
         if self._run is None:
             return
         checkpoint, self._checkpoint = self._checkpoint, None
@@ -157,7 +157,7 @@ class AdaptationCheckpoint(Callback):
         self._written, self._writing = time.perf_counter(), 0.0
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take away checkpoints that come after the one, or that an earlier run left, now that all have started."""
+        """Remove checkpoints after this one, and those of an earlier run, once all callbacks have started."""
         for batches, path in list_checkpoints(self._run.folder) if self._run is not None else ():
             if trainer.is_global_zero and batches > self._batches:
                 path.unlink(missing_ok=True)
@@ -216,10 +216,11 @@ class AdaptationCheckpoint(Callback):
             shutil.rmtree(self._run.folder / FOLDER, ignore_errors=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how to go on."""
+        """Log how to resume."""
         if self._run is not None and list_checkpoints(self._run.folder):
             rank_zero_info(
-                f"The run stopped; it can go on from batch {self._batches}: ttalight adapt --resume {self._run.folder}"
+                f"The run stopped; it can be resumed from batch {self._batches}: ttalight adapt --resume "
+                f"{self._run.folder}"
             )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from ttalight.callbacks.rank_files import FOLDER as RANKS
+from ttalight.files.atomic import write_files
+from ttalight.files.run_folder import find_files, remove
+from ttalight.files.untrusted import Between, difference, load_tensors
 from ttalight.reporting import Results, read_results
-from ttalight.reporting.files import write_files
-from ttalight.run_folder import find_files, remove
-from ttalight.untrusted import Between, difference, load_tensors
 
 __all__ = ["FOLDER", "check_resumable", "finish", "list_checkpoints", "read_last", "write_checkpoint"]
 
@@ -70,9 +70,10 @@ def read_last(run: Path) -> dict[str, Any] | None:
         except ValueError as error:
             others = checkpoints[position + 1 :]
             if not others:
-                raise ValueError(f"{error}, and no other is left: start the run anew") from error
+                raise ValueError(f"{error}, and no other is left: start the run again") from error
             warnings.warn(
-                f"{error}: the run goes on from the one before, batch {others[0][0]} instead of {batches}", stacklevel=2
+                f"{error}: the run continues from the one before, batch {others[0][0]} instead of {batches}",
+                stacklevel=2,
             )
     return None
 
@@ -90,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"the checkpoint {path} is not one of this version of the package")
     batches = Between(int(named[1]), int(named[1]))
     if fault := difference(_PARTS | {"batches": batches}, content):
-        raise ValueError(f"the checkpoint {path} ({fault}) lacks what a run needs to go on")
+        raise ValueError(f"the checkpoint {path} ({fault}) lacks what a run needs to resume")
     return content
 
 

@@ -162,7 +162,7 @@ class Measurement:
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
-        """Go on measuring from what ``state_dict()`` returned, with the sums on a device."""
+        """Continue from what ``state_dict()`` returned, with the sums on a device."""
         self.metrics.load_state_dict(state["metrics"], device)
         self.readings = {steps: VisitMetrics(self.ignore_index) for steps in state["readings"]}
         for steps, metrics in self.readings.items():

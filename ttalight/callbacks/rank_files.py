@@ -12,9 +12,9 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from ttalight.reporting.files import write_files
+from ttalight.files.atomic import write_files
+from ttalight.files.untrusted import load_tensors
 from ttalight.reporting.predictions import PREDICTIONS
-from ttalight.untrusted import load_tensors
 
 __all__ = ["FOLDER", "RankFiles"]
 

@@ -9,8 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
-from ttalight.engine.optimizer_state import adopted_state, optimizer_fault
-from ttalight.untrusted import Between, difference, known
+from ttalight.files.optimizer_state import adopted_state, optimizer_fault
+from ttalight.files.untrusted import Between, difference, known
 
 __all__ = ["ResumedCheckpoint"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ttalight.untrusted import DAMAGE, inflate
+from ttalight.files.untrusted import DAMAGE, inflate
 
 __all__ = ["read_idx", "read_libsvm", "read_mat"]
 

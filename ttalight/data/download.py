@@ -15,6 +15,8 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from ttalight.files.atomic import open_replacing
+
 __all__ = ["DATA_VARIABLE", "data_root", "fetch", "file_md5", "unpack"]
 
 #: Environment variable that names the folder with data sets.
@@ -129,10 +131,8 @@ def unpack(archive: Path, folder: Path, wanted: Collection[str]) -> None:
             assert source is not None
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{target.name}.part")
-            with source, part.open("wb") as file:
+            with source, open_replacing(target) as file:
                 copyfileobj(source, file, _BLOCK)
-            os.replace(part, target)
             left.remove(str(name))
     if left:
         raise ValueError(f"{archive} lacks {', '.join(sorted(left))}: is it the published archive?")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ import torch
 from numpy.lib import format as npy
 
 from ttalight.data.arrays import ImageArrays
-from ttalight.untrusted import read_npy_header
+from ttalight.files.atomic import open_replacing
+from ttalight.files.untrusted import read_npy_header
 
 __all__ = [
     "LABELS",
@@ -172,15 +172,11 @@ def write_npy(path: Path, shape: Sequence[int], dtype: npt.DTypeLike, parts: Ite
         dtype: Its type.
         parts: Arrays that make up the whole, along the first axis.
     """
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with open_replacing(path) as file:
         header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": tuple(shape)}
         npy.write_array_header_1_0(file, header)
         for array in parts:
             file.write(np.ascontiguousarray(array, dtype=dtype).data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
@@ -214,6 +210,5 @@ def _check_settings(settings: Any) -> None:
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write ``corruptions.json`` into a folder."""
-    part = folder / f"{SETTINGS}.part"
-    part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / SETTINGS)
+    with open_replacing(folder / SETTINGS) as file:
+        file.write(f"{json.dumps(settings, indent=2)}\n".encode())

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.state import State
+from ttalight.files.untrusted import Between, difference
 from ttalight.models.admission import Admission, pixel_fault
 from ttalight.models.call import Call, present_autocast
 from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
-from ttalight.untrusted import Between, difference
 
 __all__ = ["Engine", "release"]
 
@@ -333,7 +333,7 @@ class Engine:
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
 
     def _check(self, state: Any) -> None:
-        """Configure the method if a state that nobody vouches for needs it; a ValueError if the state does not fit."""
+        """Configure the method if an untrusted state needs it; a ValueError if the state does not fit."""
         fault = difference(_FORM, state) or difference([Between(1, 2**31)] * len(state["size"]), state["size"], "size")
         probed = None if fault else state["before_probe"]
         if probed is not None:

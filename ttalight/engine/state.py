@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
-from ttalight.engine.optimizer_state import adopted_state, optimizer_fault
+from ttalight.files.optimizer_state import adopted_state, optimizer_fault
+from ttalight.files.untrusted import difference
 from ttalight.models.vectors import divide, flatten
-from ttalight.untrusted import difference
 
 __all__ = ["State"]
 
@@ -125,7 +125,7 @@ class State:
         }
 
     def check(self, state: dict[str, Any]) -> None:
-        """Check that ``restore`` can take over a state that nobody vouches for; a ValueError where it does not fit."""
+        """Check that ``restore`` can take over an untrusted state; a ValueError where it does not fit."""
         tensors, optimizer, source = state["tensors"], self.net.optimizer, self._method_source()
         fault = difference({"tensors": self.live}, state, whole=False)
         odd = [f"{name!s:.60}" for name in tensors if name not in self.live] if fault is None else []

@@ -54,7 +54,7 @@ def log_probabilities(logits: Tensor, dim: int = 1) -> Tensor:
 
 
 def is_masked(logits: Tensor, dim: int = 1) -> Tensor:
-    """Which classes are masked: their logits lie so far below the largest that no probability is left for them.
+    """Return which classes are masked: their logits lie so far below the largest that no probability is left for them.
 
     Args:
         logits: (B, C) or (B, C, ...).

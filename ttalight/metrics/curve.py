@@ -53,7 +53,7 @@ class RunningCurve:
         return {**state, "images": list(self._images), "hits": list(self._hits)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict()`` of a curve of as many points returned."""
+        """Continue from what ``state_dict()`` of a curve of as many points returned."""
         self._stride, self._batches = state["stride"], state["batches"]
         self._images, self._hits = list(state["images"]), list(state["hits"])
 

@@ -87,7 +87,7 @@ class VisitMetrics:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        """Go on from what ``state_dict()`` returned, with the sums on a device."""
+        """Continue from what ``state_dict()`` returned, with the sums on a device."""
         self.closed = {visit: cast(ClassificationValues, dict(values)) for visit, values in state["closed"].items()}
         self._open = {visit: _copied(sums, device) for visit, sums in state["open"].items()}
         self._total = None if state["total"] is None else _copied(state["total"], device)

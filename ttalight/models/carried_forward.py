@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from ttalight.models.norm import NormLayer
+from torch import Tensor, nn
 
 __all__ = ["normalize_by"]
 
 _OPTIONS = ("training", "track_running_stats", "momentum")
 
 
-def normalize_by(own: Callable[..., Tensor], layer: NormLayer, *args: Tensor, **kwargs: Tensor) -> Tensor:
+class _Layer(Protocol):
+    """The parts of a ``NormLayer`` that choose its statistics."""
+
+    name: str
+    module: nn.Module
+    passes: Any
+    momentum: float
+
+    @property
+    def mode(self) -> str: ...
+    def mixed(self, x: Tensor, mean: Tensor, var: Tensor, images: int, shared: bool) -> tuple[Tensor, Tensor]: ...
+
+
+def normalize_by(own: Callable[..., Tensor], layer: _Layer, *args: Tensor, **kwargs: Tensor) -> Tensor:
     """Normalise by a layer's own forward, with the statistics of the layer's mode.
 
     Args:
@@ -40,7 +50,7 @@ def normalize_by(own: Callable[..., Tensor], layer: NormLayer, *args: Tensor, **
         module._buffers.update(buffers)
 
 
-def _choose(layer: NormLayer, x: Tensor) -> None:
+def _choose(layer: _Layer, x: Tensor) -> None:
     """Set the attributes of a layer so that its forward uses the statistics of the layer's mode."""
     module: Any = layer.module
     has_own = module.running_mean is not None

@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from timm.models import EfficientNet, ResNet
 from torch import Tensor, nn
 
+from ttalight.files.untrusted import load_tensors
+
 # What registers the networks for 32-pixel images with timm.
 from ttalight.models import cifar_preact_resnet, cifar_resnet, cifar_resnet_gn, cifar_resnext, cifar_wide_resnet  # noqa: F401
 from ttalight.models.cifar_network import CifarNetwork
 from ttalight.models.weight_files import PublicWeights, classifier_names, numbers_allowed, public_weights
-from ttalight.untrusted import load_tensors
 
 __all__ = ["create_encoder", "download_weights", "with_normalisation"]
 

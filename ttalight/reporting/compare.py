@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from ttalight.reporting.files import write_files
+from ttalight.files.atomic import write_files
 from ttalight.reporting.groups import Run, find_runs, group_runs, stream_differences
 from ttalight.reporting.html import render_html
 from ttalight.reporting.overview import STREAM_FIELDS, progress

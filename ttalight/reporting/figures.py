@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttalight.reporting.files import write_files
+from ttalight.files.atomic import write_files
 from ttalight.reporting.iterations import iteration_curves
 from ttalight.reporting.overview import by_domain
 from ttalight.reporting.results import Results

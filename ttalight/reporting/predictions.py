@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from ttalight.untrusted import DAMAGE, Between, check_archive, difference, read_member
+from ttalight.files.atomic import open_replacing
+from ttalight.files.untrusted import DAMAGE, Between, check_archive, difference, read_member
 
 __all__ = ["PREDICTIONS", "PredictionWriter", "merge_predictions", "read_predictions", "writer_fault"]
 
@@ -144,11 +145,11 @@ class PredictionWriter:
         return {"parts": self._parts.name, "count": self._count, "shapes": shapes}
 
     def close(self, domains: Sequence[str], keep_parts: bool = False) -> None:
-        """Write the archive and take the parts away.
+        """Write the archive and remove the parts.
 
         Args:
             domains: Names of the domains.
-            keep_parts: Leave the parts for a run that goes on from a ``state()``.
+            keep_parts: Leave the parts for a run that continues from a ``state()``.
 
         Raises:
             OSError: If the disk is full; an earlier archive is kept.
@@ -158,14 +159,14 @@ class PredictionWriter:
             for file in self._files.values():
                 file.close()
             if self._count:
-                with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+                with (
+                    open_replacing(self.target, temporary) as file,
+                    zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+                ):
                     for name in _TYPES:
                         self._pack(archive, name)
                     with archive.open("domains.npy", "w") as member:
                         np.lib.format.write_array(member, np.array(domains, dtype=np.str_), allow_pickle=False)
-                with open(temporary, "rb+") as finished:
-                    os.fsync(finished.fileno())
-                os.replace(temporary, self.target)
         except OSError as error:
             reason = f"{error.strerror or error}: could not write predictions, what was there before is kept"
             raise OSError(error.errno, reason, str(self.target)) from error
@@ -175,7 +176,7 @@ class PredictionWriter:
             self.discard(keep_parts)
 
     def discard(self, keep_parts: bool = False) -> None:
-        """Take the parts away, or leave them for a run that goes on."""
+        """Remove the parts, or leave them for a run that is resumed."""
         for file in self._files.values():
             with suppress(OSError):  # a full disk: what is still in the buffer has no place
                 file.close()

@@ -10,10 +10,10 @@ import reprlib
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypedDict, get_type_hints
 
-from ttalight.reporting.files import write_files
+from ttalight.files.atomic import write_files
+from ttalight.files.untrusted import LARGEST
 from ttalight.reporting.text import csv_text
 from ttalight.reporting.validation import check_curve, check_free, check_readings, check_value
-from ttalight.untrusted import LARGEST
 
 SCHEMA = 1
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ttalight.files.untrusted import Between, difference, load_tensors
 from ttalight.models.weight_files import numbers_allowed
-from ttalight.untrusted import Between, difference, load_tensors
 
 __all__ = ["check_architecture", "check_weights", "file_sha256", "load_weights", "read_checkpoint", "select"]
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ttalight.files.untrusted import difference
 from ttalight.tasks.contrastive_ttt import ContrastiveTTT
-from ttalight.untrusted import difference
 
 __all__ = ["CrossTaskTTT"]
 

@@ -47,7 +47,7 @@ class TestCorrelatedOrder:
         labels = rng(1).integers(0, 6, 500)
         order = correlated_order(labels, 0.2, 5, rng(2))
         assert sorted(order) == list(range(500))
-        # Cut the order where the classes begin anew: at most five slots, in each of which a class has one run.
+        # Cut the order where the classes begin again: at most five slots, in each of which a class has one run.
         slots, seen = 1, set()
         lengths, classes = runs(labels[order])
         for name in classes.tolist():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ttalight.untrusted import DAMAGE, check_archive, read_member
+from ttalight.files.atomic import open_replacing
+from ttalight.files.untrusted import DAMAGE, check_archive, read_member
 
 __all__ = ["read_stream_file", "write_stream_file"]
 
@@ -25,12 +25,8 @@ def write_stream_file(path: Path, header: dict[str, Any], arrays: dict[str, npt.
     text = json.dumps({"format": _FORMAT} | header)
     content = {_HEADER: np.frombuffer(text.encode(), dtype=np.uint8)} | arrays
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with open_replacing(path) as file:
         np.savez(file, **{name: content[name].astype(dtype, copy=False) for name, dtype in _TYPES.items()})
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def read_stream_file(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:

@@ -1,4 +1,4 @@
-"""Reading files that nobody vouches for: nothing runs, and no more memory is taken than there is a reason for.
+"""Safe reading of untrusted files: nothing runs, and no more memory is taken than there is a reason for.
 
 What a file claims, the size of an array or of a packed member, is compared with what is there before anything is
 allocated.

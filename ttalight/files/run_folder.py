@@ -184,7 +184,7 @@ def _refusal(folder: Path, owner: str, advice: str = "") -> ValueError:
     words = owner.split("\n")
     who = f" (process {words[1]} on {words[0]})" if len(words) > 1 else ""
     return ValueError(
-        f"a run in {folder} is still going on{who}: wait until it has ended, or give this one another name or "
+        f"a run in {folder} is still running{who}: wait until it has ended, or give this one another name or "
         f"folder{advice}"
     )
 

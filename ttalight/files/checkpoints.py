@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from ttalight.reporting.files import write_files
+from ttalight.files.atomic import write_files
+from ttalight.files.untrusted import Between, difference, known, load_tensors
 from ttalight.tasks.checkpoint import read_checkpoint
-from ttalight.untrusted import Between, difference, known, load_tensors
 
 __all__ = ["LAST", "PREVIOUS", "CheckpointFiles", "last_whole"]
 
-#: The checkpoint that a run goes on from, and what becomes of it when the next one is written.
+#: The checkpoint that a run resumes from, and its name when the next one is written.
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 #: What Lightning takes for granted in a checkpoint.
 _FORM = {"state_dict": dict, "pytorch-lightning_version": str}
@@ -62,13 +62,13 @@ class CheckpointFiles(TorchCheckpointIO):
         except Exception as error:  # what archive, unpickler and tensors say of damage has no common base class
             raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}: {error})") from error
         if fault := difference(_FORM, content) or difference(known(_COUNTS, content), content):
-            raise ValueError(f"{path} is not a checkpoint that a run can go on from ({fault})")
+            raise ValueError(f"{path} is not a checkpoint that a run can resume from ({fault})")
         content.setdefault("callbacks", {})  # without it Lightning does not call the callbacks' hooks
         return content
 
 
 def last_whole(folder: Path) -> Path | None:
-    """Return the checkpoint of a run to go on from: ``last.ckpt``, or the one before with a warning why.
+    """Return the checkpoint of a run to resume from: ``last.ckpt``, or the one before with a warning why.
 
     Args:
         folder: The run's folder of checkpoints.
@@ -91,9 +91,10 @@ def last_whole(folder: Path) -> Path | None:
         if path.name == PREVIOUS:
             reason = f"{fault}" if fault is not None else f"there is no {folder / LAST}"
             warnings.warn(
-                f"{reason}: the run goes on from the one before, {path}, of epoch {content.get('epoch')}", stacklevel=2
+                f"{reason}: the run continues from the one before, {path}, of epoch {content.get('epoch')}",
+                stacklevel=2,
             )
         return path
     if fault is not None:
-        raise ValueError(f"{fault}, and no other is left: start the run anew with --overwrite") from fault
+        raise ValueError(f"{fault}, and no other is left: start the run again with --overwrite") from fault
     return None

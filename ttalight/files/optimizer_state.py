@@ -1,4 +1,4 @@
-"""States of optimizers that come from files: compared with the optimizer that is to go on from them."""
+"""States of optimizers that come from files: compared with the optimizer that takes them over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from ttalight.untrusted import Between, difference
+from ttalight.files.untrusted import Between, difference
 
 __all__ = ["adopted_state", "optimizer_fault"]
 
@@ -18,7 +18,7 @@ _LARGEST = 1e38
 
 
 def optimizer_fault(optimizer: Optimizer, state: Any) -> str | None:
-    """Returns why a state does not fit an optimizer, None if it does.
+    """Return why a state does not fit an optimizer, None if it does.
 
     Args:
         optimizer: The optimizer. It is not changed.

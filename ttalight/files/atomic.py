@@ -1,11 +1,30 @@
-"""Writes files so that a crash leaves either the old or the new text, never half of one."""
+"""Atomic writing: a crash leaves either the old or the new file, never half of one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["open_replacing", "write_files"]
+
+
+@contextlib.contextmanager
+def open_replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file for writing that gets its name only once it is complete and on the disk.
+
+    Args:
+        path: The file. Its folder exists.
+        temporary: Name of the file until then, ``<name>.part`` beside it by default. It stays where writing fails.
+    """
+    part = path.with_name(f"{path.name}.part") if temporary is None else temporary
+    with part.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
 
 
 def write_files(folder: str | Path, contents: Mapping[str, str | bytes], keep: Mapping[str, str] | None = None) -> None:

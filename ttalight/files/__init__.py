@@ -1,0 +1,1 @@
+"""Files: atomic writing, safe reading of untrusted ones, run folders and checkpoints."""
