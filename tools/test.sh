@@ -8,4 +8,4 @@ ruff check .
 ruff format --check .
 mypy
 # A few threads too many make many small operations slower than none.
-OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal "$@"
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal --durations=15 "$@"
