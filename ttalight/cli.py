@@ -201,7 +201,7 @@ class CLI(LightningCLI):
         """
         assert self.folder is not None
         node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-        first = node == "0" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        first: bool = node == "0" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
         try:
             self._held.enter_context(hold_folder(self.folder, first))
         except ValueError as error:
