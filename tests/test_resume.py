@@ -356,7 +356,20 @@ class TestOtherRuns:
         assert {path: path.read_bytes() for path in files} == files
 
     def test_a_complete_run(self, tmp_path):
-        adapt(tmp_path, Tent(), predictions=False)
+        """It is cleaned up once, if it was killed before it had done so."""
+        whole = adapt(tmp_path, Tent(), predictions=False)
+        for left in (
+            "adaptation/batch-3-0123456789abcdef.ckpt",
+            "ranks/0.pt",
+            ".predictions.npz.7.parts/label",
+            ".a.tmp",
+        ):
+            path = tmp_path / left
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"half")
+            assert adapt(tmp_path, Tent(), resume=True, predictions=False) == whole
+            assert not path.exists()
+            assert path.parent == tmp_path or not path.parent.exists()
         with pytest.raises(ValueError, match="is complete, there is nothing to resume"):
             adapt(tmp_path, Tent(), resume=True, predictions=False)
 

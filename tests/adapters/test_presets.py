@@ -19,9 +19,43 @@ METHODS = {
 }
 PRESETS = [(name, benchmark) for name, method in METHODS.items() for benchmark in method.published]
 
+#: Optimizer, rate at 16 images a batch, momentum and Nesterov as public code has them.
+ADAM = ("Adam", 1e-3, 0, False)
+PLAIN = ("SGD", 2.5e-4, 0.9, False)
+NESTEROV = ("SGD", 2.5e-4, 0.9, True)
+PUBLIC = {
+    **{("Tent", "cifar"): ADAM, ("Tent", "imagenet"): PLAIN},
+    **{("RPL", "cifar"): ADAM, ("RPL", "imagenet"): ("SGD", 5e-4, 0.9, True)},
+    **{(name, cifar): ADAM for name in ("ETA", "EATA", "RDumb") for cifar in ("cifar", "cifar100")},
+    **{(name, "imagenet"): PLAIN for name in ("ETA", "EATA", "RDumb", "TIPI", "SAR", "DeYO")},
+    **{(name, "cifar"): PLAIN for name in ("SAR", "DeYO")},
+    **{(name, "imagenet_below_32"): ("SGD", 2.5e-4 / 2, 0.9, False) for name in ("SAR", "DeYO")},
+    **{(name, "imagenet_vit"): ("SGD", 1e-3 / 4, 0.9, False) for name in ("SAR", "DeYO")},
+    ("DeYO", "imagenet_wild"): PLAIN,
+    **{("DeYO", name): ("SGD", 5 * 2.5e-4, 0.9, False) for name in ("waterbirds", "colored_mnist")},
+    **{(name, "cifar"): ADAM for name in ("TIPI", "ROID", "CMF")},
+    **{(name, "imagenet"): NESTEROV for name in ("ROID", "CMF")},
+    **{(name, "cifar"): ("SGD", 1e-3, 0.9, True) for name in ("SHOT", "NCTTA")},
+    **{("MoETTA", name): ("SGD", 1e-3, 0.9, False) for name in ("cifar", "imagenet")},
+    **{("MEMO", "cifar"): ("SGD", 5e-3, 0, False), ("MEMO", "imagenet"): ("SGD", 2.5e-4, 0, False)},
+    ("TestTimeTraining", "cifar"): ("Adam", 1e-6, 0, False),
+}
+
 
 def optimizer_of(method):
     return method.make_optimizer([nn.Parameter(torch.zeros(3))])
+
+
+@pytest.mark.parametrize(("name", "benchmark"), PRESETS)
+def test_optimizers_are_those_of_public_code(name, benchmark):
+    given = {"batch_size": 16} if "lr_per_image" in METHODS[name].published[benchmark] else {}
+    optimizer = optimizer_of(METHODS[name].preset(benchmark, **given))
+    (group,) = optimizer.param_groups
+    kind, lr, momentum, nesterov = PUBLIC[name, benchmark]
+    assert type(optimizer).__name__ == kind
+    assert group["lr"] == pytest.approx(lr)
+    assert (group.get("momentum", 0), group.get("nesterov", False)) == (momentum, nesterov)
+    assert group["weight_decay"] == 0
 
 
 @pytest.mark.parametrize(("name", "benchmark"), PRESETS)
