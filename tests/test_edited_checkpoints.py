@@ -220,7 +220,7 @@ def trained(tmp_path_factory):
         (("callbacks", MODEL_CHECKPOINT, "best_model_path"), "run/checkpoints/../../kept", "names the file 'run/"),
         (("loops",), None, "loops is of type NoneType, expected dict"),
         (("loops", "fit_loop", "epoch_progress"), GONE, "loops.fit_loop lacks epoch_progress"),
-        (("loops", "fit_loop", "epoch_progress", "current", "processed"), "odd", "processed is of type str, expected int"),
+        (("loops", "fit_loop", "epoch_progress", "current", "processed"), "odd", "processed is of type str"),
         (("loops", "fit_loop", "epoch_progress", "total", "state_dict"), 1, ""),
         (("loops", "test_loop"), 5, ""),
         (("optimizer_states",), [], "optimizer_states has 0 entries, expected 1"),

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
 from ttalight.adapters.sharding import Shard, StreamShare, check_sharding, check_strategy, prepare
 from ttalight.adapters.wrapper import AdaptedNetwork
+from ttalight.arguments import CheckedArguments
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
@@ -28,7 +29,7 @@ _Key = tuple[list[Any], int]
 _LOOPS = {"validate": "validate_loop", "test": "test_loop", "predict": "predict_loop"}
 
 
-class Adapter(Callback, Method):
+class Adapter(CheckedArguments, Callback, Method):
     """Adapts a classifier to the unlabelled stream that it is evaluated on.
 
     During ``test``, ``validate`` and ``predict`` an adapter stands in for the forward of the module under

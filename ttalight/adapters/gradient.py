@@ -48,9 +48,6 @@ class GradientAdapter(Adapter):
         super().__init__(**kwargs)
         if lr is not None and optimizer is not None:
             raise ValueError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
-        for name, value in (("lr", lr), ("steps", steps), ("clip_norm", clip_norm)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise TypeError(f"{name} must be a number, got {value!r}, a {type(value).__name__}")
         if lr is not None and not lr >= 0:
             raise ValueError(f"lr must be at least 0, got {lr}")
         if steps < 0:
