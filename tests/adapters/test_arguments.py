@@ -24,7 +24,7 @@ def test_every_number_of_every_method(method):
     assert "lr" in numbers or method.__name__ not in ("Tent", "SAR")
     for name in numbers:
         for value in WRONG:
-            with pytest.raises((TypeError, ValueError), match=rf"{name} must be .*, got") as error:
+            with pytest.raises((TypeError, ValueError), match=rf"{name} must .*, got") as error:
                 method(**{name: value})
             assert "\n" not in str(error.value)
 
