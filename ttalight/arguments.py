@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -40,6 +41,8 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        if type(self).__init__ is checked:
+            _check_names(type(self), kwargs)
         try:
             given = signature.bind_partial(self, *args, **kwargs).arguments
         except TypeError:  # the constructor says it better
@@ -55,6 +58,16 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
             raise ValueError(f"{type(self).__name__}: {odd[0]} must be a number, got nan")
 
     return checked
+
+
+def _check_names(cls: type, given: Iterable[str]) -> None:
+    """Refuses names that no constructor of a class has."""
+    signatures = [inspect.signature(owner.__init__) for owner in cls.__mro__ if "__init__" in vars(owner)]  # type: ignore[misc]
+    known = {name for signature in signatures for name in signature.parameters}
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, known - {"self", "args", "kwargs"}, n=1, cutoff=0.4)
+        raise TypeError(f"{cls.__name__} has no argument {unknown}" + (f"; nearest: {near[0]}" if near else ""))
 
 
 @functools.cache

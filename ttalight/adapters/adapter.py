@@ -71,6 +71,8 @@ class Adapter(CheckedArguments, Callback, Method):
             raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
         if reset not in ("domain", "batch", "never") and not (type(reset) is int and reset >= 1):
             raise ValueError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
+        if passes is not None and not isinstance(passes, PassPolicy):
+            raise TypeError(f"passes must be a way to compute passes, for example FastPass(), got {passes!r:.60}")
         self.reset = reset
         self.classifier = classifier
         self.output = output
