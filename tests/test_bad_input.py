@@ -226,6 +226,9 @@ class TestNames:
             (["--model.encoder", "cifar_resnet88"], "has no network named 'cifar_resnet88'; nearest: cifar_resnet8"),
             (["--data.severity", "6", "--data.domains", "[fog]"], "severity must be an integer from 1 (mild) to 5"),
             (["--adapter.lr", "-1"], "lr must be at least 0, got -1"),
+            (["--trainer.accelerator", "gpuu"], "You selected an invalid accelerator name: `accelerator='gpuu'`"),
+            (["--trainer.devices", "x"], "`devices` selected with `CPUAccelerator` should be an int > 0"),
+            (["--seed_everything", "-1"], "-1 is not in bounds, numpy accepts from 0 to 4294967295"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -513,6 +516,14 @@ class TestRunFolder:
         main([*TENT, "--overwrite", "--data.limit", "10"])
         assert results()["domains"][0]["samples"] == 10
         assert len(list(Path("runs/default").glob("events.out.tfevents.*"))) == 1
+
+    @pytest.mark.parametrize(
+        "name", ["..", "../x", "/tmp/x", "", " ", ".", "a/../../b", "a//b", "a\nb", "a\x1b[31m", "a\0b"]
+    )
+    def test_a_name_that_is_none(self, name, says, work):
+        before = sorted(work.parent.rglob("*"))
+        assert "is no name of a folder in runs: use letters" in says(*TENT, "--name", name, code=2)
+        assert sorted(work.parent.rglob("*")) == before
 
     def test_a_folder_that_cannot_be_made(self, says):
         Path("runs").write_text("a file")

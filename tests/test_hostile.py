@@ -118,11 +118,26 @@ class TestSizes:
         with pytest.raises(ValueError, match="is compressed or encrypted"):
             read_predictions(tmp_path)
 
-    def test_a_tensor_that_is_larger_than_what_it_is_stored_in(self):
+    @pytest.mark.parametrize(
+        "tensors",
+        [
+            [torch.zeros(1).expand(1 << 40)],
+            [torch.zeros(1 << 14).as_strided((1 << 13, 1 << 13), (1, 1))],
+            [torch.zeros(1 << 14).as_strided((100, 100, 1000), (1, 1, 1))],
+            {index: torch.zeros(1 << 10).as_strided((900, 1000), (0, 1)) for index in range(40)},
+        ],
+        ids=["expanded", "overlapping", "three dimensions", "many"],
+    )
+    def test_tensors_that_are_larger_than_what_they_are_stored_in(self, tensors):
         file = io.BytesIO()
-        torch.save({"a": [torch.zeros(1).expand(1 << 40)]}, file)
-        with pytest.raises(ValueError, match="is stored as one of fewer values"):
+        torch.save({"a": tensors}, file)
+        with pytest.raises(ValueError, match=r"is stored as one of fewer values|bytes that are stored in"):
             load_tensors(file.getvalue())
+
+    def test_weights_may_be_shared(self):
+        file, weight = io.BytesIO(), torch.zeros(1000, 1000)
+        torch.save({"a": weight, "b": weight.T, "c": weight[::2], "d": torch.zeros(1).expand(10)}, file)
+        assert load_tensors(file.getvalue())["b"].shape == (1000, 1000)
 
     @pytest.mark.parametrize(
         ("kind", "pack"), [("gzip", gzip.compress), ("bz2", bz2.compress), ("zlib", zlib.compress)]

@@ -32,9 +32,10 @@ from ttalight.callbacks.termination import TERMINATED
 from ttalight.data.corrupt_command import main as corrupt
 from ttalight.errors import expected_message, parser_message, without_parser
 from ttalight.files.checkpoints import LAST, last_whole
-from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, remove
+from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, is_run_name, remove
 from ttalight.reporting import domain_table, protocol_header
 from ttalight.reporting.compare import main as compare
+from ttalight.reporting.text import printable
 from ttalight.tasks.checkpoint import read_checkpoint
 from ttalight.trainer import Trainer
 
@@ -163,7 +164,15 @@ class CLI(LightningCLI):
             raise ArgumentError(None, parser_message(str(error), {*options, "config", "help"}, _OTHER)) from error
         config = self.config[self.config.subcommand]
         resume = config.get("resume")
-        self.folder = Path(resume or config.trainer.default_root_dir or Path(_RUNS) / config.name)
+        given = resume or config.trainer.default_root_dir
+        if given is None and not is_run_name(config.name):
+            parser.error(
+                f"--name {config.name!r:.60} is no name of a folder in {_RUNS}: use letters, digits, '-' and '_', and "
+                "--trainer.default_root_dir for a folder elsewhere"
+            )
+        if "\0" in (given or ""):
+            parser.error(f"{given!r:.60} is no path of a folder: it has a null byte")
+        self.folder = Path(given or Path(_RUNS) / config.name)
         if config.predictions and self.config.subcommand in ("fit", "predict"):
             parser.error(f"{self.config.subcommand} takes no --predictions: adapt, test and validate do")
         self._ckpt_path = self._find_checkpoint(parser, config.get("ckpt_path"))
@@ -301,7 +310,7 @@ def main(args: ArgsType = None) -> None:
 def _fail(error: Exception, message: str, code: int) -> NoReturn:
     if os.environ.get(_TRACEBACK, "0") not in ("", "0"):
         raise error
-    sys.stderr.write(f"ttalight: error: {message}\n")
+    sys.stderr.write(f"ttalight: error: {printable(message)}\n")
     raise SystemExit(code) from None
 
 

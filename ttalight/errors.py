@@ -64,6 +64,8 @@ def expected_message(error: BaseException) -> str | None:
         return _one_line(f"{place}{error.strerror}" + (f": {advice}" if advice else ""))
     if isinstance(error, MisconfigurationException):
         return _one_line(str(error))
+    if _raised_in(error) == "lightning" and _is_of_the_trainer(error):
+        return _one_line(str(error))
     if _raised_in(error) != __package__ and _is_of_a_checkpoint(error):
         return _one_line(
             f"ckpt_path: the checkpoint cannot be gone on from ({type(error).__name__}: {str(error)[:300]}): name "
@@ -79,6 +81,12 @@ def expected_message(error: BaseException) -> str | None:
     if _raised_in(error) == __package__:
         return _one_line(str(error))
     return _said_by_a_worker(error)
+
+
+def _is_of_the_trainer(error: BaseException) -> bool:
+    """Return whether an error arose while the seed was set or the trainer made: of what the user configured."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return bool(names & {"_set_seed", "instantiate_trainer"})
 
 
 def _is_of_a_checkpoint(error: BaseException) -> bool:

@@ -165,6 +165,7 @@ class Trainer(lightning.Trainer):
         data = _data_arguments(datamodule, dataloaders)
         if model is None or not data:
             raise ValueError("adapt needs a model and a datamodule, or a model and dataloaders")
+        _check_kinds(model, adapter, resume)
         if shard not in (None, "domain", "batch"):
             raise ValueError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
         recorder = next(callback for callback in callbacks_of(self) if isinstance(callback, Recorder))
@@ -294,6 +295,25 @@ def _with_batch_norm_sync(plugins: Any) -> list[Any]:
     given = [plugins] if isinstance(plugins, str) or not isinstance(plugins, Iterable) else list(plugins)
     given = [plugin for plugin in given if plugin is not None]
     return given if any(isinstance(plugin, LayerSync) for plugin in given) else [*given, BatchNormSync()]
+
+
+def _check_kinds(model: Any, adapter: Any, resume: Any) -> None:
+    """Refuse arguments of ``adapt`` of another kind."""
+    plain = getattr(model, "_orig_mod", model)  # of a compiled one
+    kinds: dict[str, tuple[Any, Any]] = {
+        "model": (plain, LightningModule),
+        "adapter": (adapter, Adapter),
+        "resume": (resume, (str, Path)),
+    }
+    advice = {
+        "model": "a LightningModule; a plain network adapts by Tent().wrap(network)",
+        "adapter": "an adapter, for example Tent()",
+        "resume": "the folder of a run",
+    }
+    for name, (value, kind) in kinds.items():
+        if value is not None and not isinstance(value, kind):
+            seen = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise TypeError(f"{name} must be {advice[name]}, got {seen}")
 
 
 def _data_arguments(datamodule: Any, dataloaders: Any) -> dict[str, Any]:

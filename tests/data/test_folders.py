@@ -30,7 +30,7 @@ def paint(path, value=128):
 
 def clutter(folder, name):
     """Leave in a folder with class folders what systems and mistakes leave there."""
-    for hidden in (".ipynb_checkpoints", ".git", ".cache"):
+    for hidden in (".ipynb_checkpoints", ".git", "__MACOSX", "@eaDir"):
         paint(folder / hidden / "0.png")
         paint(folder / name / hidden / "0.png")
     (folder / ".DS_Store").write_bytes(b"x")

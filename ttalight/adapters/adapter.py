@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
 from ttalight.adapters.sharding import Shard, check_sharding, first_images, share_of
 from ttalight.adapters.wrapper import AdaptedNetwork
+from ttalight.arguments import CheckedArguments
 from ttalight.data.streams.shares import StreamShare
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
@@ -24,7 +25,7 @@ __all__ = ["Adapter"]
 _LOOPS = {"validate": "validate_loop", "test": "test_loop", "predict": "predict_loop"}
 
 
-class Adapter(Callback, Method):
+class Adapter(CheckedArguments, Callback, Method):
     """Adapts a classifier to the unlabelled stream that it is evaluated on.
 
     During ``test``, ``validate`` and ``predict`` an adapter stands in for the forward of the module under
@@ -66,6 +67,8 @@ class Adapter(Callback, Method):
             raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
         if reset not in ("domain", "batch", "never") and not (type(reset) is int and reset >= 1):
             raise ValueError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
+        if passes is not None and not isinstance(passes, PassPolicy):
+            raise TypeError(f"passes must be a way to compute passes, for example FastPass(), got {passes!r:.60}")
         self.reset = reset
         self.classifier = classifier
         self.output = output

@@ -48,9 +48,13 @@ class GradientAdapter(Adapter):
         super().__init__(**kwargs)
         if lr is not None and optimizer is not None:
             raise ValueError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
-        for name, value in (("lr", lr), ("steps", steps), ("clip_norm", clip_norm)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise TypeError(f"{name} must be a number, got {value!r}, a {type(value).__name__}")
+        if optimizer is not None and not callable(optimizer):
+            raise TypeError(
+                "optimizer must make an optimizer of parameters, for example lambda parameters: SGD(parameters, "
+                f"lr=0.1), got a {type(optimizer).__name__}"
+            )
+        if terms is not None and not (isinstance(terms, (list, tuple)) and all(isinstance(t, Term) for t in terms)):
+            raise TypeError(f"terms must be a list of terms, for example [STAG()], got {terms!r:.60}")
         if lr is not None and not lr >= 0:
             raise ValueError(f"lr must be at least 0, got {lr}")
         if steps < 0:
@@ -75,7 +79,7 @@ class GradientAdapter(Adapter):
             benchmark: A key of ``published``, such as ``imagenet``. Anything else is a ValueError.
             overrides: Arguments that replace published ones, and ``batch_size`` for a rate published for each image.
         """
-        if benchmark not in cls.published:
+        if not isinstance(benchmark, str) or benchmark not in cls.published:
             raise ValueError(f"{cls.__name__} has settings for {', '.join(cls.published)}, got {benchmark!r}")
         arguments, settings = split_settings(cls.published[benchmark], overrides.pop("batch_size", None))
         method = cls(**(arguments | overrides))

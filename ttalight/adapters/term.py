@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ttalight.arguments import CheckedArguments
 from ttalight.models.network import Head, Network, Outputs
 
 __all__ = ["Term", "add_terms"]
 
 
-class Term(ABC):
+class Term(CheckedArguments, ABC):
     """A per-sample loss that any gradient-based adapter can add to its own.
 
     Settings are plain attributes; results name a run's terms by their ``repr``, which lists them.

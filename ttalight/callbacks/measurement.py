@@ -15,6 +15,7 @@ from torch import Tensor
 from ttalight.data.streams import Domain, Stream, Visit
 from ttalight.losses import entropy
 from ttalight.metrics import ClassificationValues, RunningCurve, VisitMetrics
+from ttalight.metrics.functional import flatten_pixels
 from ttalight.reporting import DomainResult, Overall
 
 __all__ = ["Batch", "Measurement", "visit_starts"]
@@ -332,6 +333,8 @@ def _measures(values: ClassificationValues) -> dict[str, float | None]:
 
 def _by_image(logits: Tensor, labels: Tensor, ignore_index: int | None) -> npt.NDArray[np.float64]:
     """Return accuracy and mean entropy of every image, (2, B)."""
+    if labels.shape != logits.shape[:1] + logits.shape[2:]:
+        flatten_pixels(logits, labels)  # says what is wrong with them
     hits = (logits.argmax(dim=1) == labels).double()
     spread = entropy(logits).double()
     if hits.ndim > 1:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 __all__ = ["find_files", "subfolders"]
 
+#: What systems leave in folders without a dot in front, beside files whose endings tell them.
+_HIDDEN = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+
 
 def subfolders(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, sorted.
@@ -73,7 +76,7 @@ def _listed(folder: str) -> tuple[list[str], list[str]]:
     folders, files = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in _HIDDEN:
                 continue
             if entry.is_symlink():
                 if not os.path.isdir(entry.path):

@@ -17,7 +17,7 @@ try:
 except ImportError:  # pragma: no cover  (Windows)
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RUN_FILES", "SIDE_FILES", "UNFINISHED", "find_files", "hold_folder", "remove"]
+__all__ = ["RUN_FILES", "SIDE_FILES", "UNFINISHED", "find_files", "hold_folder", "is_run_name", "remove"]
 
 #: What tells that a folder has a run. Results that say they are complete go first, and what a run is resumed by last.
 RUN_FILES = (
@@ -77,6 +77,11 @@ def hold_folder(folder: str | Path, first: bool = True) -> Iterator[None]:
         with contextlib.suppress(OSError):  # one that is not empty stays
             for parent in made:
                 parent.rmdir()
+
+
+def is_run_name(name: str) -> bool:
+    """Returns whether a name is one of a folder below that of all runs, without marks that terminals obey."""
+    return name.isprintable() and all(part.strip(" .") for part in name.split("/"))
 
 
 def find_files(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -43,6 +43,8 @@ DAMAGE = (
 #: Bytes that a packed file may unpack to; the largest that is read, SVHN's training images, has 225 million.
 LARGEST = 1 << 28
 _BLOCK = 1 << 20
+#: So many times as large as their storages the tensors of a file may be: weights are shared by some layers.
+_MOST_SHARED = 16
 
 
 def check_archive(file: Path | IO[bytes], whole: bool = True) -> None:
@@ -94,20 +96,27 @@ def load_tensors(file: Path | bytes) -> Any:
 def _check_extent(content: Any) -> None:
     """Refuse tensors that are larger than what they are stored in, which a copy would make real."""
     left, seen = [content], set()
+    stored: dict[int, int] = {}
+    size = 0
     while left:
         value = left.pop()
         if isinstance(value, torch.Tensor):
             _check_tensor(value)
+            storage = value.untyped_storage()
+            stored[storage._cdata] = storage.nbytes()
+            size += value.numel() * value.element_size()
         elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
             seen.add(id(value))
             left += [*value, *value.values()] if isinstance(value, dict) else value
+    if size > _MOST_SHARED * sum(stored.values()) + 64 * _BLOCK:
+        raise ValueError(f"it has tensors of {size:,} bytes that are stored in {sum(stored.values()):,}")
 
 
 def _check_tensor(value: torch.Tensor) -> None:
-    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+    if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
         raise ValueError(f"it has a tensor of layout {value.layout} on {value.device}, expected plain ones")
-    expanded = 0 in value.stride() and value.numel() * value.element_size() > value.untyped_storage().nbytes()
-    if expanded and value.numel() > _BLOCK:
+    is_larger = value.numel() * value.element_size() > value.untyped_storage().nbytes()
+    if is_larger and value.numel() > _BLOCK:
         raise ValueError(f"it has a tensor of shape {tuple(value.shape)} that is stored as one of fewer values")
 
 

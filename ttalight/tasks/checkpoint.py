@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def check_architecture(checkpoint: Mapping[str, Any], expected: Mapping[str, Any
     saved = checkpoint.get("hyper_parameters", {})
     differing = {name: value for name, value in expected.items() if name in saved and not _is_same(saved[name], value)}
     if differing:
-        listing = "; ".join(f"{name}: file {saved[name]!r:.60}, here {value!r}" for name, value in differing.items())
+        listing = "; ".join(
+            f"{name}: file {reprlib.repr(saved[name])}, here {value!r}" for name, value in differing.items()
+        )
         raise ValueError(
             f"{argument}: {path} is of another architecture ({listing}). Set these arguments to the file's values, or "
             "name another file"

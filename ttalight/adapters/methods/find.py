@@ -58,7 +58,8 @@ class FIND(Adapter):
         super().__init__(**kwargs)
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-        if isinstance(layers, str) and layers not in ("auto", "all"):
+        named = isinstance(layers, str) and layers in ("auto", "all")
+        if not named and not (isinstance(layers, (list, tuple)) and all(type(place) is int for place in layers)):
             raise ValueError(f"layers must be 'auto', 'all' or a list of positions, got {layers!r}")
         if others not in ("unified", "source"):
             raise ValueError(f"others must be 'unified' or 'source', got {others!r}")

@@ -33,10 +33,11 @@ class Cross(StreamOrder):
     """
 
     def __init__(self, domains_per_batch: int | Literal["random"] | None = None) -> None:
+        is_number = isinstance(domains_per_batch, int) and not isinstance(domains_per_batch, bool)
+        if not is_number and domains_per_batch not in ("random", None):
+            raise ValueError(f"domains_per_batch must be a number, random or null, got {domains_per_batch!r}")
         if isinstance(domains_per_batch, int) and domains_per_batch < 1:
             raise ValueError(f"domains_per_batch must be at least 1, got {domains_per_batch}")
-        if isinstance(domains_per_batch, str) and domains_per_batch != "random":
-            raise ValueError(f"domains_per_batch must be a number, random or null, got {domains_per_batch!r}")
         self.domains_per_batch = domains_per_batch
 
     def build(self, domains: Sequence[Domain], labels: Labels, batch_size: int, seed: int) -> Stream:

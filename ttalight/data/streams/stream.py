@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DistributedSampler
 
+from ttalight.arguments import CheckedArguments
 from ttalight.data.streams.stream_file import read_stream_file, write_stream_file
 
 __all__ = ["Domain", "Labels", "Stream", "StreamOrder", "StreamSampler", "Visit"]
@@ -270,7 +271,7 @@ class StreamSampler(DistributedSampler[slice]):
         return map(self.stream.batch, self.numbers.tolist())
 
 
-class StreamOrder(ABC):
+class StreamOrder(CheckedArguments, ABC):
     """Builds a stream over any set of domains: the base of ``PerDomain`` and its siblings.
 
     Arguments of subclasses are plain and are kept under their own names, so that ``describe`` can tell them.

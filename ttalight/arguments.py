@@ -1,0 +1,100 @@
+"""Checks that numbers among the arguments of a constructor are numbers, before anything is computed from them."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+import types
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+__all__ = ["CheckedArguments"]
+
+#: Types that are checked, and their names; what else an argument may be, its class checks.
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    types.NoneType: "None",
+    Sequence[int]: "a list of whole numbers",
+    Sequence[str]: "a list of names",
+}
+
+
+class CheckedArguments:
+    """A base whose subclasses refuse arguments that are annotated as numbers and are none, with a TypeError.
+
+    NaN is a ValueError; a bool is no int.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _checked(cls.__init__)  # type: ignore[method-assign]
+
+
+def _checked(init: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        if type(self).__init__ is checked:
+            _check_names(type(self), kwargs)
+        try:
+            given = signature.bind_partial(self, *args, **kwargs).arguments
+        except TypeError:  # the constructor says it better
+            given = {}
+        for name, kinds in _plain_hints(init).items():
+            if name in given and not any(_fits(given[name], kind) for kind in kinds):
+                value, expected = given[name], " or ".join(_NAMES[kind] for kind in kinds)
+                seen = f"{value!r:.60}, a {type(value).__name__}"
+                raise TypeError(f"{type(self).__name__}: {name} must be {expected}, got {seen}")
+        init(self, *args, **kwargs)
+        odd = [name for name, value in given.items() if isinstance(value, float) and math.isnan(value)]
+        if odd:  # the bounds of the constructor have not said so
+            raise ValueError(f"{type(self).__name__}: {odd[0]} must be a number, got nan")
+
+    return checked
+
+
+def _check_names(cls: type, given: Iterable[str]) -> None:
+    """Refuses names that no constructor of a class has."""
+    signatures = [inspect.signature(owner.__init__) for owner in cls.__mro__ if "__init__" in vars(owner)]  # type: ignore[misc]
+    known = {name for signature in signatures for name in signature.parameters}
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, known - {"self", "args", "kwargs"}, n=1, cutoff=0.4)
+        raise TypeError(f"{cls.__name__} has no argument {unknown}" + (f"; nearest: {near[0]}" if near else ""))
+
+
+@functools.cache
+def _plain_hints(init: Callable[..., None]) -> dict[str, tuple[Any, ...]]:
+    """Returns the types of each argument that takes these types only."""
+    try:
+        hints = get_type_hints(init)
+    except NameError:  # a name that is known to type checkers only
+        return {}
+    found = {name: get_args(hint) if _is_union(hint) else (hint,) for name, hint in hints.items() if name != "return"}
+    return {name: kinds for name, kinds in found.items() if all(kind in _NAMES for kind in kinds)}
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind in (bool, types.NoneType):
+        return isinstance(value, kind)
+    if get_origin(kind) is not None:
+        inner = get_args(kind)[0]
+        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(part, inner) for part in value)
+    if kind is str:
+        return isinstance(value, str)
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, Integral):
+        return abs(int(value)) < 2**63
+    return kind is float and isinstance(value, Real)
