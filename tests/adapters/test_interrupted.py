@@ -84,6 +84,7 @@ class Net(nn.Module):
             parameter.grad = torch.ones_like(parameter)
 
     def forward(self, images):
+        torch.rand(1)  # drawn from the global generator
         x = Passing.apply(self.first(images), self.fault[0])
         self.fault[0]("forward")
         return self.classifier(self.second(x).mean((2, 3)))

@@ -120,6 +120,8 @@ class Engine:
         net.call, net.precision = call, _autocast(device) if is_cast else nullcontext
         before = replace(net.counters), net.forwards, net.backwards, net.last, self._boundary, self._before_probe
         fallbacks, moved = list(map(operator.attrgetter("fallbacks"), net.norms)), net.guard.moved
+        generators = _global_generators(images.device)
+        draws = [generator.get_state() for generator in generators]
         off = torch.autocast(device, enabled=False) if is_cast else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), off:
             if state is not None:
@@ -139,6 +141,8 @@ class Engine:
                     self._unconfigure()
                     self._detach()
                 net.guard.moved = moved
+                for generator, drawn in zip(generators, draws, strict=True):
+                    generator.set_state(drawn)
                 raise
             finally:
                 net.clear_cache()
@@ -375,6 +379,14 @@ class Engine:
         if self._takeover is not None:
             self._takeover.restore_copy(module)
         return module
+
+
+def _global_generators(device: torch.device) -> list[torch.Generator]:
+    """Return the global generators that networks on a device draw from."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
 
 
 def _autocast(device: str) -> Callable[[], torch.autocast]:
