@@ -1,4 +1,4 @@
-"""What a user reads who gives bad input to the real command: one line, no traceback, and nothing is lost."""
+"""Error messages of the real command for bad input: one line, no traceback, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Payload:
 
 
 class TestWords:
-    """What is wrong with the command line or a configuration; the nearest names are suggested."""
+    """Faults of the command line or a configuration. The nearest names are suggested."""
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -357,7 +357,7 @@ class TestUsersBatches:
 
     @pytest.mark.parametrize("adapter", [EMABN, Tent], ids=lambda adapter: adapter.__name__)
     def test_nothing_moves_on_such_a_batch(self, adapter):
-        """Who leaves it out goes on as if it had never come."""
+        """A run that leaves it out continues as if it had never come."""
         task = SupervisedTask(encoder="cifar_resnet8")
         batches = torch.rand(3, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         outputs = []

@@ -93,3 +93,11 @@ def test_golden_rows_compare_bit_for_bit(golden, capsys):
     assert "Tent | net | x | b: only in the first" in out
     assert "Tent | net | x | c: only in the second" in out
     assert "ETA: 0 of 1 rows are equal bit for bit\n    ETA | y: 2.0e+00\n0 of 4 rows" in out
+
+
+def test_the_package_has_no_import_circle(core_size):
+    assert core_size.import_circles(PACKAGE) == core_size.import_circles(PACKAGE, inside=True) == []
+
+
+def test_the_package_has_no_long_function_or_file(core_size):
+    assert core_size.too_long(PACKAGE) == []

@@ -30,7 +30,7 @@ TINY = {
         "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
         "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
     ],
-    "adapt": ["--data.limit", "30", "--trainer.enable_progress_bar", "false"],
+    "adapt": ["--data.limit", "10", "--trainer.enable_progress_bar", "false"],
     "corrupt": ["--data.limit", "30"],
 }  # fmt: skip
 

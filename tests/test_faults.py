@@ -1,4 +1,4 @@
-"""Whatever stops a fit or an adaptation: what is there is whole, and going on gives the uninterrupted result."""
+"""Stopped runs: files are whole, and resuming gives the result of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -332,7 +332,9 @@ class TestPredictionParts:
             (victim / name).write_bytes(b"precious")
         (tmp_path / "run").mkdir()
         state = {"parts": "../victim", "count": 0, "shapes": {}}
-        with pytest.raises(ValueError, match=r"the state of predictions names the folder '\.\./victim': start anew"):
+        with pytest.raises(
+            ValueError, match=r"the state of predictions names the folder '\.\./victim': start the run again"
+        ):
             PredictionWriter(tmp_path / "run", state)
         assert all(path.read_bytes() == b"precious" for path in victim.iterdir())
 
@@ -347,6 +349,48 @@ def test_kills(tmp_path):
     """Three of the kills that tools/kill_harness.py makes."""
     lines = list(harness.kills(tmp_path, 3, first=57))
     assert len(lines) == 3
+
+
+def test_kills_from_the_last_batch_to_the_end(work):
+    """At every point from the end of the last batch to the end of the process, of a run of two batches."""
+    words = [*harness.ADAPT, "--data.limit", "5", "--trainer.callbacks.every", "1"]
+    names = harness.count_points("adapt", words, work)
+    last = max(number for number, name in enumerate(names) if name == "on_test_batch_end")
+    for at in range(last, len(names)):
+        harness.kill("adapt", words, work, names, at, torn=True)
+    reached = " ".join(names[last:])
+    for name in ("predictions.npz", "results.json", "domains.csv", ".parts", "adaptation", ".lock", "teardown"):
+        assert name in reached
+
+
+def test_kills_while_a_run_replaces_another(work):
+    """One of both can be resumed, the other one's files do not matter to it."""
+    new = [*harness.ADAPT, "--data.limit", "10", "--trainer.callbacks.every", "1"]
+    old = [*new, "--adapter.lr", "0.01"]
+    runs = work / "runs"
+    whole = [runs / "old", runs / "new"]
+    main([*old, "--name", "old"])
+    main([*new, "--name", "new"])
+    code, names, _ = harness.in_process([*old, "--name", "points"], work, harness.Points(None, False))
+    third = [number for number, name in enumerate(names) if name == "on_test_batch_start"][2]
+    harness.in_process([*old, "--name", "stopped"], work, harness.Points(third, False))
+    shutil.copytree(runs / "stopped", runs / "copy")
+    words = [*new, "--name", "copy", "--overwrite"]
+    code, names, said = harness.in_process(words, work, harness.Points(None, False))
+    assert code == 0, said
+    begin, end = names.index("on_test_start"), names.index("on_test_batch_start")
+    kinds = ("results.json", "adaptation", "rmtree", "hparams.yaml", "config.yaml", "stream.npz", "position")
+    reached = []
+    for at in (at for at in range(begin, end) if any(kind in names[at] for kind in kinds)):
+        shutil.rmtree(runs / "copy")
+        shutil.copytree(runs / "stopped", runs / "copy")
+        assert harness.in_process(words, work, harness.Points(at, True))[0] == -signal.SIGKILL
+        code, _, said = harness.in_process(["adapt", "--resume", "runs/copy"], work)
+        assert code == 0, f"{names[at]}: {said[-2000:]}"
+        reached.append([harness.numbers(path) for path in whole].index(harness.numbers(runs / "copy")))
+        harness.check_same("adapt", runs / "copy", whole[reached[-1]])
+    assert reached == sorted(reached)
+    assert set(reached) == {0, 1}
 
 
 def test_the_configuration_of_a_run_is_plain(work):

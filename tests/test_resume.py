@@ -433,7 +433,9 @@ class TestCommand:
         return [*WORDS, "--trainer.callbacks+=killer.Killer", f"--trainer.callbacks.signal={int(number)}"]
 
     def test_a_killed_run_goes_on(self, whole):
-        command = [sys.executable, "-m", "ttalight", "adapt", *self.words(signal.SIGKILL), "--name", "a"]
+        """One that replaces another run."""
+        main(["adapt", *WORDS, "--adapter", "PTBN", "--name", "a"])
+        command = [sys.executable, "-m", "ttalight", "adapt", *self.words(signal.SIGKILL), "--name", "a", "--overwrite"]
         done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
         resumed = Path("runs/a")

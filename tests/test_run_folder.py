@@ -326,7 +326,10 @@ class TestCommand:
                 said = refused(*more, "--name", "run")
                 assert f"run {GOING_ON} (process {first.pid} on " in said
                 assert "give this one another name" in said
-            assert GOING_ON in refused("adapt", "--resume", "runs/run")
+            Path("link").symlink_to(tmp_path / "runs")
+            for folder in ("runs/run", str(tmp_path / "runs" / "run"), "link/run", "runs/../link/./run"):
+                assert GOING_ON in refused("adapt", "--resume", folder)
+                assert GOING_ON in refused(*ADAPT, "--trainer.default_root_dir", folder)
             assert files(tmp_path / "runs") == before
         finally:
             first.kill()

@@ -74,7 +74,7 @@ WARM_UP = 2
 
 
 class Setting(NamedTuple):
-    """What one row of the table measures."""
+    """Measurements of one row of the table."""
 
     method: str
     network: str

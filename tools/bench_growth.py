@@ -56,7 +56,7 @@ X_LABELS = {
 
 
 class Point(NamedTuple):
-    """What one run measures."""
+    """Measurements of one run."""
 
     axis: str
     label: str
@@ -69,7 +69,7 @@ class Point(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a run took."""
+    """Costs of a run."""
 
     milliseconds: float
     mebibytes: float

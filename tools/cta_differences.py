@@ -1,4 +1,4 @@
-"""What the runs of a plan set otherwise than CTA's paper, read from their configurations."""
+"""Settings in which the runs of a plan differ from CTA's paper, read from their configurations."""
 
 from __future__ import annotations
 

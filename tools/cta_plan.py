@@ -1,4 +1,4 @@
-"""Which runs the tables of CTA's paper need: every job is one complete configuration.
+"""The runs that the tables of CTA's paper need. Every job is one complete configuration.
 
 Base configurations are those in configs/: CTA's own stages from the folder of the data set, other methods from
 cifar10_matched or cifar10_paper, with network, data and trainer of the data set's folder put in, and what the authors

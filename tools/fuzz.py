@@ -55,7 +55,7 @@ TARGETS = (
 
 @dataclass
 class Target:
-    """What reads an input, and whole files to start from."""
+    """Readers of inputs, and whole files to start from."""
 
     read: Callable[[bytes], Any]
     whole: list[bytes]

@@ -3,19 +3,20 @@
     python tools/kill_harness.py [--kills 50] [--folder kill-harness]
 
 A point is every hook of the trainer that a callback sees (setup, each batch's begin and end, checkpoints, ends), and
-the moment before each file is synced, renamed or removed. An uninterrupted run counts the points; the kills are spread
-evenly over them, half on ``fit`` and half on ``adapt``. At a point the process sends itself SIGKILL. Every second kill
-at a file that is being written cuts away half of what has not been synced yet, as a power cut may. Then the run goes on
-by the documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew where nothing was there yet,
-and must leave what the uninterrupted one left, bit for bit: weights, optimizer and epoch of ``last.ckpt``; results,
-predictions and stream. Before it goes on, nothing unfinished may pass for complete: ``compare`` must leave the run out,
-and no file under its own name may be half of one.
+the moment before each file is opened to be written, synced, renamed or removed. An uninterrupted run counts the points;
+the kills are spread evenly over them, half on ``fit`` and half on ``adapt``. At a point the process sends itself
+SIGKILL. Every second kill at a file that is being written cuts away half of what has not been synced yet, as a power
+cut may. Then the run goes on by the documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew
+where nothing was there yet, and must leave what the uninterrupted one left, bit for bit: weights, optimizer and epoch
+of ``last.ckpt``; results, table, predictions, stream and curves; and no temporary file. Before it goes on, nothing
+unfinished may pass for complete: ``compare`` must leave the run out, and no file under its own name may be half of one.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import io
 import json
 import os
@@ -100,6 +101,17 @@ class Points:
 
         setattr(module, name, reached)
 
+    def before_opening(self, folder: Path) -> None:
+        """Make every opening of a file for writing in a folder a point."""
+
+        def audit(event: str, arguments: tuple[Any, ...]) -> None:
+            if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+                path = Path(os.path.abspath(arguments[0]))
+                if folder in path.parents:
+                    self.reach(f"open {path}")
+
+        sys.addaudithook(audit)
+
     def callback(self) -> Callback:
         """Return a callback of which every hook is a point."""
 
@@ -115,8 +127,9 @@ def child(words: list[str], folder: Path, points: Points | None) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if points is not None:
-        for name in ("fsync", "replace", "unlink", "remove", "truncate"):
+        for name in ("fsync", "replace", "rename", "unlink", "remove", "rmdir", "truncate"):
             points.before(os, name)
+        points.before_opening(folder / "runs")
         points.before(shutil, "rmtree")
         make = CLI.instantiate_trainer
 
@@ -144,6 +157,7 @@ def in_process(words: list[str], folder: Path, points: Points | None = None) -> 
         with log.open("w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+            sys.stdout = sys.stderr = file  # also where a test runner has replaced them
             try:
                 child(words, folder, points)
                 code = 0
@@ -187,14 +201,36 @@ def weights(run: Path) -> dict[str, Any]:
     return {name: content[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")}
 
 
+def table(run: Path) -> list[dict[str, str]]:
+    """Return the rows of ``domains.csv`` without times."""
+    with (run / "domains.csv").open(newline="") as file:
+        return [row | {"seconds": "", "images_per_second": ""} for row in csv.DictReader(file)]
+
+
+def curves(run: Path) -> list[tuple[Any, ...]]:
+    """Return what TensorBoard reads: tag, step and value of each scalar, and the text of the table without times."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    tags = events.Tags()
+    scalars = [(tag, event.step, event.value) for tag in tags["scalars"] for event in events.Scalars(tag)]
+    return sorted(scalars) + [(tag, len(events.Tensors(tag))) for tag in sorted(tags["tensors"])]
+
+
 def check_same(stage: str, run: Path, whole: Path) -> None:
-    """Make sure that a run left what the uninterrupted one did."""
+    """Make sure that a run left what the uninterrupted one did, and no temporary file."""
+    left = [str(path.relative_to(run)) for path in run.rglob("*") if path.name.startswith(".")]
+    assert not left, f"temporary files: {left}"
     if stage == "fit":
         assert same(weights(run), weights(whole)), "other weights"
         return
     assert numbers(run) == numbers(whole), "other results"
     for name in ("predictions.npz", "stream.npz"):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), f"other {name}"
+    assert table(run) == table(whole), "another table"
+    assert curves(run) == curves(whole), "other curves"
+    assert not (run / "adaptation").exists(), "the checkpoints are still there"
 
 
 def check_nothing_passes_for_whole(stage: str, run: Path, whole: Path) -> None:
@@ -233,6 +269,45 @@ def go_on(stage: str, words: list[str], folder: Path, run: Path) -> None:
     assert code == 0, f"going on failed with {code}: {said[-2000:]}"
 
 
+def count_points(stage: str, command: list[str], folder: Path) -> list[str]:
+    """Make the uninterrupted run, ``runs/<stage>-whole``, and return its points."""
+    code, names, said = in_process([*command, "--name", f"{stage}-whole"], folder, Points(None, False))
+    assert code == 0, said
+    return names
+
+
+def kill(stage: str, command: list[str], folder: Path, names: list[str], at: int, torn: bool) -> str:
+    """Kill at a point and go on.
+
+    Args:
+        stage: ``fit`` or ``adapt``.
+        command: The words of the command.
+        folder: Where the uninterrupted run is.
+        names: All points.
+        at: Number of the point.
+        torn: See ``Points``.
+
+    Returns:
+        A line that says where it was.
+
+    Raises:
+        AssertionError: If the run did not go on to the uninterrupted result.
+    """
+    words = [*command, "--name", f"{stage}-{at}"]
+    run, whole = folder / "runs" / f"{stage}-{at}", folder / "runs" / f"{stage}-whole"
+    code, _, said = in_process(words, folder, Points(at, torn))
+    where = f"{stage} at point {at} of {len(names)}, before {names[at].replace(str(folder), '.')}"
+    assert code == -signal.SIGKILL, f"{where}: ended with {code} {said[-2000:]}"
+    try:
+        check_nothing_passes_for_whole(stage, run, whole)
+        go_on(stage, words, folder, run)
+        check_same(stage, run, whole)
+    except Exception as error:
+        raise AssertionError(f"{where}: {error}") from error
+    shutil.rmtree(run)
+    return where
+
+
 def kills(folder: Path, count: int, first: int = 0) -> Iterator[str]:
     """Kill and go on; yields a line for each kill.
 
@@ -245,26 +320,11 @@ def kills(folder: Path, count: int, first: int = 0) -> Iterator[str]:
         AssertionError: If a run did not go on to the uninterrupted result.
     """
     for share, (stage, command) in enumerate(COMMANDS.items()):
-        whole = folder / "runs" / f"{stage}-whole"
-        code, names, said = in_process([*command, "--name", whole.name], folder, Points(None, False))
-        assert code == 0, said
+        names = count_points(stage, command, folder)
         own = (count + 1 - share) // 2
-        for kill in range(own):
-            at = (kill * len(names) // own + first) % len(names)
-            words = [*command, "--name", f"{stage}-{at}"]
-            run = folder / "runs" / f"{stage}-{at}"
-            torn = kill % 2 == 1
-            code, _, said = in_process(words, folder, Points(at, torn))
-            where = f"{stage} at point {at} of {len(names)}, before {names[at].replace(str(folder), '.')}"
-            assert code == -signal.SIGKILL, f"{where}: ended with {code} {said[-2000:]}"
-            try:
-                check_nothing_passes_for_whole(stage, run, whole)
-                go_on(stage, words, folder, run)
-                check_same(stage, run, whole)
-            except Exception as error:
-                raise AssertionError(f"{where}: {error}") from error
-            shutil.rmtree(run)
-            yield where
+        for number in range(own):
+            at = (number * len(names) // own + first) % len(names)
+            yield kill(stage, command, folder, names, at, torn=number % 2 == 1)
 
 
 def main() -> None:

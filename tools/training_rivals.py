@@ -1,4 +1,4 @@
-"""What the bench of training compares with: bare steps of the network, and the usual pipeline."""
+"""Rivals in the bench of training: bare steps of the network, and the usual pipeline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Step = Callable[[], float]
 
 
 class Setting(NamedTuple):
-    """What one row of the table measures."""
+    """Measurements of one row of the table."""
 
     stage: str
     network: str
@@ -78,7 +78,7 @@ class Bare:
 
 
 class UsualTransform:
-    """What a picture becomes: one training image, two views, or these and the clean image."""
+    """The results of a picture: one training image, two views, or these and the clean image."""
 
     def __init__(self, stage: str, data: ImageDataModule) -> None:
         flip, end = (

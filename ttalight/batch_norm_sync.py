@@ -32,7 +32,7 @@ class BatchNormSync(LayerSync):
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Give every layer its own forward back."""
+        """Restore the forward of every layer."""
         for layer in _batch_norms(model):
             if isinstance(vars(layer).get("forward"), _Forward):
                 del layer.forward
@@ -53,7 +53,7 @@ class _Forward:
             result: Tensor = self.own(x)
             return result
         x = self._by_torch(x) if x.is_cuda else self._by_moments(x)
-        for name in ("drop", "act"):  # what a fused layer brings along
+        for name in ("drop", "act"):  # the parts of a fused layer
             if name in layer._modules:
                 x = layer._modules[name](x)
         return x

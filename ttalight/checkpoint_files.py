@@ -12,12 +12,15 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ttalight.reporting.files import write_files
 from ttalight.tasks.checkpoint import read_checkpoint
-from ttalight.untrusted import load_tensors
+from ttalight.untrusted import Between, difference, known, load_tensors
 
 __all__ = ["LAST", "PREVIOUS", "CheckpointFiles", "last_whole"]
 
 #: The checkpoint that a run goes on from, and what becomes of it when the next one is written.
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+#: What Lightning takes for granted in a checkpoint.
+_FORM = {"state_dict": dict, "pytorch-lightning_version": str}
+_COUNTS = {"epoch": Between(0, 2**62), "global_step": Between(0, 2**62), "callbacks": dict}
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -58,6 +61,9 @@ class CheckpointFiles(TorchCheckpointIO):
             content: dict[str, Any] = load_tensors(Path(path))  # on the CPU; the strategy moves what it takes
         except Exception as error:  # what archive, unpickler and tensors say of damage has no common base class
             raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}: {error})") from error
+        if fault := difference(_FORM, content) or difference(known(_COUNTS, content), content):
+            raise ValueError(f"{path} is not a checkpoint that a run can go on from ({fault})")
+        content.setdefault("callbacks", {})  # without it Lightning does not call the callbacks' hooks
         return content
 
 

@@ -25,8 +25,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import ttalight.adapters
 import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
-from ttalight.callbacks import Recorder
+from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
+from ttalight.callbacks.search import find_callback
 from ttalight.callbacks.termination import TERMINATED
 from ttalight.checkpoint_files import LAST, last_whole
 from ttalight.data.corrupt_command import main as corrupt
@@ -75,8 +76,9 @@ class BeginRun(SaveConfigCallback):
         if self.already_saved or self.resumes:
             return
         if trainer.is_global_zero:
-            remove(self.replaced)
-        # It has its name only once it is complete: half a configuration is a whole one of another run.
+            remove([path for path in self.replaced if path.name != self.config_filename])
+        # It has its name only once it is complete: half a configuration is a whole one of another run. Until then the
+        # one before stays: whenever this process is killed, there is one to resume.
         name, self.config_filename = self.config_filename, f".{self.config_filename}.{os.getpid()}.tmp"
         super().setup(trainer, pl_module, str(trainer.state.stage))
         if trainer.is_global_zero and trainer.log_dir is not None:
@@ -169,19 +171,15 @@ class CLI(LightningCLI):
             config.ckpt_path = None  # given back in before_instantiate_classes
         overwrite = config.overwrite
         config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
-        if resume is not None:
-            self._check_resumed(parser, overwrite="--overwrite" in words)
-        self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
-
-    def _check_resumed(self, parser: LightningArgumentParser, overwrite: bool) -> None:
-        assert self.folder is not None
-        if overwrite:
+        if resume is not None and "--overwrite" in words:
             parser.error("--resume goes on with a run and --overwrite replaces it: give one of them")
-        try:
-            check_resumable(self.folder)  # before data are read
-        except ValueError as error:
-            parser.error(f"--resume: {error}")
-        self.save_config_kwargs["resumes"] = True
+        first = self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
+        self.save_config_kwargs["resumes"] = resume is not None
+        if resume is not None and first:
+            try:
+                check_resumable(self.folder)  # before data are read
+            except ValueError as error:
+                parser.error(f"--resume: {error}")
 
     def _find_checkpoint(self, parser: LightningArgumentParser, path: str | None) -> str | None:
         if path is None:
@@ -196,17 +194,21 @@ class CLI(LightningCLI):
         read_checkpoint(path, "ckpt_path")  # here its errors come before anything is made
         return path
 
-    def _claim(self, parser: LightningArgumentParser, overwrite: bool, resumes: bool) -> None:
-        """Hold the run's folder until the command ends, and refuse to replace a run unasked."""
+    def _claim(self, parser: LightningArgumentParser, overwrite: bool, resumes: bool) -> bool:
+        """Hold the run's folder until the command ends, and refuse to replace a run unasked.
+
+        Returns:
+            Whether this is the first process of the run.
+        """
         assert self.folder is not None
         node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-        first = node == "0" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        first: bool = node == "0" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
         try:
             self._held.enter_context(hold_folder(self.folder, first))
         except ValueError as error:
             parser.error(str(error))
         if resumes or not first:
-            return
+            return first
         existing = find_files(self.folder, RUN_FILES)
         if existing and not overwrite:
             stopped = f"--resume {self.folder}" if list_checkpoints(self.folder) else None
@@ -215,10 +217,9 @@ class CLI(LightningCLI):
                 f"there is a run in {self.folder} already: give another --name, replace it with --overwrite"
                 + (f", or go on with it: {goes_on}" if goes_on else "")
             )
-        # An earlier run of this very process may have left a folder of the name that this one is about to use.
-        side = [path for path in find_files(self.folder, SIDE_FILES) if not path.name.endswith(f".{os.getpid()}.parts")]
-        self.save_config_kwargs["replaced"] = [*existing, *side]
+        self.save_config_kwargs["replaced"] = [*existing, *find_files(self.folder, SIDE_FILES)]
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # not for long
+        return first
 
     def before_instantiate_classes(self) -> None:
         """Give back the checkpoint to resume from: its weights and loops, not its hyper-parameters."""
@@ -233,10 +234,11 @@ class CLI(LightningCLI):
         trainer = super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
         assert isinstance(trainer, Trainer)
         callbacks: list[Callback] = trainer.callbacks
-        callbacks.sort(key=lambda callback: not isinstance(callback, BeginRun))  # before others write
-        for callback in callbacks:
-            if isinstance(callback, Recorder) and self.config[self.subcommand].predictions:
-                callback.predictions = True
+        first = (ResumedCheckpoint, BeginRun)  # before others write
+        callbacks.sort(key=lambda callback: next((i for i, kind in enumerate(first) if isinstance(callback, kind)), 2))
+        recorder = find_callback(trainer, Recorder)
+        if recorder is not None and self.config[self.subcommand].predictions:
+            recorder.predictions = True
         return trainer
 
     def after_adapt(self) -> None:
@@ -253,9 +255,8 @@ class CLI(LightningCLI):
 
     @rank_zero_only
     def _print_results(self) -> None:
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        recorder = next(callback for callback in callbacks if isinstance(callback, Recorder))
-        if recorder.results is not None:
+        recorder = find_callback(self.trainer, Recorder)
+        if recorder is not None and recorder.results is not None:
             sys.stdout.write(f"\n{protocol_header(recorder.results)}\n\n{domain_table(recorder.results)}\n\n")
             sys.stdout.write(f"Results: {self.folder}\nTensorBoard: tensorboard --logdir {self.folder}\n")
 

@@ -1,4 +1,4 @@
-"""What a command says when it fails: one line that a user can act on."""
+"""Error messages of the commands: one line that a user can act on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import traceback
 from abc import ABC
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning import Callback, LightningDataModule, LightningModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 import ttalight.adapters
 import ttalight.data
@@ -62,16 +64,30 @@ def expected_message(error: BaseException) -> str | None:
         return _one_line(f"{place}{error.strerror}" + (f": {advice}" if advice else ""))
     if isinstance(error, MisconfigurationException):
         return _one_line(str(error))
+    if _raised_in(error) != __package__ and _is_of_a_checkpoint(error):
+        return _one_line(
+            f"ckpt_path: the checkpoint cannot be gone on from ({type(error).__name__}: {str(error)[:300]}): name "
+            "another one, or start from its weights with the task's own argument"
+        )
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return _one_line(
             f"out of memory ({str(error).strip().partition(chr(10))[0] or type(error).__name__}): free memory or use "
-            "another device, then go on with the run; a smaller --data.batch_size needs less, and is another run"
+            "another device, then resume the run; a smaller --data.batch_size needs less, and is another run"
         )
     if not isinstance(error, (ValueError, TypeError, RuntimeError, OSError)):
         return None
     if _raised_in(error) == __package__:
         return _one_line(str(error))
     return _said_by_a_worker(error)
+
+
+def _is_of_a_checkpoint(error: BaseException) -> bool:
+    """Return whether an error arose while Lightning was taking a checkpoint over."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [
+        frame.f_code.co_name for frame in frames if frame.f_globals.get("__name__") == checkpoint_connector.__name__
+    ]
+    return bool(names) and "dump_checkpoint" not in names
 
 
 def without_parser(error: BaseException) -> BaseException:

@@ -19,9 +19,9 @@ except ImportError:  # pragma: no cover  (Windows)
 
 __all__ = ["RUN_FILES", "SIDE_FILES", "UNFINISHED", "find_files", "hold_folder", "remove"]
 
-#: What tells that a folder has a run.
+#: What tells that a folder has a run. Results that say they are complete go first, and what a run is resumed by last.
 RUN_FILES = (
-    "config.yaml", "checkpoints", "adaptation", "results.json", "domains.csv", "predictions.npz", "stream.npz", "ranks",
+    "results.json", "domains.csv", "predictions.npz", "stream.npz", "ranks", "adaptation", "checkpoints", "config.yaml",
 )  # fmt: skip
 #: Patterns of what a run leaves beside them.
 SIDE_FILES = ("events.out.tfevents.*", ".predictions.npz.*.parts", "hparams.yaml")

@@ -15,14 +15,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ttalight.adapters import Adapter
 from ttalight.adapters.sharding import Shard
 from ttalight.batch_norm_sync import BatchNormSync
-from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, Termination
-from ttalight.callbacks.adaptation_files import check_resumable, finish
+from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, ResumedCheckpoint, Termination
+from ttalight.callbacks.adaptation_files import check_resumable, finish, list_checkpoints
+from ttalight.callbacks.search import callbacks_of
 from ttalight.callbacks.termination import spawned
 from ttalight.checkpoint_files import CheckpointFiles
 from ttalight.data import ImageDataModule
@@ -69,7 +71,7 @@ class Trainer(lightning.Trainer):
         if lacks(Recorder):
             chosen.insert(0, Recorder())  # before the progress bar that shows what it knows
         self._termination = Termination()
-        chosen.append(self._termination)
+        chosen += [self._termination, ResumedCheckpoint()]
         if enable_progress_bar is not False and lacks(ProgressBar):
             chosen.append(Progress())
         if enable_checkpointing is not False and lacks(ModelCheckpoint) and not kwargs.get("fast_dev_run"):
@@ -89,7 +91,7 @@ class Trainer(lightning.Trainer):
             if default_root_dir is not None and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = os.path.join(default_root_dir, "checkpoints")
         self._checkpoints = enable_checkpointing is not False and not kwargs.get("fast_dev_run")
-        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # nobody asked for another
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # no other was given
             self.strategy.checkpoint_io = CheckpointFiles()
 
     @property
@@ -135,7 +137,7 @@ class Trainer(lightning.Trainer):
 
         The module's own ``test_step`` runs on the data module's test loader, with the adapter standing in for the
         module's forward. Afterwards the model is what it was before; what adaptation changed is in
-        ``adapter.state_dict()``. While it runs, ``AdaptationCheckpoint`` keeps what a stopped run needs to go on, and
+        ``adapter.state_dict()``. While it runs, ``AdaptationCheckpoint`` keeps what a stopped run needs to resume, and
         no other run can use the folder.
 
         Args:
@@ -143,7 +145,8 @@ class Trainer(lightning.Trainer):
             datamodule: Delivers the stream; or ``dataloaders``.
             adapter: The method; by default the one that the model's ``default_adapter()`` returns.
             resume: Folder of a stopped run of the same model, data and adapter, which is also this trainer's: it goes
-                on from its last checkpoint, in the middle of the stream.
+                on from its last checkpoint, in the middle of the stream. Processes that divide domains write none, and
+                begin with the first batch.
             shard: How several processes divide the run, with the numbers of one: ``domain`` gives each whole domains
                 (or stretches of batches with ``reset="batch"``), ``batch`` a slice of every batch. One process
                 ignores it.
@@ -164,28 +167,28 @@ class Trainer(lightning.Trainer):
             raise ValueError("adapt needs a model and a datamodule, or a model and dataloaders")
         if shard not in (None, "domain", "batch"):
             raise ValueError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
-        if shard == "domain" and resume is not None and self.num_devices * self.num_nodes > 1:
-            raise ValueError(
-                "a run whose domains are divided among processes keeps no checkpoints to resume from: its finished "
-                "domains are in results.json; start it anew, or use shard='batch' or one process"
-            )
-        recorder = next(callback for callback in self._callbacks() if isinstance(callback, Recorder))
+        recorder = next(callback for callback in callbacks_of(self) if isinstance(callback, Recorder))
         with self._hold_folder():
             if resume is not None and Path(resume).resolve() in self._folders():
-                check_resumable(Path(resume))
-                recorder.results = finish(Path(resume))
+                if self.is_global_zero:  # which may have finished it before the others look
+                    check_resumable(Path(resume))
+                recorder.results = finish(Path(resume), clean=self.is_global_zero)
                 if recorder.results is not None:
                     return recorder.results
             self._adapt(model, data, adapter, resume, shard)
-        if recorder.results is None:  # the processes that Lightning spawned have measured, and have ended
-            folder = recorder.run_folder(self)
-            if folder is None:
-                raise ValueError(
-                    "processes that are spawned leave their results in the run's folder: give the Trainer a "
-                    "default_root_dir"
-                )
-            recorder.results = read_results(folder)
+        if recorder.results is None:
+            recorder.results = self._spawned_results(recorder)
         return recorder.results
+
+    def _spawned_results(self, recorder: Recorder) -> Results:
+        """Return what processes that Lightning spawned have measured, which have ended."""
+        folder = recorder.run_folder(self)
+        if folder is None:
+            raise ValueError(
+                "processes that are spawned leave their results in the run's folder: give the Trainer a "
+                "default_root_dir"
+            )
+        return read_results(folder)
 
     def _adapt(
         self,
@@ -203,12 +206,14 @@ class Trainer(lightning.Trainer):
                     "(adapter=Tent() in Python)"
                 )
             adapter = model.default_adapter()  # type: ignore[operator]
-        before = self._callbacks()
+        before = callbacks_of(self)
         checkpoint = next((callback for callback in before if isinstance(callback, AdaptationCheckpoint)), None)
         if checkpoint is None and (self._checkpoints or resume is not None):
             checkpoint = AdaptationCheckpoint()
         if by_domain:
             checkpoint = None
+            if resume is not None:
+                self._check_restart(Path(resume))
         if checkpoint is not None:
             checkpoint.begin(resume)
         others = [callback for callback in before if callback is not checkpoint]
@@ -232,9 +237,25 @@ class Trainer(lightning.Trainer):
 
     # -- the run's folder
 
+    def _check_restart(self, run: Path) -> None:
+        """Check that a run whose domains are divided can begin again with the first batch.
+
+        Raises:
+            ValueError: If it is not in this trainer's folder, or has checkpoints to resume from.
+        """
+        if run.resolve() not in self._folders():
+            raise ValueError(f"the run to resume is in {run}: use Trainer(default_root_dir={str(run)!r})")
+        if list_checkpoints(run):
+            raise ValueError(
+                f"the run in {run} has checkpoints, which processes that divide domains cannot resume from: use "
+                "shard='batch' or one process"
+            )
+        rank_zero_info(f"{run} has no checkpoint, since its domains are divided: it starts with the first batch")
+
     def _folders(self) -> list[Path]:
         """Return the folders that a run of this trainer writes to; those that only loggers know are not among them."""
-        folders = [self._folder, *(callback.folder for callback in self._callbacks() if isinstance(callback, Recorder))]
+        recorders = [callback for callback in callbacks_of(self) if isinstance(callback, Recorder)]
+        folders = [self._folder, *(recorder.folder for recorder in recorders)]
         return sorted({Path(folder).resolve() for folder in folders if folder is not None and "://" not in folder})
 
     @contextlib.contextmanager
@@ -261,10 +282,6 @@ class Trainer(lightning.Trainer):
                 if not (self._termination.begun or spawned(self)):
                     remove([path for path in find(*RUN_FILES, *SIDE_FILES) if path not in there])
                 raise
-
-    def _callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = self.callbacks
-        return callbacks
 
     def _end_others(self) -> None:
         """End the processes that this one has launched: they would wait for it."""

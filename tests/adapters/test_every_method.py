@@ -1,4 +1,4 @@
-"""What holds for every method: exact states, gifts returned, small batches, any number of classes, no waiting."""
+"""Properties of every method: exact states, gifts returned, small batches, any number of classes, no waiting."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def everything(adapted):
     optimizer = None if net.optimizer is None else [list(net.optimizer.state.values()), net.optimizer.param_groups]
     plain = (torch.Tensor, bool, int, float, str, type(None))
     own = {name: value for name, value in vars(engine.method).items() if isinstance(value, plain)}
-    norms = [(norm.mode, norm.fallbacks) for norm in net.norms]
+    norms = [norm.mode for norm in net.norms]
     counts = [net.forwards, net.backwards, net.last, norms, torch.get_rng_state()]
     return leaves([module_state(net.module), optimizer, own, counts, adapted.state_dict()])
 

@@ -70,7 +70,7 @@ def trainer(tmp_path):
 
 @pytest.fixture
 def expected(make_net, loader):
-    """What the method gives through wrap()."""
+    """Logits of the method through wrap()."""
 
     def run(method, **kwargs):
         adapted = method(**kwargs).wrap(make_net())

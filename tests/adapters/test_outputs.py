@@ -1,4 +1,4 @@
-"""What methods return are logits: metrics that take their softmax say what a reader expects."""
+"""Methods return logits: metrics that take their softmax say what a reader expects."""
 
 from __future__ import annotations
 

@@ -75,8 +75,7 @@ def run(method, net, batches):
     torch.manual_seed(1)
     logits = [adapted(batch) for batch in batches]
     engine = adapted.engine
-    fallbacks = [norm.fallbacks for norm in engine.net.norms]
-    counts = (engine.updates, engine.net.forwards, engine.backwards, fallbacks, engine.last)
+    counts = (engine.updates, engine.net.forwards, engine.backwards, engine.last)
     return [*logits, *(value.clone() for value in net.state_dict().values())], counts
 
 

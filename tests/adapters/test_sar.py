@@ -1,4 +1,4 @@
-"""SAR: the climb, both filters, terms in both passes, and recovery from collapse."""
+"""SAR: the perturbation, both filters, terms in both passes, and recovery from collapse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ttalight.adapters import PTBN, SAR, DeYO, Term
-from ttalight.adapters.methods.sar import climb
+from ttalight.adapters.methods.sar import sam_perturbation
 from ttalight.losses import entropy
 
 
@@ -54,7 +54,7 @@ class TestClimb:
         parameters = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in (3, (2, 2), 1)]
         for parameter in parameters[:2]:
             parameter.grad = torch.randn_like(parameter)
-        moves = [new - old.data for new, old in zip(climb(parameters, 0.05), parameters, strict=True)]
+        moves = [new - old.data for new, old in zip(sam_perturbation(parameters, 0.05), parameters, strict=True)]
         assert sum(move.square().sum() for move in moves).sqrt().item() == pytest.approx(0.05)
         ratio = moves[0] / parameters[0].grad
         torch.testing.assert_close(moves[1], ratio[0] * parameters[1].grad)
@@ -64,11 +64,11 @@ class TestClimb:
     def test_stays_where_there_is_no_slope(self):
         parameter = nn.Parameter(torch.ones(3))
         parameter.grad = torch.zeros(3)
-        assert torch.equal(climb([parameter], 0.05)[0], torch.ones(3))
+        assert torch.equal(sam_perturbation([parameter], 0.05)[0], torch.ones(3))
 
 
 class TestFilters:
-    def test_no_climb_and_no_rate_is_ptbn(self, make_net, images):
+    def test_no_perturbation_and_no_rate_is_ptbn(self, make_net, images):
         adapted, still = SAR(rho=0.0, lr=0.0, margin=1.0).wrap(make_net()), PTBN().wrap(make_net())
         for batch in (images, images[:1]):
             assert torch.equal(adapted(batch), still(batch))

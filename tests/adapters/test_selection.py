@@ -1,4 +1,4 @@
-"""Which parameters adapt."""
+"""Parameters that adapt."""
 
 from __future__ import annotations
 

@@ -331,7 +331,7 @@ class TestCMF:
         assert filter_gain(torch.tensor(0.0), 5e-5, 0.99)[0] == 1
 
     def test_counts_parameters(self, net, pixels):
-        with pytest.raises(ValueError, match=r"is 4\.17 for the 32 free ones: choose a smaller process_variance"):
+        with pytest.raises(ValueError, match=r"is 4\.17 for the 32 trainable ones: choose a smaller process_variance"):
             CMF(process_variance=5000.0).wrap(net)(pixels)
 
     @pytest.mark.parametrize(

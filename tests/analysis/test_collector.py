@@ -137,7 +137,7 @@ def test_the_supervised_model_is_a_second_reference(make_task, make_data, make_t
 
 
 class Stop(Exception):
-    """What stops a run."""
+    """Stops a run."""
 
 
 class StopAt(Callback):

@@ -138,7 +138,7 @@ class TestInterruption:
 
         monkeypatch.setattr(corrupt_command, "corrupt_chunk", chunk)
         message = fails(tmp_path / "set", *FEW, code=130)
-        assert message == "ttalight corrupt: interrupted; the same command goes on from here"
+        assert message == "ttalight corrupt: interrupted; the same command continues from here"
         done = {path.stem for path in (tmp_path / "set").glob("*.npy")} - {"labels"}
         assert done == set(["fog", "shot_noise", "contrast"][: stop // 2])
         stop = -1
@@ -176,7 +176,7 @@ class TestInterruption:
         monkeypatch.setattr(corrupt_command, "write_npy", full)
         message = fails(tmp_path / "set", *FEW)
         assert "cannot write shot_noise.npy ([Errno 28] No space left on device)" in message
-        assert "the same command goes on with this one" in message
+        assert "the same command continues with this one" in message
 
     def test_more_corruptions_can_be_added(self, finished, tmp_path):
         run(tmp_path / "set", "--corruptions", "shot_noise", "--severities", "5", "2")

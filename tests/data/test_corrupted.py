@@ -291,7 +291,7 @@ class TestFetch:
     def test_goes_on_where_it_stopped(self, server, tmp_path):
         target = tmp_path / "new" / "file"
         server.most = 100_000
-        with pytest.raises(ConnectionError, match=r"stopped after 100,000 bytes .*run the same again to go on"):
+        with pytest.raises(ConnectionError, match=r"stopped after 100,000 bytes .*run the same again to continue"):
             fetch(server.url, target, self.md5(server))
         assert not target.exists()
         server.most = None

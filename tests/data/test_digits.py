@@ -118,7 +118,7 @@ class TestTrainingOnAGPU:
         return data
 
     def trained(self, monkeypatch, device, free, workers=0):
-        """Where the images go, from the start of a training to its end."""
+        """Devices of the images, from the start of a training to its end."""
         places = []
         monkeypatch.setattr(ImageArrays, "to", lambda images, place: places.append(str(place)))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))

@@ -1,4 +1,4 @@
-"""What is found in folders of images: hidden entries, links, pictures of any depth, in every data module."""
+"""Entries of folders of images: hidden entries, links, pictures of any depth, in every data module."""
 
 from __future__ import annotations
 

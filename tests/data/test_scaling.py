@@ -1,4 +1,4 @@
-"""How image files are scaled: by the argument, else as pretrained weights expect, and exactly as torchvision does."""
+"""Scaling of image files: by the argument, else as pretrained weights expect, and exactly as torchvision does."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _spec.loader.exec_module(worker)
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict]:
-    """What each rank saved."""
+    """Values that each rank saved."""
     folder = tmp_path_factory.mktemp("ranks")
     package = str(Path(ttalight.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((package, os.environ.get("PYTHONPATH", "")))}

@@ -1,4 +1,4 @@
-"""Which layer gives the logits, and which of its rows."""
+"""The layer that gives the logits, and its rows."""
 
 from __future__ import annotations
 

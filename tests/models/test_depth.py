@@ -1,4 +1,4 @@
-"""Which normalisation layers are in front of the last block: by depth, and as the public code of SAR and DeYO."""
+"""Normalisation layers in front of the last block: by depth, and as the public code of SAR and DeYO."""
 
 from __future__ import annotations
 

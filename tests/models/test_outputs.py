@@ -1,4 +1,4 @@
-"""Where logits are in what models return, and that new ones come to the same place."""
+"""Logits in the outputs of models, found and replaced."""
 
 from __future__ import annotations
 

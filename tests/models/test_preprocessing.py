@@ -141,7 +141,7 @@ class TestTask:
 
 
 class TestStages:
-    """What the first stage used goes on to the later ones with the file."""
+    """Later stages use the preprocessing of the first, from its file."""
 
     def checkpoint(self, task, path, **hyper_parameters):
         content = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams)}

@@ -17,7 +17,7 @@ from ttalight.seeding import derive_seed
 
 
 class Step(NamedTuple):
-    """What a batch leaves behind."""
+    """State after a batch."""
 
     logits: torch.Tensor
     loss: float | None
@@ -314,7 +314,7 @@ def test_sar(net, batches, parameters, recovery):
 
 
 def public_affines(net: nn.Module) -> list[nn.Parameter]:
-    """What the public code of SAR and DeYO adapts, by its list of names."""
+    """Parameters that the public code of SAR and DeYO adapts, by its list of names."""
     chosen = []
     for name, module in net.named_modules():
         if any(part in name for part in ("layer4", "blocks.9", "blocks.10", "blocks.11", "norm.")) or name == "norm":

@@ -1,4 +1,4 @@
-"""What follows from the rows of a run."""
+"""Summaries of the rows of a run."""
 
 from __future__ import annotations
 

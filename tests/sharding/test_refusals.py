@@ -1,24 +1,25 @@
-"""What several processes cannot do is said at the start."""
+"""Errors at the start for runs that cannot be divided."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 import ttalight
 from ttalight.adapters import EMABN, LAME, SAR, Tent, TestTimeTraining
-from ttalight.adapters.sharding import check_sharding, check_strategy
+from ttalight.adapters.sharding import check_sharding
+from ttalight.callbacks.adaptation_files import write_checkpoint
 from ttalight.data import DigitsDataModule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Several:
-    """What the checks read of a trainer."""
+    """The parts of a trainer that the checks read."""
 
     def __init__(self, strategy=None, stream=True) -> None:
-        self.world_size, self.strategy = 2, strategy
+        self.world_size, self.strategy = 2, strategy or DDPStrategy()
         self.datamodule = DigitsDataModule(batch_size=8, limit=16) if stream else object()
         if stream:
             self.datamodule.setup("test")
@@ -58,18 +59,28 @@ def test_data_without_a_stream():
 
 def test_pieces_of_parameters():
     with pytest.raises(ValueError, match="FSDPStrategy keeps pieces of the parameters"):
-        check_strategy(Several(FSDPStrategy()))
+        check_sharding(Several(FSDPStrategy()), "batch", "domain")
 
 
 def test_other_strategies():
-    with pytest.raises(ValueError, match="2 processes runs under DDP, got NoneType"):
-        check_strategy(Several())
+    with pytest.raises(ValueError, match="2 processes runs under DDP, got str"):
+        check_sharding(Several("dp"), "batch", "domain")
 
 
 def test_resuming_a_run_of_divided_domains(tmp_path):
-    trainer = ttalight.Trainer(accelerator="cpu", devices=2, default_root_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="keeps no checkpoints to resume from"):
-        trainer.adapt(torch.nn.Linear(2, 2), DigitsDataModule(), Tent(), resume=str(tmp_path), shard="domain")
+    def resume(folder):
+        trainer = ttalight.Trainer(accelerator="cpu", devices=2, default_root_dir=str(tmp_path / "run"))
+        trainer.adapt(torch.nn.Linear(2, 2), DigitsDataModule(), Tent(), resume=str(folder), shard="domain")
+
+    with pytest.raises(ValueError, match=r"there is no run in .*run to resume"):
+        resume(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"the run to resume is in .*elsewhere: use Trainer\(default_root_dir="):
+        resume(tmp_path / "elsewhere")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stream.npz").touch()
+    write_checkpoint(tmp_path / "run", 3, {})
+    with pytest.raises(ValueError, match="processes that divide domains cannot resume from: use"):
+        resume(tmp_path / "run")
 
 
 def test_an_unknown_way_to_divide():

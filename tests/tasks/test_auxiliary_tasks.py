@@ -1,4 +1,4 @@
-"""What holds for every classifier that adapts by an auxiliary loss: files, command line, controls, resets, batches."""
+"""Properties of every classifier that adapts by an auxiliary loss: files, command line, controls, resets, batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for each method that adapts by a loss on its classifier's maps: ClusT3, NC-TTT, ReC-TTT."""
+"""Properties of each method that adapts by a loss on its classifier's maps: ClusT3, NC-TTT, ReC-TTT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no task may do: read labels or test data, depend on earlier batches, touch what is not its own."""
+"""Limits of every task: it does not read labels or test data, depend on earlier batches, touch what is not its own."""
 
 from __future__ import annotations
 

@@ -159,9 +159,10 @@ def by_scenario(found: dict[str, str]) -> list[str]:
     for name, text in found.items():
         scenario, value = name.rsplit(" | ", 1)
         try:
-            groups.setdefault((scenario, "differ by at most"), []).append((float(text), value))
+            size, kind = float(text), "differ by at most"
         except ValueError:
-            groups.setdefault((scenario, text), []).append((0.0, value))
+            size, kind = 0.0, text
+        groups.setdefault((scenario, kind), []).append((size, value))
     lines = []
     for (scenario, kind), rows in groups.items():
         size, value = max(rows, key=lambda row: row[0])

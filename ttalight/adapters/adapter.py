@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
-from ttalight.adapters.sharding import Shard, StreamShare, check_sharding, check_strategy, prepare
+from ttalight.adapters.sharding import Shard, check_sharding, first_images, share_of
 from ttalight.adapters.wrapper import AdaptedNetwork
+from ttalight.data.streams.shares import StreamShare
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
-from ttalight.models.attachment import StandIn
-from ttalight.models.call import split_call
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
+from ttalight.models.stand_in import StepForward
 from ttalight.seeding import global_seed
 
 __all__ = ["Adapter"]
 
-#: Arguments of a call, and the version of its images.
-_Key = tuple[list[Any], int]
 _LOOPS = {"validate": "validate_loop", "test": "test_loop", "predict": "predict_loop"}
 
 
@@ -81,22 +77,15 @@ class Adapter(Callback, Method):
         self._share: StreamShare | None = None
         self._engine: Engine | None = None
         self._constructed: frozenset[str] = frozenset()
-        #: State of the last run, and whether the coming run continues from it, in the middle of a stream or not.
+        #: State of the last run; the one that the coming run starts from, and whether in the middle of a visit.
         self._state: dict[str, Any] = {}
-        self._continues = self._resumes = False
+        self._initial: tuple[dict[str, Any], bool] | None = None
         self._stage = ""
         self._inference_mode: bool | None = None
-        self._standing: StandIn | None = None
-        self._answered: tuple[_Key, Any] | None = None
+        self._standing: StepForward | None = None
         self._dataloader = 0
 
     # -- what a method may say
-
-    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """Return a new optimizer of the trainable parameters."""
-        raise TypeError(
-            f"{type(self).__name__} has trainable parameters but no optimizer: derive it from GradientAdapter"
-        )
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
@@ -156,7 +145,7 @@ class Adapter(Callback, Method):
     def __getstate__(self) -> dict[str, Any]:
         # Copies are of the method as it was constructed: what a run has added belongs to its network.
         own = {name: value for name, value in vars(self).items() if name in self._constructed or not self._constructed}
-        return own | {"_engine": None, "_share": None, "_answered": None, "_standing": None, "_state": {}}
+        return own | {"_engine": None, "_share": None, "_standing": None, "_state": {}, "_initial": None}
 
     def end(self) -> None:
         """End the adaptation of a network, and keep its state."""
@@ -184,13 +173,11 @@ class Adapter(Callback, Method):
         if self._engine is not None:
             self._engine.restore(state_dict)
         else:
-            self._state, self._continues, self._resumes = state_dict, True, False
+            self._state, self._initial = state_dict, (state_dict, True)
 
     def resume(self, state: dict[str, Any] | None) -> None:
         """Let the next run continue in the middle of the stream that a state was captured in; None lets it begin."""
-        self._continues = self._resumes = state is not None
-        if state is not None:
-            self._state = state
+        self._initial = None if state is None else (state, False)
 
     # -- Lightning
 
@@ -203,37 +190,15 @@ class Adapter(Callback, Method):
         if len(adapters) > 1:
             names = ", ".join(type(adapter).__name__ for adapter in adapters)
             raise ValueError(f"a run takes exactly one adapter, got {len(adapters)} among the callbacks: {names}")
-        check_strategy(trainer)
+        check_sharding(trainer, self.shard, self.reset)
         self._share = None
-        if trainer.world_size > 1:
-            check_sharding(trainer, self.shard, self.reset)
-            if self.shard == "batch":
-                self.check_batch_shard(pl_module)
-            if self.shard == "domain":
-                data: Any = trainer.datamodule  # type: ignore[attr-defined]
-                self._share = StreamShare(data.stream, trainer.global_rank, trainer.world_size, self.reset == "batch")
-                data.share = self._share.numbers
+        if trainer.world_size > 1 and self.shard == "batch":
+            self.check_batch_shard(pl_module)
+        elif trainer.world_size > 1:
+            self._share = share_of(trainer, each_batch=self.reset == "batch")
         loop = getattr(trainer, _LOOPS[stage])
         self._inference_mode = loop.inference_mode
         loop.inference_mode = False
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _stand_in(self, *args: Any, **kwargs: Any) -> Any:
-        engine = self._engine
-        assert engine is not None, "the stand-in is in place only while an engine runs"
-        images, call = split_call(args, kwargs)
-        if not isinstance(images, Tensor):
-            raise TypeError(
-                f"{type(self).__name__} stands in for forward(images) and was given a {type(images).__name__}: let the "
-                "module's step pass the image tensor. Lightning's default predict_step passes the whole batch: write "
-                "predict_step(self, batch, batch_idx) that returns self(batch[0])"
-            )
-        key = [*args, *kwargs.values()], 0 if images.is_inference() else images._version
-        if self._answered is not None and _are_same(key, self._answered[0]):
-            return self._answered[1]
-        logits = engine(images, call)
-        self._answered = key, logits
-        return logits
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stand in for the module's forward, outside fit."""
@@ -242,15 +207,14 @@ class Adapter(Callback, Method):
         engine = self._begin(pl_module, pl_module.forward)
         if trainer.world_size > 1 and self.shard == "batch":
             engine.net.shard_batches()
-        if self._share is not None and self._share.begins_later and self.configured_by_images:
-            prepare(engine, trainer)
-        if self._continues:
-            with trainer.precision_plugin.forward_context():  # methods are configured under the precision of a step
-                engine.restore(self._state)
-            engine.keeps_place = not self._resumes
-            self._continues = self._resumes = False
+        with trainer.precision_plugin.forward_context():  # methods are configured under the precision of a step
+            if self._share is not None and self._share.begins_later and self.configured_by_images:
+                engine.prepare(first_images(trainer))
+            if self._initial is not None:
+                engine.restore(*self._initial)
+        self._initial = None
         self._dataloader = -1
-        self._standing = StandIn(pl_module, self._stand_in)
+        self._standing = StepForward(pl_module, engine, type(self).__name__)
 
     on_validation_start = on_predict_start = on_test_start
 
@@ -258,9 +222,10 @@ class Adapter(Callback, Method):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Tell the engine of a boundary that the stream announces."""
-        engine, self._answered = self._engine, None
-        if engine is None:
+        engine = self._engine
+        if engine is None or self._standing is None:
             return
+        self._standing.clear()
         stream = getattr(getattr(trainer, "datamodule", None), "stream", None)
         probe = stream is not None and stream.is_probe(batch_idx)
         engine.probe(probe)
@@ -291,7 +256,7 @@ class Adapter(Callback, Method):
         if self._engine is not None:
             if self._standing is not None:
                 self._standing.end()
-            self._answered = self._standing = None
+            self._standing = None
             self.end()
 
     on_test_end = on_validation_end = on_predict_end = on_exception
@@ -301,8 +266,3 @@ class Adapter(Callback, Method):
         if self._inference_mode is not None and stage in _LOOPS:
             getattr(trainer, _LOOPS[stage]).inference_mode = self._inference_mode
             self._inference_mode = None
-
-
-def _are_same(first: _Key, second: _Key) -> bool:
-    (ours, version), (theirs, other) = first, second
-    return version == other and len(ours) == len(theirs) and all(a is b for a, b in zip(ours, theirs, strict=True))

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 
-__all__ = ["warn_of_no_step", "warn_of_small_batches"]
+__all__ = ["warn_of_defaults", "warn_of_no_step", "warn_of_small_batches"]
 
 #: Images from which on the statistics of a batch are worth something.
 _FEWEST = 8
+#: Classes from which on a classifier is of ImageNet's kind.
+_MANY_CLASSES = 200
+
+
+def warn_of_defaults(method: str, published: dict[str, dict[str, Any]], classes: int) -> None:
+    """Warn when settings published for CIFAR meet a classifier of ImageNet's kind.
+
+    Args:
+        method: Its name.
+        published: Its settings by benchmark.
+        classes: Number of classes.
+    """
+    cifar, imagenet = published.get("cifar"), published.get("imagenet")
+    if classes >= _MANY_CLASSES and imagenet != cifar:
+        advice = (
+            "For ImageNet none are published"
+            if imagenet is None
+            else f"For ImageNet {method}.preset('imagenet') has the published ones, {imagenet}"
+        )
+        warnings.warn(f"{method} runs with its settings for CIFAR on {classes} classes. {advice}", stacklevel=2)
 
 
 def warn_of_small_batches(method: str, net: AdaptiveNetwork, images: int) -> None:

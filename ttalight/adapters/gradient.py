@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.adapters.advice import warn_of_defaults
 from ttalight.adapters.published import make_published_optimizer, split_settings
 from ttalight.adapters.term import Term
 
@@ -60,7 +60,7 @@ class GradientAdapter(Adapter):
         self.steps = steps
         self.clip_norm = clip_norm
         self.terms = terms or []
-        #: Settings of the optimizer where none is given, and whether they are those for CIFAR that nobody chose.
+        #: Settings of the optimizer where none is given, and whether they are those for CIFAR by default.
         self._settings = {**self.published.get("cifar", {}), **({} if lr is None else {"lr": lr})}
         if optimizer is None and "lr" not in self._settings:
             raise ValueError(f"{type(self).__name__} has no published learning rate: give lr or optimizer")
@@ -99,12 +99,5 @@ class GradientAdapter(Adapter):
 
     def check_defaults(self, classes: int) -> None:
         """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
-        cifar, imagenet = self.published.get("cifar"), self.published.get("imagenet")
-        if classes >= 200 and self._is_default and imagenet != cifar:
-            name = type(self).__name__
-            advice = (
-                "For ImageNet none are published"
-                if imagenet is None
-                else f"For ImageNet {name}.preset('imagenet') has the published ones, {imagenet}"
-            )
-            warnings.warn(f"{name} runs with its settings for CIFAR on {classes} classes. {advice}", stacklevel=2)
+        if self._is_default:
+            warn_of_defaults(type(self).__name__, self.published, classes)

@@ -33,7 +33,7 @@ class SelfTrainingAdapter(GradientAdapter):
         kwargs: See ``GradientAdapter`` and ``Adapter``.
 
     Raises:
-        ValueError: If an argument is out of range; at the first batch, if the network has nothing to adapt.
+        ValueError: If an argument is out of range; in ``wrap``, if the network has nothing to adapt.
     """
 
     norm = "batch"

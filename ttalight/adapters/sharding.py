@@ -1,4 +1,4 @@
-"""How an adaptation is divided over processes, and what cannot be."""
+"""Division of an adaptation over processes."""
 
 from __future__ import annotations
 
@@ -7,43 +7,34 @@ from typing import Any, Literal
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from ttalight.data.streams import Stream
-from ttalight.data.streams.shares import Places, deal, places
-from ttalight.engine.engine import Engine
+from ttalight.data.streams.shares import StreamShare
 
-__all__ = ["Shard", "StreamShare", "check_strategy", "check_sharding"]
+__all__ = ["Shard", "check_sharding", "first_images"]
 
 #: ``domain``: each process adapts to domains of its own. ``batch``: all adapt to every batch together.
 Shard = Literal["domain", "batch"]
 
 
-def check_strategy(trainer: Trainer) -> None:
-    """Refuse strategies under which a method does not see whole parameters.
+def check_sharding(trainer: Trainer, shard: Shard | None, reset: object) -> None:
+    """Check that the processes of a run give what one process gives.
 
     Raises:
-        ValueError: If the trainer has such a strategy.
+        ValueError: If a process would not see whole parameters, it is not said how to divide the run, the data module
+            has no stream to divide, or the method's ``reset`` lets one domain depend on another.
     """
-    strategy = trainer.strategy
+    strategy, ranks = trainer.strategy, trainer.world_size
+    name = type(strategy).__name__
     if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
         raise ValueError(
-            f"{type(strategy).__name__} keeps pieces of the parameters in each process, but adaptation snapshots, "
-            "resets and moves whole ones: use strategy='ddp' (trainer.strategy: ddp)"
+            f"{name} keeps pieces of the parameters in each process, but adaptation snapshots, resets and moves whole "
+            "ones: use strategy='ddp' (trainer.strategy: ddp)"
         )
-    if trainer.world_size > 1 and not isinstance(strategy, DDPStrategy):
+    if ranks == 1:
+        return
+    if not isinstance(strategy, DDPStrategy):
         raise ValueError(
-            f"adaptation in {trainer.world_size} processes runs under DDP, got {type(strategy).__name__}: use "
-            "strategy='ddp' or 'ddp_spawn'"
+            f"adaptation in {ranks} processes runs under DDP, got {name}: use strategy='ddp' or 'ddp_spawn'"
         )
-
-
-def check_sharding(trainer: Trainer, shard: Shard | None, reset: object) -> None:
-    """Refuse what several processes cannot do as one does.
-
-    Raises:
-        ValueError: If it is not said how to divide the run, the data module has no stream to divide, or the method's
-            ``reset`` lets one domain depend on another.
-    """
-    ranks = trainer.world_size
     if shard is None:
         raise ValueError(
             f"adaptation in {ranks} processes must know how to divide them: shard='domain' or shard='batch' of "
@@ -57,45 +48,25 @@ def check_sharding(trainer: Trainer, shard: Shard | None, reset: object) -> None
         )
     if shard == "domain" and reset not in ("domain", "batch"):
         raise ValueError(
-            f"shard='domain' needs a method that starts every domain from the source, got reset={reset!r}: "
-            "what one process learned on earlier domains the others would not know. Set reset='domain', or use "
-            "shard='batch'"
+            f"shard='domain' needs a method that starts every domain from the source, got reset={reset!r}: what one "
+            "process learned on earlier domains the others would not know. Set reset='domain', or use shard='batch'"
         )
 
 
-class StreamShare:
-    """One process's part of a stream, and where each of its batches stands in the whole.
+def share_of(trainer: Trainer, each_batch: bool) -> StreamShare:
+    """Return this process's part of the stream, after the data module has got it.
 
     Args:
-        stream: The stream.
-        rank: This process.
-        ranks: Number of processes.
+        trainer: The trainer.
         each_batch: Whether the method starts every batch from the source.
-
-    Raises:
-        ValueError: If the stream announces no boundaries, and domains are to be divided.
     """
-
-    def __init__(self, stream: Stream, rank: int, ranks: int, each_batch: bool) -> None:
-        #: Numbers of the batches.
-        self.numbers = deal(stream, ranks, each_batch)[rank]
-        self._places: Places = places(stream)
-        self._last = -1
-
-    @property
-    def begins_later(self) -> bool:
-        """Whether the first batch of the stream is not in this part."""
-        return len(self.numbers) > 0 and int(self.numbers[0]) > 0
-
-    def place(self, index: int) -> tuple[int, int] | None:
-        """Return visit and number of a batch in the whole stream if the batch before it is in another part."""
-        follows, self._last = index == self._last + 1, index
-        return None if follows else (int(self._places.visit[index]), int(self._places.batch[index]))
-
-
-def prepare(engine: Engine, trainer: Trainer) -> None:
-    """Configures a method whose settings follow from images, by the first batch of the whole stream."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(data.first_batch()))
-    with trainer.precision_plugin.forward_context():
-        engine.prepare(batch[0])
+    share = StreamShare(data.stream, trainer.global_rank, trainer.world_size, each_batch)
+    data.share = share.numbers
+    return share
+
+
+def first_images(trainer: Trainer) -> Any:
+    """Return the images of the first batch of the whole stream, on the device and in the precision of a step."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(data.first_batch()))[0]

@@ -1,4 +1,4 @@
-"""What adaptation does to features: class separation, distance to the source, pictures."""
+"""Effects of adaptation on features: class separation, distance to the source, pictures."""
 
 from ttalight.analysis.clusters import MedianDistance, class_medians, davies_bouldin, median_distance
 from ttalight.analysis.collector import FeatureCollector

@@ -1,4 +1,4 @@
-"""How well features separate classes, and how far they are from those that a classifier was trained on."""
+"""Class separation of features, and their distance to those that a classifier was trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MedianDistance(NamedTuple):
     Args:
         mean: Mean Euclidean distance over the classes that both sets have.
         total: Sum of these distances.
-        relative: The mean divided by the mean norm of the reference's medians: that of features whose scale is free.
+        relative: The mean divided by the mean norm of the reference's medians: that of features of any scale.
     """
 
     mean: float

@@ -15,6 +15,7 @@ from ttalight.adapters import Adapter
 from ttalight.analysis.features import Features, embed, read_features, source_medians, write_features
 from ttalight.analysis.geometry import GeometryRow, geometry, read_geometry, write_geometry
 from ttalight.callbacks import Recorder
+from ttalight.callbacks.search import find_callback
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream
 from ttalight.engine import Engine
@@ -28,14 +29,14 @@ class FeatureCollector(Callback):
 
     After each batch it passes the images, as they are, through the adapted network and through the source's, with the
     statistics that the method predicts with: these are the features behind the predictions after all steps and after
-    none. Everything that the method has changed is put back as it was, statistics of normalisation included, nothing
-    is drawn, and passes are not counted: the run goes on as without the callback. It costs two forwards a batch and,
+    none. Everything that the method has changed is restored, statistics of normalisation included, nothing
+    is drawn, and passes are not counted: the run continues as without the callback. It costs two forwards a batch and,
     with gradients, one copy of the adapted state.
 
     When a domain is over, its features become the rows of ``geometry.json`` in the run's folder (Davies-Bouldin index,
     distances of class medians) and are dropped, or kept in ``features.npz`` where ``keep`` names the domain. Memory
     holds at most ``images`` of each domain in progress and ``keep_images`` of each that is kept. The labels of the
-    stream serve these measures alone. A resumed run goes on with the rows of finished domains; of the domain in which
+    stream serve these measures alone. A resumed run keeps the rows of finished domains; of the domain in which
     it was stopped the images from then on are measured (``samples`` says how many).
 
     Args:
@@ -82,8 +83,8 @@ class FeatureCollector(Callback):
     # -- Lightning
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the source's medians, and what a run that goes on had found."""
-        self._adapter = next((callback for callback in _callbacks(trainer) if isinstance(callback, Adapter)), None)
+        """Take the source's medians, and the rows of a run that is resumed."""
+        self._adapter = find_callback(trainer, Adapter)
         self._engine = None if self._adapter is None else self._adapter.engine
         if not isinstance(pl_module, BaseTask) or self._engine is None:
             raise TypeError(
@@ -92,7 +93,8 @@ class FeatureCollector(Callback):
             )
         data: Any = getattr(trainer, "datamodule", None)
         self._stream: Stream | None = getattr(data, "stream", None)
-        self._folder = next((c.run_folder(trainer) for c in _callbacks(trainer) if isinstance(c, Recorder)), None)
+        recorder = find_callback(trainer, Recorder)
+        self._folder = None if recorder is None else recorder.run_folder(trainer)
         self._left = self._images_by_domain()
         unknown = [name for name in self.keep if name not in self._left]
         if unknown:
@@ -285,8 +287,3 @@ def _scalars(rows: Sequence[GeometryRow]) -> dict[str, float]:
             values[f"davies_bouldin/{where}"] = row["davies_bouldin"]
         values |= {f"distance_to_{name}/{where}": found["mean"] for name, found in row["distances"].items()}
     return values
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return callbacks

@@ -37,7 +37,7 @@ class Panel:
 
 
 def can_embed() -> bool:
-    """Whether scikit-learn is installed."""
+    """Return whether scikit-learn is installed."""
     return find_spec("sklearn") is not None
 
 

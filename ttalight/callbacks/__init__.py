@@ -3,6 +3,7 @@
 from ttalight.callbacks.adaptation_checkpoint import AdaptationCheckpoint
 from ttalight.callbacks.progress import Progress
 from ttalight.callbacks.recorder import Recorder
+from ttalight.callbacks.resumed_checkpoint import ResumedCheckpoint
 from ttalight.callbacks.termination import Termination
 
-__all__ = ["AdaptationCheckpoint", "Progress", "Recorder", "Termination"]
+__all__ = ["AdaptationCheckpoint", "Progress", "Recorder", "ResumedCheckpoint", "Termination"]

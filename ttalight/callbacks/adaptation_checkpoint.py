@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.adaptation_files import FOLDER, check_resumable, list_checkpoints, read_last, write_checkpoint
+from ttalight.callbacks.checkpoint_validation import check_recorded, check_states, read_identity
 from ttalight.callbacks.event_files import cut_back, event_sizes
 from ttalight.callbacks.recorder import Recorder
+from ttalight.callbacks.search import callbacks_of
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream
 from ttalight.seeding import global_seed
@@ -108,7 +111,7 @@ class AdaptationCheckpoint(Callback):
         """Hand the checkpoint to adapter, recorder and data module, if it is one of this very run."""
         if not self._begun:
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         adapter = next(callback for callback in callbacks if isinstance(callback, Adapter))
         recorder = next(callback for callback in callbacks if isinstance(callback, Recorder))
         folder, data = recorder.run_folder(trainer), getattr(trainer, "datamodule", None)
@@ -133,28 +136,31 @@ class AdaptationCheckpoint(Callback):
         checkpoint = self._checkpoint
         if checkpoint is None:
             rank_zero_info(f"{run.folder} has no checkpoint of its adaptation yet: it starts with the first batch")
-        else:
-            _check_identity(json.loads(checkpoint["identity"]), run)
-            run.adapter.resume(checkpoint["adapter"])
-            run.recorder.resume(checkpoint["recorder"])
-            data.start_batch = checkpoint["batches"]
-            rank_zero_info(f"{run.folder} goes on with batch {checkpoint['batches']}")
-        _cut_back_events(trainer, checkpoint)
+            _cut_back_events(trainer, None)
+            return
+        _check_checkpoint(checkpoint, run)
+        run.adapter.resume(checkpoint["adapter"])
+        run.recorder.resume(checkpoint["recorder"])
+        data.start_batch = checkpoint["batches"]
+        rank_zero_info(f"{run.folder} goes on with batch {checkpoint['batches']}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take away what comes after the checkpoint, or what an earlier run left."""
+        """Take away the events that come after the checkpoint."""
         if self._run is None:
             return
         checkpoint, self._checkpoint = self._checkpoint, None
         self._batches = checkpoint["batches"] if checkpoint is not None else 0
-        for batches, path in list_checkpoints(self._run.folder) if trainer.is_global_zero else ():
-            if batches > self._batches or checkpoint is None:
-                path.unlink(missing_ok=True)
         if checkpoint is not None:
             _cut_back_events(trainer, checkpoint)  # hyper-parameters were logged again, and are there already
             _set_random_states(checkpoint["random"])
         self._visits = self._run.recorder.closed_visits
         self._written, self._writing = time.perf_counter(), 0.0
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take away checkpoints that come after the one, or that an earlier run left, now that all have started."""
+        for batches, path in list_checkpoints(self._run.folder) if self._run is not None else ():
+            if trainer.is_global_zero and batches > self._batches:
+                path.unlink(missing_ok=True)
 
     # -- on the way
 
@@ -240,21 +246,41 @@ def _identity(
     return plain
 
 
+def _check_checkpoint(checkpoint: dict[str, Any], run: _Run) -> None:
+    """Check a checkpoint but for the adapter's part, which its engine checks."""
+    batches, recorder = checkpoint["batches"], run.recorder
+    try:
+        _check_identity(read_identity(checkpoint["identity"]), run)
+        check_states(checkpoint["random"], checkpoint["events"])
+        every_label = recorder.ignore_index is None
+        check_recorded(
+            checkpoint["recorder"], batches, run.stream, run.adapter.read_at, recorder.predictions, every_label
+        )
+    except ValueError as error:
+        raise ValueError(f"the checkpoint of batch {batches} in {run.folder / FOLDER} {error}") from None
+
+
 def _check_identity(saved: dict[str, Any], run: _Run) -> None:
     own = run.identity
     differing = [name for name in {**saved, **own} if saved.get(name) != own.get(name)]
     if differing:
-        listing = "; ".join(f"{name}: there {saved.get(name)}, here {own.get(name)}" for name in differing)
-        raise ValueError(
-            f"the checkpoint in {run.folder} is of another run ({listing}): resume with the configuration in "
-            f"{run.folder}/config.yaml, or give the new run a folder of its own"
+        listing = "; ".join(
+            f"{name:.60}: there {_shown(saved.get(name))}, here {_shown(own.get(name))}" for name in differing[:8]
         )
+        raise ValueError(
+            f"is of another run ({listing}): resume with the configuration in {run.folder}/config.yaml, or give the "
+            "new run a folder of its own"
+        )
+
+
+def _shown(value: Any) -> str:
+    return value[:80] if isinstance(value, str) else reprlib.repr(value)
 
 
 @rank_zero_only
 def _cut_back_events(trainer: Trainer, checkpoint: dict[str, Any] | None) -> None:
     for name, logger in _tensorboards(trainer).items():
-        cut_back(logger, checkpoint["events"].get(name, {}) if checkpoint is not None else {})
+        cut_back(logger, None if checkpoint is None else checkpoint["events"].get(name, {}))
 
 
 def _tensorboards(trainer: Trainer) -> dict[str, TensorBoardLogger]:

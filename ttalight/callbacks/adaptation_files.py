@@ -15,7 +15,7 @@ from ttalight.callbacks.rank_files import FOLDER as RANKS
 from ttalight.reporting import Results, read_results
 from ttalight.reporting.files import write_files
 from ttalight.run_folder import find_files, remove
-from ttalight.untrusted import load_tensors
+from ttalight.untrusted import Between, difference, load_tensors
 
 __all__ = ["FOLDER", "check_resumable", "finish", "list_checkpoints", "read_last", "write_checkpoint"]
 
@@ -24,7 +24,7 @@ FOLDER = "adaptation"
 #: What a run takes away at its end.
 _TEMPORARY = (FOLDER, RANKS, ".predictions.npz.*.parts", ".*.tmp")
 _FORMAT = 2
-_PARTS = {"identity": str, "batches": int, "adapter": dict, "recorder": dict, "events": dict, "random": dict}
+_PARTS = {"identity": str, "adapter": dict, "recorder": dict, "events": dict, "random": dict}
 _NAME = re.compile(r"batch-(\d+)-([0-9a-f]{16})\.ckpt")
 
 
@@ -83,13 +83,14 @@ def _read(path: Path) -> dict[str, Any]:
     if named is None or hashlib.sha256(data).hexdigest()[:16] != named[2]:
         raise ValueError(f"the checkpoint {path} is damaged, its content does not fit the digest in its name")
     try:
-        content = load_tensors(data)
+        content: dict[str, Any] = load_tensors(data)
     except Exception as error:  # what archive and unpickler say has no common base class
         raise ValueError(f"the checkpoint {path} cannot be read ({type(error).__name__})") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if difference({"format": Between(_FORMAT, _FORMAT)}, content) is not None:
         raise ValueError(f"the checkpoint {path} is not one of this version of the package")
-    if not all(isinstance(content.get(name), kind) for name, kind in _PARTS.items()):
-        raise ValueError(f"the checkpoint {path} lacks what a run needs to go on")
+    batches = Between(int(named[1]), int(named[1]))
+    if fault := difference(_PARTS | {"batches": batches}, content):
+        raise ValueError(f"the checkpoint {path} ({fault}) lacks what a run needs to go on")
     return content
 
 
@@ -108,15 +109,20 @@ def check_resumable(run: Path) -> None:
         )
 
 
-def finish(run: Path) -> Results | None:
+def finish(run: Path, clean: bool = True) -> Results | None:
     """Clean up a run that was stopped when its results were complete already.
+
+    Args:
+        run: The run's folder.
+        clean: Whether this process removes what is left, the first of several.
 
     Returns:
         The results; None if they are not complete.
     """
     if not _is_complete(run):
         return None
-    remove(find_files(run, _TEMPORARY))
+    if clean:
+        remove(find_files(run, _TEMPORARY))
     return read_results(run)
 
 

@@ -19,16 +19,22 @@ def event_sizes(logger: TensorBoardLogger) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in Path(logger.log_dir).glob(_PATTERN)}
 
 
-def cut_back(logger: TensorBoardLogger, sizes: Mapping[str, int]) -> None:
+def cut_back(logger: TensorBoardLogger, sizes: Mapping[str, int] | None) -> None:
     """Take away all events that came after ``event_sizes``; what is logged from now on goes to a new file.
 
     Args:
         logger: The logger of the same folder, in this process or another.
-        sizes: What ``event_sizes`` returned; files that it does not name are removed.
+        sizes: What ``event_sizes`` returned; files that it does not name are removed. Where a file that it names is
+            missing or shorter, it is not of this folder, and all files stay. None removes all.
     """
     logger.experiment.close()
-    for path in Path(logger.log_dir).glob(_PATTERN):
-        if path.name not in sizes:
+    present = {path.name: path for path in Path(logger.log_dir).glob(_PATTERN)}
+    kept = {} if sizes is None else sizes
+    fits = all(name in present and present[name].stat().st_size >= size for name, size in kept.items())
+    if sizes is not None and not (sizes and fits):
+        return
+    for name, path in present.items():
+        if name not in kept:
             path.unlink()
-        elif path.stat().st_size > sizes[path.name]:
-            os.truncate(path, sizes[path.name])
+        elif path.stat().st_size > kept[name]:
+            os.truncate(path, kept[name])

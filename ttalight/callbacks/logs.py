@@ -1,4 +1,4 @@
-"""What loggers get of an evaluation."""
+"""Logging of an evaluation."""
 
 from __future__ import annotations
 

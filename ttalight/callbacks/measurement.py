@@ -1,4 +1,4 @@
-"""What one evaluation has measured so far."""
+"""Measurements of one evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ttalight.losses import entropy
 from ttalight.metrics import ClassificationValues, RunningCurve, VisitMetrics
 from ttalight.reporting import DomainResult, Overall
 
-__all__ = ["Batch", "Measurement"]
+__all__ = ["Batch", "Measurement", "visit_starts"]
 
 #: Attributes of a measurement that are numbers, and those that have one for each visit.
 _COUNTS = ("classes", "batches", "largest_batch", "unwritten", "_images", "_counted", "_loader")
@@ -193,7 +193,7 @@ class Measurement:
             whole._add(part)
         for _, images, accuracy in sorted(entry for part in parts for entry in part["log"]):
             whole.curve.add(images, accuracy)
-        whole._starts = {visit: start for visit, start in _starts(stream).items() if visit in whole._seen}
+        whole._starts = {visit: start for visit, start in visit_starts(stream).items() if visit in whole._seen}
         counts = stream.counts()
         finished = {visit for visit, seen in whole._seen.items() if seen == counts[visit]}
         backwards, last = np.unique(stream.visit[::-1], return_index=True)
@@ -278,13 +278,13 @@ class Measurement:
         """Number of images that were measured, probes included."""
         return self._images
 
-    def overall(self) -> dict[str, Overall]:
-        """Return the measures of all images together, under ``overall``; nothing before a visit is over."""
+    def overall(self) -> Overall | None:
+        """Return the measures of all images together, None before a visit is over."""
         total = self.metrics.total()
         if total is None:
-            return {}
+            return None
         images = sum(self._seen[visit] for visit in self.metrics.closed if not self.place(visit)[1].probe)
-        return {"overall": cast(Overall, {"samples": images, **_measures(total)})}
+        return cast(Overall, {"samples": images, **_measures(total)})
 
     def rows(self) -> list[DomainResult]:
         """Return the rows of the visits that are closed, in the order of the stream."""
@@ -316,7 +316,7 @@ class Measurement:
         return cast(DomainResult, row)
 
 
-def _starts(stream: Stream) -> dict[int, int]:
+def visit_starts(stream: Stream) -> dict[int, int]:
     """Return how many images that count come in the batches before each visit's first."""
     visits, first = np.unique(stream.visit, return_index=True)
     batch = np.searchsorted(stream.offsets, first, side="right") - 1

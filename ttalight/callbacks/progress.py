@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from ttalight.callbacks.recorder import Recorder
+from ttalight.callbacks.search import find_callback
 from ttalight.reporting.text import printable
 
 __all__ = ["Progress"]
@@ -27,8 +28,8 @@ class Progress(TQDMProgressBar):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Show where the stream is."""
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Recorder) and callback.status and not self.is_disabled:
-                shown = {name: printable(value) for name, value in callback.status.items()}
-                self.test_progress_bar.set_postfix(shown, refresh=False)
+        recorder = find_callback(trainer, Recorder)
+        if recorder is not None and recorder.status and not self.is_disabled:
+            shown = {name: printable(value) for name, value in recorder.status.items()}
+            self.test_progress_bar.set_postfix(shown, refresh=False)
         super().on_test_batch_end(trainer, pl_module, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""What each process of a divided adaptation has measured, as files that one process merges."""
+"""Files with the measurements of each process of a divided adaptation, which one process merges."""
 
 from __future__ import annotations
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-import lightning
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,14 +16,13 @@ from ttalight.adapters import Adapter
 from ttalight.callbacks.logs import flush_loggers, log_batch, log_results
 from ttalight.callbacks.measurement import Batch, Measurement
 from ttalight.callbacks.rank_files import RankFiles
-from ttalight.data import ImageDataModule
-from ttalight.data.streams import Stream, StreamOrder
+from ttalight.callbacks.run_results import Passes, build_results
+from ttalight.callbacks.search import find_callback
+from ttalight.data.streams import Stream
 from ttalight.engine import Engine
 from ttalight.models.outputs import Select, logits_of
-from ttalight.reporting import PredictionWriter, Reading, Results, Source, digest, summarize, write_results
-from ttalight.reporting.predictions import PREDICTIONS, merge_predictions
-from ttalight.seeding import global_seed
-from ttalight.version import __version__
+from ttalight.reporting import PredictionWriter, Results, write_results
+from ttalight.reporting.predictions import PREDICTIONS, check_parts, merge_predictions
 
 __all__ = ["Recorder"]
 
@@ -34,26 +31,13 @@ _SEVERAL = (
     "several processes evaluate without an adapter that says how they divide the data: nothing is recorded. Evaluate "
     "in one process (devices=1), or adapt with shard='domain' or shard='batch' (Source adapts nothing)"
 )
-_METHOD_FIELDS = ("reset", "prediction", "steps", "optimizer", "lr", "norm")
-
 #: Up to so many rows the results are written after each of them; beyond, as often as writing takes a twentieth of the
 #: time, so that a stream of 100,000 visits does not spend its time on writing.
 _ROWS_WRITTEN_EACH = 100
 
 
-class _Cost(NamedTuple):
-    """What passes took, summed over all processes."""
-
-    forwards: float
-    backwards: float
-    seconds: float
-    memory: int | None
-    parameters: int
-    bad_batches: int
-
-
 class Recorder(Callback):
-    """Records what a module predicts during ``test`` and ``validate``, ours or a stranger's, adapted or not.
+    """Records the predictions of any LightningModule during ``test`` and ``validate``, adapted or not.
 
     It reads the logits that ``self(images)`` returns inside the step and the labels of the batch, ``(image, label)``.
     One row a visit of the stream; without a stream, one a data loader. ``stream.npz``, the stream itself, is written to
@@ -79,6 +63,7 @@ class Recorder(Callback):
         self._hook: Any = None
         self._writer: PredictionWriter | None = None
         self._resumed: dict[str, Any] | None = None
+        self._predicted: dict[str, Any] | None = None
         self._checkpointed = False
         self._ranks: RankFiles | None = None
         self._folder: str | None = None
@@ -88,9 +73,9 @@ class Recorder(Callback):
         self._ended = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Be inert inside fit, and where several processes have parts of the data that nobody can put together."""
+        """Disable the recorder in ``fit``, and in several processes without an adapter that divides the data."""
         self._active = stage in ("test", "validate")
-        adapter = _adapter(trainer)
+        adapter = find_callback(trainer, Adapter)
         if self._active and trainer.world_size > 1 and (adapter is None or adapter.shard is None):
             rank_zero_warn(_SEVERAL)
             self._active, self.results = False, None
@@ -100,7 +85,7 @@ class Recorder(Callback):
     def _start(self, trainer: Trainer, module: LightningModule) -> None:
         if not self._active:
             return
-        self.results, self.status, self._ended, self._finished = None, {}, False, None
+        self.results, self.status, self._ended, self._finished, self._ranks = None, {}, False, None, None
         stream: Stream | None = getattr(getattr(trainer, "datamodule", None), "stream", None)
         self._folder, share = self.run_folder(trainer), _share(trainer)
         folder = self._folder
@@ -110,38 +95,40 @@ class Recorder(Callback):
         self._output: Select = None
         self._written, self._writing = time.perf_counter(), 0.0
         state, self._resumed = self._resumed, None
-        self._checkpointed = state is not None
+        self._predicted, self._checkpointed = None if state is None else state["predictions"], state is not None
         if state is not None:
             self._measurement.load_state_dict(state["measurement"], module.device)
         if self.predictions and folder is None:
             raise ValueError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
-        self._ranks = None
-        if share is not None:
-            if folder is None:
-                raise ValueError(
-                    "shard='domain' needs a place where processes leave what they measured: give the Trainer a "
-                    "default_root_dir, or the Recorder a folder"
-                )
-            self._ranks = RankFiles(folder, trainer)
-        if self.predictions and folder is not None and (share is not None or trainer.is_global_zero):
-            place = folder if self._ranks is None else self._ranks.predictions
-            self._writer = PredictionWriter(place, None if state is None else state["predictions"])
+        if share is not None and folder is None:
+            raise ValueError(
+                "shard='domain' needs a place where processes leave what they measured: give the Trainer a "
+                "default_root_dir, or the Recorder a folder"
+            )
+        if self._predicted is not None and self.predictions and folder is not None:
+            check_parts(folder, self._predicted)  # before anything is changed
         self._hook = module.register_forward_hook(self._see)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
     def _begin(self, trainer: Trainer) -> None:
         """Replace the files of an earlier run: beside this one's they would pass for its results."""
-        if not self._active or self._folder is None or not trainer.is_global_zero:
+        if not self._active or self._folder is None:
             return
-        for name in () if self._checkpointed else _WRITTEN:
-            (Path(self._folder) / name).unlink(missing_ok=True)
-        if self._measurement.stream is not None:
-            self._measurement.stream.save(Path(self._folder) / "stream.npz")
+        folder, share = Path(self._folder), _share(trainer)
+        if trainer.is_global_zero:
+            for name in () if self._checkpointed else _WRITTEN:
+                (folder / name).unlink(missing_ok=True)
+            if self._measurement.stream is not None:
+                self._measurement.stream.save(folder / "stream.npz")
+        self._ranks = RankFiles(folder, trainer) if share is not None else None
+        if self.predictions and (share is not None or trainer.is_global_zero):
+            place = folder if self._ranks is None else self._ranks.predictions
+            self._writer = PredictionWriter(place, self._predicted)
 
     def run_folder(self, trainer: Trainer) -> str | None:
         """Return the folder that the result files go to, None if there is none; all processes have to ask together."""
-        # Without a logger Lightning's log directory is the current one, where nobody asked for files.
+        # Without a logger Lightning's log directory is the current one, where no files are expected.
         given = trainer.loggers or Path(trainer.default_root_dir) != Path.cwd()
         return self.folder or (trainer.log_dir if given else None)
 
@@ -161,7 +148,7 @@ class Recorder(Callback):
                 f"the step of {type(module).__name__} does not call self(images), so its predictions cannot be "
                 "recorded: let it call self(images), or remove the Recorder from the callbacks"
             )
-        adapter, measurement = _adapter(trainer), self._measurement
+        adapter, measurement = find_callback(trainer, Adapter), self._measurement
         self._engine = adapter.engine if adapter is not None else None
         readings = self._engine.net.readings if self._engine is not None else {}
         seen = measurement.add(batch_idx, loader, self._logits.detach(), labels, readings, self._began)
@@ -201,17 +188,17 @@ class Recorder(Callback):
             self._measurement.close_all()
             self._finished = self._writer
             self._close_predictions(keep_parts=True)
-            self.results = self._compute(trainer, self._measurement, self._cost(), self._measurement.complete)
+            self.results = self._build(trainer, self._measurement, self._passes(), self._measurement.complete)
         self._ended = True
         assert self.results is not None
         log_results(trainer, self.results)
 
     def _end(self, trainer: Trainer) -> None:
-        """Write the results, and take away what only a run in progress needs.
+        """Write the results, and remove the files that only a run in progress needs.
 
-        Results that say they are complete come last: whoever reads them finds all else complete, curves included.
+        Results that are marked complete are written last: all other files, curves included, are complete then.
         """
-        self._look_no_longer()
+        self._remove_hook()
         if not self._ended:
             return
         self._ended = False
@@ -225,7 +212,7 @@ class Recorder(Callback):
             self._finished.discard()
             self._finished = None
 
-    def _look_no_longer(self) -> None:
+    def _remove_hook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -234,7 +221,7 @@ class Recorder(Callback):
         """Write the domains that are finished."""
         began = time.perf_counter()
         if self._ranks is None:
-            self.results = self._compute(trainer, self._measurement, self._cost(), complete=False)
+            self.results = self._build(trainer, self._measurement, self._passes(), complete=False)
             if self._folder is not None and trainer.is_global_zero:
                 write_results(self._folder, self.results)
             self._note_writing(began)
@@ -242,7 +229,7 @@ class Recorder(Callback):
         self._write_part(self._ranks)
         if trainer.node_rank == 0:  # the others cannot be sure of what they see of its files
             whole, cost = self._merged(list(self._ranks.read().values()))
-            self.results = self._compute(trainer, whole, cost, complete=False)
+            self.results = self._build(trainer, whole, cost, complete=False)
             assert self._folder is not None, "processes that have parts leave them in the run's folder"
             write_results(self._folder, self.results)
         self._note_writing(began)
@@ -255,23 +242,13 @@ class Recorder(Callback):
     # -- several processes, each with domains of its own
 
     def _write_part(self, ranks: RankFiles) -> None:
-        ranks.write({"measurement": self._measurement.part(), "cost": list(self._cost())})
+        ranks.write({"measurement": self._measurement.part(), "cost": list(self._passes())})
 
-    def _merged(self, parts: list[dict[str, Any]]) -> tuple[Measurement, _Cost]:
+    def _merged(self, parts: list[dict[str, Any]]) -> tuple[Measurement, Passes]:
         stream = self._measurement.stream
         assert stream is not None, "only a stream is divided"
         whole = Measurement.merged(stream, self.ignore_index, [part["measurement"] for part in parts])
-        costs = [_Cost(*part["cost"]) for part in parts]
-        memory = [cost.memory for cost in costs if cost.memory is not None]
-        cost = _Cost(
-            forwards=sum(cost.forwards for cost in costs),
-            backwards=sum(cost.backwards for cost in costs),
-            seconds=max(cost.seconds for cost in costs),  # they ran side by side
-            memory=max(memory) if memory else None,
-            parameters=max(cost.parameters for cost in costs),
-            bad_batches=sum(cost.bad_batches for cost in costs),
-        )
-        return whole, cost
+        return whole, Passes.merged([Passes(*part["cost"]) for part in parts])
 
     def _finish_together(self, trainer: Trainer, ranks: RankFiles) -> None:
         self._close_predictions()
@@ -282,7 +259,7 @@ class Recorder(Callback):
             whole.close_all()
             if self.predictions:
                 merge_predictions(ranks.folder.parent, ranks.prediction_files(), whole.domain_names())
-            self.results = self._compute(trainer, whole, cost, whole.complete)
+            self.results = self._build(trainer, whole, cost, whole.complete)
         self.results = trainer.strategy.broadcast(self.results)
 
     def _close_predictions(self, keep_parts: bool = False) -> None:
@@ -310,77 +287,20 @@ class Recorder(Callback):
         }
 
     def resume(self, state: dict[str, Any] | None) -> None:
-        """Let the next evaluation go on from what ``run_state()`` returned; None lets it begin anew."""
+        """Continue the next evaluation from what ``run_state()`` returned. None starts a new one."""
         self._resumed = state
 
-    # -- results
+    def _passes(self) -> Passes:
+        return Passes.of(self._engine, self._measurement)
 
-    def _compute(self, trainer: Trainer, measurement: Measurement, cost: _Cost, complete: bool) -> Results:
-        module = trainer.lightning_module
-        rows = measurement.rows()
-        mean, weighted_mean = summarize(rows)
-        adapter = _adapter(trainer)
-        source: Any = getattr(module, "source", None)
-        results: Any = {
-            "schema": 1,
-            "complete": complete,
-            "method": type(adapter).__name__ if adapter is not None else "Source",
-            "model": type(module).__name__,
-            "network": str(module.hparams.get("encoder", type(module).__name__)),
-            "classes": measurement.classes,
-            "seed": global_seed(),
-            "protocol": self._protocol(trainer, adapter, measurement, rows),
-            "domains": rows,
-            "mean": mean,
-            "weighted_mean": weighted_mean,
-            **measurement.overall(),
-            **digest(rows),
-            "curve": measurement.curve.values(),
-            "cost": _described(cost, measurement),
-            "source": cast(Source, source) if isinstance(source, dict) else {"file": None, "sha256": None},
-            "environment": environment(trainer),
-        }
-        if adapter is not None and adapter.engine is not None and adapter.on_bad_batch != "error":
-            results["bad_batches"] = cost.bad_batches
-        if measurement.readings:
-            results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
-        return cast(Results, results)
-
-    def _protocol(self, trainer: Trainer, adapter: Adapter | None, measurement: Measurement, rows: list[Any]) -> Any:
-        stream, data = measurement.stream, getattr(trainer, "datamodule", None)
-        severities = (
-            sorted({domain.severity for domain in stream.domains if domain.severity}) if stream is not None else []
-        )
-        method = adapter.protocol() if adapter is not None else dict.fromkeys(_METHOD_FIELDS)
-        order: StreamOrder | None = getattr(data, "order", None) if stream is not None else None
-        return {
-            "stream": type(order).__name__ if order is not None else None,
-            "stream_args": order.describe() if order is not None else {},
-            "stream_hash": stream.hash if stream is not None else None,
-            "severity": severities[0] if len(severities) == 1 else severities,
-            "samples": len(stream) if stream is not None else sum(row["samples"] for row in rows),
-            "batch_size": measurement.largest_batch,
-            "sharding": adapter.shard if adapter is not None and trainer.world_size > 1 else None,
-            **_data_protocol(data),
-            **method,
-        }
-
-    def _cost(self) -> _Cost:
-        engine = self._engine
-        return _Cost(
-            forwards=engine.net.forwards if engine is not None else float(self._measurement.batches),
-            backwards=engine.backwards if engine is not None else 0.0,
-            seconds=self._measurement.seconds,
-            memory=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-            parameters=sum(p.numel() for p in engine.net.parameters) if engine is not None else 0,
-            bad_batches=engine.bad_batches if engine is not None else 0,
-        )
+    def _build(self, trainer: Trainer, measurement: Measurement, passes: Passes, complete: bool) -> Results:
+        return build_results(trainer, find_callback(trainer, Adapter), measurement, passes, complete)
 
     # -- Lightning
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Get ready to record."""
-        adapter = _adapter(trainer)
+        adapter = find_callback(trainer, Adapter)
         self._output = None if adapter is None else adapter.output
         self._start(trainer, pl_module)
 
@@ -421,16 +341,16 @@ class Recorder(Callback):
     on_validation_epoch_end = on_test_epoch_end
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the results, and look no longer."""
+        """Write the results, and remove the forward hook."""
         self._end(trainer)
 
     on_validation_end = on_test_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what is finished, and look no longer."""
+        """Write the finished domains, and remove the forward hook."""
         if self._hook is None:
             return
-        self._look_no_longer()
+        self._remove_hook()
         try:
             if not self._ended and self._measurement.unwritten:
                 self._write_progress(trainer)
@@ -449,52 +369,6 @@ class Recorder(Callback):
 def _share(trainer: Trainer) -> Any:
     """Return the numbers of the batches that this process measures, None where it measures all."""
     return None if trainer.validating else getattr(getattr(trainer, "datamodule", None), "share", None)
-
-
-def _reading(measurement: Measurement, steps: int) -> Reading:
-    rows = measurement.reading(steps)
-    return {"steps": steps, "domains": rows, "mean": summarize(rows)[0]}
-
-
-def _described(cost: _Cost, measurement: Measurement) -> Any:
-    batches = max(1, measurement.batches)
-    return {
-        "forwards_per_batch": cost.forwards / batches,
-        "backwards_per_batch": cost.backwards / batches,
-        "peak_memory_bytes": cost.memory,
-        "images_per_second": measurement.images / cost.seconds if cost.seconds else 0.0,
-        "adapted_parameters": cost.parameters,
-    }
-
-
-def environment(trainer: Trainer) -> dict[str, Any]:
-    """Return what besides configuration and data a result may depend on."""
-    device = trainer.strategy.root_device
-    return {
-        "ttalight": __version__,
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-        "processes": trainer.world_size,
-        "precision": str(trainer.precision),
-    }
-
-
-def _adapter(trainer: Trainer) -> Adapter | None:
-    return next((callback for callback in trainer.callbacks if isinstance(callback, Adapter)), None)  # type: ignore[attr-defined]
-
-
-def _data_protocol(data: Any) -> dict[str, Any]:
-    """Return what a data module says of itself, and its name: its ``dataset`` where that is one, else its class."""
-    if data is None:
-        return {}
-    name = getattr(data, "dataset", None)
-    described = getattr(data, "protocol", None) if isinstance(data, ImageDataModule) else None
-    own = described() if callable(described) else {}
-    return {"data": name if isinstance(name, str) else type(data).__name__, **own}
 
 
 def _labels(batch: Any) -> Tensor:

@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.recorder import Recorder
+from ttalight.callbacks.search import callbacks_of, find_callback
 
 __all__ = ["TERMINATED", "Termination", "spawned"]
 
@@ -116,7 +117,7 @@ class Termination(Callback):
         if shard == "batch":
             self._decide(trainer)
         elif shard == "domain":
-            recorder = next(callback for callback in _callbacks(trainer) if isinstance(callback, Recorder))
+            recorder = next(callback for callback in callbacks_of(trainer) if isinstance(callback, Recorder))
             self.ends = recorder.ends_everywhere(self.received)
             self._take_over(trainer)
 
@@ -205,12 +206,7 @@ def _processes(trainer: Trainer) -> list[Any]:
     return processes
 
 
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return callbacks
-
-
 def _shard(trainer: Trainer) -> str | None:
     """Returns how the processes divide the run, None where they do not."""
-    adapter = next((callback for callback in _callbacks(trainer) if isinstance(callback, Adapter)), None)
+    adapter = find_callback(trainer, Adapter)
     return adapter.shard if adapter is not None and trainer.world_size > 1 else None

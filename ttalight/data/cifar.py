@@ -42,7 +42,7 @@ class CIFARDataModule(ImageDataModule):
     Validation images are taken from the training images: the last ``validation`` of a fixed, stratified random order,
     the same for every seed. Labels of the test images are for metrics only.
 
-    CIFAR-10.1 was collected anew by the recipe of CIFAR-10; what it replaces is the test set. It is read from
+    CIFAR-10.1 was collected again by the recipe of CIFAR-10; what it replaces is the test set. It is read from
     ROOT/CIFAR-10.1/cifar10.1_v6_data.npy and cifar10.1_v6_labels.npy, and the authors' first version from those with
     v4 in their names.
 

@@ -42,8 +42,7 @@ def write_corrupted(
 
     ``<corruption>.npy`` has the images of all severities, uint8 (S * N, H, W, 3), block after block; ``labels.npy`` the
     label of each; ``corruptions.json`` says how they were made. The bytes are a function of the arguments and the
-    version of this package, however often the work was interrupted: the same call goes on with the corruption that
-    was not finished. More corruptions can be added later.
+    version of this package. After an interruption the same call continues with the corruption that was not finished.
 
     Args:
         data: The image set; of its own settings, ``limit`` counts here.
@@ -72,42 +71,60 @@ def write_corrupted(
     data.prepare_data()
     clean = data.load(split)
     count = len(clean) if data.limit is None else min(data.limit, len(clean))
-    clean_images = clean.images[: data.clean_needed(len(clean))]
-    labels = clean.labels[:count].numpy()
-    settings = {
-        "ttalight": __version__,
-        "source": _source(data, ImageArrays(clean.images[:count], clean.labels[:count])),
-        "split": split,
-        "samples": count,
-        "seed": seed,
-        "table": table,
-        "severities": list(severities),
-        "images_per_chunk": data.corruption_chunk,
-        "frost": frost_dir if frost_dir is not None else frost_source(None),
-    }
+    kept = ImageArrays(clean.images[:count], clean.labels[:count])
+    images = clean.images[: data.clean_needed(len(clean))]
     draws: dict[str, Any] = {"seed": seed, "table": table, "frost_dir": frost_dir}
     for name in names:  # what cannot work should fail before anything is written
         for severity in severities:
-            corrupt_chunk(clean_images[:1], name, severity, chunk=0, **draws)
+            corrupt_chunk(images[:1], name, severity, chunk=0, **draws)
     folder = Path(output)
-    _claim(folder, settings, names, overwrite)
-    write_npy(folder / LABELS, (len(severities) * count,), np.int64, (labels for _ in severities))
-    shape = (len(severities) * count, *clean.images.shape[2:], 3)
-    with tqdm(total=len(names) * shape[0], unit="image", mininterval=0.2 if sys.stderr.isatty() else 10) as bar:
-        for name in names:
+    _claim(folder, _settings(data, kept, split, severities, draws), names, overwrite)
+    parts = {name: _corrupt(images, name, severities, count, data.corruption_chunk, draws) for name in names}
+    _write_missing(folder, kept, len(severities), parts)
+    return folder
+
+
+def _settings(
+    data: ImageDataModule, clean: ImageArrays, split: str, severities: Sequence[int], draws: dict[str, Any]
+) -> dict[str, Any]:
+    """Return all that the bytes of the files depend on."""
+    return {
+        "ttalight": __version__,
+        "source": _source(data, clean),
+        "split": split,
+        "samples": len(clean),
+        "seed": draws["seed"],
+        "table": draws["table"],
+        "severities": list(severities),
+        "images_per_chunk": data.corruption_chunk,
+        "frost": draws["frost_dir"] if draws["frost_dir"] is not None else frost_source(None),
+    }
+
+
+def _write_missing(
+    folder: Path, clean: ImageArrays, severities: int, corrupted: dict[str, Iterator[npt.NDArray[np.uint8]]]
+) -> None:
+    """Write the labels, and the images of each corruption that has no file yet."""
+    images, labels = severities * len(clean), clean.labels.numpy()
+    write_npy(folder / LABELS, (images,), np.int64, (labels for _ in range(severities)))
+    shape = (images, *clean.images.shape[2:], 3)
+    with tqdm(total=len(corrupted) * images, unit="image", mininterval=0.2 if sys.stderr.isatty() else 10) as bar:
+        for name, parts in corrupted.items():
             bar.set_description(name, refresh=False)
             if (folder / f"{name}.npy").is_file():
-                bar.update(shape[0])
-                continue
-            parts = _corrupt(clean_images, name, severities, count, data.corruption_chunk, draws)
-            try:
-                write_npy(folder / f"{name}.npy", shape, np.uint8, _counted(parts, bar))
-            except OSError as error:
-                raise OSError(
-                    f"cannot write {name}.npy ({error}): the files before it are complete, and the same command goes "
-                    "on with this one"
-                ) from error
-    return folder
+                bar.update(images)
+            else:
+                _write(folder / f"{name}.npy", shape, _counted(parts, bar))
+
+
+def _write(file: Path, shape: tuple[int, ...], parts: Iterator[npt.NDArray[np.uint8]]) -> None:
+    try:
+        write_npy(file, shape, np.uint8, parts)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {file.name} ({error}): the files before it are complete, and the same command continues "
+            "with this one"
+        ) from error
 
 
 def _corrupt(
@@ -205,7 +222,7 @@ def main(args: Sequence[str] | None = None) -> None:
         folder = write_corrupted(**options.as_dict())
         sys.stdout.write(f"Corrupted images: {folder}\n")
     except KeyboardInterrupt:
-        sys.stderr.write("ttalight corrupt: interrupted; the same command goes on from here\n")
+        sys.stderr.write("ttalight corrupt: interrupted; the same command continues from here\n")
         raise SystemExit(130) from None
     except (OSError, ValueError) as error:
         sys.stderr.write(f"ttalight corrupt: error: {printable(' '.join(str(error).split()))}\n")

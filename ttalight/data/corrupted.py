@@ -1,4 +1,4 @@
-"""CIFAR-10-C and CIFAR-100-C: read as published, or made from the clean test images."""
+"""CIFAR-10-C and CIFAR-100-C, read from the public files or made from the clean test images."""
 
 from __future__ import annotations
 

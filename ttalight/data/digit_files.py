@@ -20,7 +20,7 @@ _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 
 
 def read_idx(path: Path) -> npt.NDArray[Any]:
-    """Read an array in the IDX format of MNIST, as published or still packed (.gz).
+    """Read an array in the IDX format of MNIST, plain or packed (.gz).
 
     Raises:
         ValueError: If the file is damaged or of another kind.
@@ -41,7 +41,7 @@ def read_idx(path: Path) -> npt.NDArray[Any]:
 
 
 def read_libsvm(path: Path, features: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Read samples in LIBSVM's format, one a line: label, then index:value; packed with bzip2 if it says so (.bz2).
+    """Read samples in LIBSVM's format, one a line: label, then index:value; packed with bzip2 if its name ends in .bz2.
 
     Args:
         path: The file.

@@ -124,10 +124,10 @@ class DomainFoldersDataModule(ImageFolderDataModule):
 
     def load_domains(self) -> list[tuple[Domain, ImageArrays]]:
         """Return the domains of the stream, in the order of ``domains``."""
-        strangers = [name for name in self.domains if name not in self.sources]
-        if self.stream_split == "validation" and strangers:
+        others = [name for name in self.domains if name not in self.sources]
+        if self.stream_split == "validation" and others:
             raise ValueError(
-                f"stream_split is validation, and {', '.join(strangers)} is not among the sources: hyper-parameters "
+                f"stream_split is validation, and {', '.join(others)} is not among the sources: hyper-parameters "
                 "are chosen on held-out images of the sources only"
             )
         return [

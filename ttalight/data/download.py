@@ -1,4 +1,4 @@
-"""Where data lies, and fetching published archives: checksums, resumed downloads, careful unpacking."""
+"""Folders of data, and downloads of published archives: checksums, resumed downloads, safe unpacking."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def file_md5(path: Path) -> str:
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
-    """Download a file unless it is there already; a download that broke off goes on where it stopped.
+    """Download a file unless it is there already; a download that broke off continues where it stopped.
 
     Args:
         url: Where the file is published.
@@ -85,7 +85,7 @@ def _receive(url: str, part: Path, path: Path) -> None:
             return
         arrived = part.stat().st_size if part.is_file() else 0
         raise ConnectionError(
-            f"the download of {url} stopped after {arrived:,} bytes ({error}): run the same again to go on from there, "
+            f"the download of {url} stopped after {arrived:,} bytes ({error}): run the same again to continue, "
             f"or get the file by other means and put it at {path}"
         ) from error
 

@@ -1,4 +1,4 @@
-"""What is in a folder of images: hidden entries are left out, and links never lead in circles."""
+"""Entries of a folder of images. Hidden ones are left out, and links never lead in circles."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _listed(folder: str) -> tuple[list[str], list[str]]:
 
 
 def _contains(link: str, folder: str) -> bool:
-    """Whether a link leads to a folder or to one above it."""
+    """Return whether a link leads to a folder or to one above it."""
     target, inner = Path(os.path.realpath(link)), Path(os.path.realpath(folder))
     return target in (inner, *inner.parents)
 

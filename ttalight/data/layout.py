@@ -63,7 +63,7 @@ class CorruptedFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether there is anything to read."""
+        """Return whether there is anything to read."""
         return bool(self._arrays())
 
     def _arrays(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What every image data module shares: loaders, streams over corrupted domains, and the cast on the device."""
+"""The base of image data modules: loaders, streams over corrupted domains, and the cast on the device."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def _device(self) -> torch.device:
-        """Where batches go; a GPU takes them from pinned memory while the host goes on."""
+        """The device of batches. A GPU takes them from pinned memory while the host continues."""
         return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
     def teardown(self, stage: str) -> None:

@@ -36,7 +36,7 @@ class PartialLoader(CombinedLoader):
 
     @property
     def limits(self) -> list[int | float] | None:
-        """How many batches are left to deliver, at most; set as a number counted from the beginning of the stream."""
+        """The largest number of batches left to deliver, set as a number counted from the beginning of the stream."""
         return super().limits
 
     @limits.setter

@@ -144,5 +144,5 @@ def _rows(table: Path) -> list[list[str]]:
 
 
 def _is_row(row: list[str], classes: dict[str, int]) -> bool:
-    """Whether a row has the name of a file in the folder of images, and a class."""
+    """Return whether a row has the name of a file in the folder of images, and a class."""
     return len(row) == 2 and row[1] in classes and Path(row[0]).name == row[0] and "\0" not in row[0]

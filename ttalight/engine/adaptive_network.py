@@ -121,9 +121,13 @@ class AdaptiveNetwork(Network):
         if penalty_gradient is not None:
             vector, value = penalty_gradient
             loss = loss + value
-            for parameter, part in zip(self.parameters, divide(vector, self.parameters), strict=True):
-                parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
-            self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            parts = divide(vector, self.parameters)
+            if len(self._gradients) == len(parts):
+                torch._foreach_add_(self._gradients, parts)
+            else:
+                for parameter, part in zip(self.parameters, parts, strict=True):
+                    parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+                self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         self.backwards += self.pending_forwards
         self.pending_forwards = 0.0
         self._reduced = loss, kept

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,17 +16,26 @@ from torch import Tensor, nn
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.state import State
-from ttalight.models.admission import Admission
-from ttalight.models.call import Call
+from ttalight.models.admission import Admission, pixel_fault
+from ttalight.models.call import Call, present_autocast
 from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
-from ttalight.untrusted import difference
+from ttalight.seeding import global_generators
+from ttalight.untrusted import Between, difference
 
 __all__ = ["Engine", "release"]
 
-#: The form of every captured state, and the parts of one whose method is not configured.
-_FACTS = {"classifier": None, "rows": None, "possible": None}
-_FORM = {"method": "", "configured": True, "facts": _FACTS, "size": [], "passes": [0, 0]}
 _EMPTY: dict[str, Any] = {"tensors": {}, "source": {}, "optimizer": None}
+#: The form of every captured state.
+_COUNT = Between(0, 2**62)
+_FORM = _EMPTY | {
+    "method": str,
+    "configured": bool,
+    "facts": {"classifier": None, "rows": None, "possible": None},
+    "size": list,
+    "counters": {field.name: _COUNT for field in fields(Counters)} | {"visit": Between(-1, 2**62)},
+    "passes": [Between(0.0, 2.0**62)] * 2,
+    "before_probe": None,
+}
 #: Batches after which a method without a step is reported.
 MANY = 50
 
@@ -68,10 +76,9 @@ class Engine:
         self.admission = Admission(next(floats, torch.get_default_dtype()), self._try)
         #: What the method changes. None before the first batch.
         self.state: State | None = None
-        #: Whether the next announcement is of the visit that a restored state is in the middle of.
-        self.keeps_place = False
         self._takeover: Takeover | None = None
-        self._boundary = self._probing = False
+        #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
+        self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
         method.check(self.net)
         if getattr(method, "terms", None):
@@ -107,7 +114,7 @@ class Engine:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step would trace the optimizer too
     def __call__(self, images: Tensor, call: Call | None = None) -> Any:
-        """Adapt to a batch and return its logits, free of any graph, in the structure that the network returns.
+        """Adapt to a batch and return its logits, without a graph, in the structure that the network returns.
 
         Args:
             images: (B, 3, H, W).
@@ -117,10 +124,9 @@ class Engine:
             self.attach()
         net, state, device = self.net, self.state, images.device.type
         is_cast = torch.is_autocast_enabled(device)
-        net.call, net.precision = call, _autocast(device) if is_cast else nullcontext
-        before = replace(net.counters), net.forwards, net.backwards, net.last, self._boundary, self._before_probe
-        fallbacks, moved = list(map(operator.attrgetter("fallbacks"), net.norms)), net.guard.moved
-        generators = _global_generators(images.device)
+        net.call, net.precision = call, present_autocast(device) if is_cast else nullcontext
+        before = replace(net.counters), net.forwards, net.backwards, net.last, net.guard.moved, self._boundary
+        generators = global_generators(images.device)
         draws = [generator.get_state() for generator in generators]
         off = torch.autocast(device, enabled=False) if is_cast else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), off:
@@ -132,15 +138,12 @@ class Engine:
                 if net.counters.batches in (1, MANY):
                     self.method.check_progress(net, logits)
             except BaseException:
-                net.counters, net.forwards, net.backwards, net.last, self._boundary, self._before_probe = before
-                for norm, count in zip(net.norms, fallbacks, strict=True):
-                    norm.fallbacks = count
                 if state is not None:
                     state.rollback()
                 else:
                     self._unconfigure()
                     self._detach()
-                net.guard.moved = moved
+                net.counters, net.forwards, net.backwards, net.last, net.guard.moved, self._boundary = before
                 for generator, drawn in zip(generators, draws, strict=True):
                     generator.set_state(drawn)
                 raise
@@ -163,8 +166,6 @@ class Engine:
         if self.state is None and guard.is_pixels_finite() and fault is None:
             self._configure()
         if self.state is not None:
-            if self._probing and self._before_probe is None:
-                self._before_probe = self.capture()
             is_reset, self._boundary = self._reset_is_due(), False
             if is_reset:
                 self.state.reset()
@@ -210,12 +211,7 @@ class Engine:
     def _predict_bad(self, images: Tensor, fault: Exception | None, logits: Tensor | None) -> Tensor:
         """Return the logits of a bad batch, those of the method where there are any, and count it."""
         counters, policy = self.net.counters, self.method.on_bad_batch
-        if fault is None:
-            bad = int(images.isfinite().flatten(1).all(1).logical_not_().sum())
-            fault = ValueError(
-                f"{bad} of {len(images)} images in batch {counters.batch} of visit {max(counters.visit, 0)} (counted "
-                "from 0) have NaN or infinite pixels: repair them or take them away. Nothing was adapted to this batch"
-            )
+        fault = fault or pixel_fault(images, counters.batch, counters.visit)
         if policy == "error":
             raise fault
         if counters.bad_batches == 0:
@@ -228,17 +224,10 @@ class Engine:
 
     def _predict_source(self) -> Tensor:
         """Return the logits of the source model."""
-        net, live = self.net, [] if self.state is None else list(self.state.live.values())
+        net = self.net
         assert net.images is not None
-        before = [value.detach().clone() for value in live]
-        with net.as_source():
-            try:
-                if live and self.state is not None:
-                    torch._foreach_copy_(live, self.state.source)
-                logits = net(net.images).logits
-            finally:
-                if live:
-                    torch._foreach_copy_(live, before)
+        with self.at_source(), net.as_source():
+            logits = net(net.images).logits
         net.readings = {steps: logits for steps in self.method.read_at}
         return logits
 
@@ -263,8 +252,8 @@ class Engine:
     def announce(self) -> None:
         """Note that the next batch is the first of a new visit."""
         counters = self.net.counters
-        if self.keeps_place and counters.visit >= 0:
-            self.keeps_place = False
+        if self._keeps_place and counters.visit >= 0:
+            self._keeps_place = False
             return
         self._boundary = counters.visit >= 0
         counters.visit, counters.batch = counters.visit + 1, 0
@@ -283,20 +272,18 @@ class Engine:
 
     def probe(self, on: bool) -> None:
         """Begin or end a probe, whose batches are adapted to as any others and whose updates are discarded."""
-        self._probing = on
-        if not on and self._before_probe is not None and self.state is not None:
-            self.state.restore(self._before_probe)
-            self.net.counters, self._before_probe = Counters(**self._before_probe["counters"]), None
+        if on and self._before_probe is None:
+            self._before_probe = self.capture()
+        elif not on and self._before_probe is not None:
+            passes = {"passes": [self.net.forwards, self.net.backwards]}
+            self.restore(self._before_probe | passes, self._keeps_place)
 
     # -- counts, see ``Counters``
 
-    last = property(lambda self: self.net.last)
-    batches = property(lambda self: self.net.counters.batches)
-    updates = property(lambda self: self.net.counters.updates)
-    skipped = property(lambda self: self.net.counters.skipped)
-    recoveries = property(lambda self: self.net.counters.recoveries)
-    bad_batches = property(lambda self: self.net.counters.bad_batches)
-    backwards = property(lambda self: self.net.backwards)
+    last, backwards = property(attrgetter("net.last")), property(attrgetter("net.backwards"))
+    batches, updates = property(attrgetter("net.counters.batches")), property(attrgetter("net.counters.updates"))
+    skipped, recoveries = property(attrgetter("net.counters.skipped")), property(attrgetter("net.counters.recoveries"))
+    bad_batches = property(attrgetter("net.counters.bad_batches"))
 
     # -- states
 
@@ -320,36 +307,52 @@ class Engine:
             "before_probe": self._before_probe,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], keep_place: bool = False) -> None:
         """Continue from what ``capture`` returned, of an equal method on an equal network.
+
+        Args:
+            state: The state.
+            keep_place: Whether the next announced visit continues the one that the state was captured in.
 
         Raises:
             ValueError: If the state is another method's or another network's. Nothing has changed then.
         """
-        method, is_fresh = type(self.method).__name__, self.state is None
-        form = _FORM | _EMPTY | {"counters": asdict(self.net.counters), "before_probe": None}
+        is_fresh, facts = self.state is None, self.net.classifier.facts()
         try:
-            fault = difference(form, state) or (state["before_probe"] and difference(form, state["before_probe"]))
-            if fault or state["method"] != method:
-                raise ValueError(fault or f"it is of {state['method']!r:.50}")
-            if state["configured"] and is_fresh:
-                self.net.classifier.know(state["facts"], self.net.device)
-                with torch.inference_mode(False), torch.enable_grad():
-                    self._configure()
+            self._check(state)
             if self.state is not None:
                 self.state.restore(state) if state["configured"] else self.state.reset()
         except BaseException as error:
             if is_fresh:
                 self._unconfigure()
+                self.net.classifier.know(facts, self.net.device)
                 self._detach()
                 self.attach()
             if not isinstance(error, ValueError):
                 raise
-            name = type(self.net.module).__name__
-            raise ValueError(f"the adaptation state does not fit {method} on {name}: {error}") from None
-        self.net.counters, self._before_probe = Counters(**state["counters"]), state["before_probe"]
+            names = f"{type(self.method).__name__} on {type(self.net.module).__name__}"
+            raise ValueError(f"the adaptation state does not fit {names}: {error}") from None
+        self.net.counters, self._before_probe = _counters(state), state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
+        self._keeps_place = keep_place
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
+
+    def _check(self, state: Any) -> None:
+        """Configure the method if a state that nobody vouches for needs it; a ValueError if the state does not fit."""
+        fault = difference(_FORM, state) or difference([Between(1, 2**31)] * len(state["size"]), state["size"], "size")
+        probed = None if fault else state["before_probe"]
+        if probed is not None:
+            fault = difference(_FORM, probed, "before_probe")
+            fault = fault or ("before_probe is within a probe" if probed["before_probe"] is not None else None)
+        if fault or state["method"] != type(self.method).__name__:
+            raise ValueError(fault or f"it is of {state['method']!r:.50}")
+        if state["configured"] and self.state is None:
+            self.net.classifier.know(state["facts"], self.net.device)
+            with torch.inference_mode(False), torch.enable_grad():
+                self._configure()
+        for part in (state, probed):
+            if self.state is not None and part is not None and part["configured"]:
+                self.state.check(part)
 
     def to(self, device: torch.device) -> None:
         """Move the network and all adaptation state to a device."""
@@ -362,15 +365,9 @@ class Engine:
 
     @contextmanager
     def at_source(self) -> Iterator[None]:
-        """Restore the source for a while."""
-        state, counters = None if self.state is None else self.state.capture(), replace(self.net.counters)
-        self.reset()
-        try:
+        """Set weights, statistics and method state to the source for a while."""
+        with nullcontext() if self.state is None else self.state.at_source():
             yield
-        finally:
-            if self.state is not None and state is not None:
-                self.state.restore(state)
-            self.net.counters = counters
 
     def source_copy(self) -> nn.Module:
         """Return a copy of the network as it was before adaptation."""
@@ -381,15 +378,5 @@ class Engine:
         return module
 
 
-def _global_generators(device: torch.device) -> list[torch.Generator]:
-    """Return the global generators that networks on a device draw from."""
-    if device.type != "cuda":
-        return [torch.default_generator]
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return [torch.default_generator, torch.cuda.default_generators[index]]
-
-
-def _autocast(device: str) -> Callable[[], torch.autocast]:
-    """Return a maker of the autocast context that is in force now, for the network's passes."""
-    # Without the cache a cast made under no_grad cannot be mistaken for one that carries gradients.
-    return partial(torch.autocast, device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
+def _counters(state: dict[str, Any]) -> Counters:
+    return Counters(**{field.name: state["counters"][field.name] for field in fields(Counters)})

@@ -58,9 +58,9 @@ class Method(ABC):
         """Return the tensors that the method changes in place; they are reset and saved with the weights."""
         return {}
 
-    @abstractmethod
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Return a new optimizer of the trainable parameters."""
+        raise TypeError(f"{type(self).__name__} has trainable parameters but no optimizer: define make_optimizer")
 
     def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:  # noqa: B027
         """Warn of what the logits of the first and of the fiftieth batch show."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.engine.optimizer_state import adopted_state, optimizer_fault
 from ttalight.models.vectors import divide, flatten
 from ttalight.untrusted import difference
 
@@ -41,11 +46,11 @@ class State:
         net.source = self.source[:count]
         net.guard.watch(self._live[:count], self._live[count:])
         self._options = [] if net.optimizer is None else list(map(_options, net.optimizer.param_groups))
-        #: What ``begin`` saw and remembered: tensors, those that hold them all and copies of these, the optimizer.
+        #: What ``begin`` saw, the tensors that hold it, copies of these, and the optimizer's entries and options.
         self._seen: list[Any] = []
         self._tensors: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._is_packed = False
+        self._is_nested = False
         self._entries: dict[Any, dict[str, Any]] = {}
         self._groups: list[dict[str, Any]] = []
         self._whole: dict[str, Any] | None = None
@@ -53,44 +58,20 @@ class State:
     @torch.no_grad()
     def begin(self) -> None:
         """Remember the present values for ``rollback``."""
-        seen, optimizer = list[Any](self._live), self.net.optimizer
-        if optimizer is not None:
-            self._groups, self._entries, self._whole = list(map(dict, optimizer.param_groups)), {}, None
-            for parameter, entries in optimizer.state.items():
-                self._entries[parameter] = dict(entries)
-                seen.extend(entries.values())
+        optimizer = self.net.optimizer
+        seen = [*self._live, *_entries(optimizer)]
         if len(seen) != len(self._seen) or any(map(operator.is_not, seen, self._seen)):
-            self._seen, self._is_packed = seen, False
-            self._remember([value for value in seen if isinstance(value, Tensor)])
-        elif optimizer is not None and not self._is_packed:
-            self._pack(optimizer)
+            self._tensors = [*self._live, *_packed(optimizer)]
+            self._values = [value.detach().clone() for value in self._tensors]
+            kept = _entries(optimizer)
+            self._seen, self._is_nested = [*self._live, *kept], any(isinstance(value, (dict, list)) for value in kept)
+            states = () if optimizer is None else optimizer.state.items()
+            self._entries = {parameter: dict(entries) for parameter, entries in states}
         elif self._tensors:
             torch._foreach_copy_(self._values, self._tensors)
-        if optimizer is not None and any(isinstance(value, (dict, list)) for value in self._seen[len(self._live) :]):
-            self._whole = copy.deepcopy(optimizer.state_dict())
-
-    def _remember(self, tensors: list[Tensor]) -> None:
-        self._tensors, self._values = tensors, [value.detach().clone() for value in tensors]
-
-    def _pack(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lay the optimizer's tensors of a kind out as parts of one, which is copied in a fraction of the time."""
-        packed: list[Tensor] = []
-        parted: set[int] = set()
-        states = list(optimizer.state.values())
-        for name in states[0] if states else ():
-            parts = [entries.get(name) for entries in states]
-            if len({(part.dtype, part.device) if isinstance(part, Tensor) else None for part in parts}) > 1:
-                continue
-            if isinstance(parts[0], Tensor):
-                packed.append(flatten(parts))
-                for entries, part in zip(states, divide(packed[-1], parts), strict=True):
-                    entries[name] = part
-                    parted.add(id(part))
-        self._seen = [*self._live, *(value for entries in states for value in entries.values())]
-        self._entries = {parameter: dict(entries) for parameter, entries in optimizer.state.items()}
-        loose = [value for value in self._seen if isinstance(value, Tensor) and id(value) not in parted]
-        self._is_packed = True
-        self._remember([*loose, *packed])
+        if optimizer is not None:
+            self._groups = list(map(dict, optimizer.param_groups))
+            self._whole = copy.deepcopy(optimizer.state_dict()) if self._is_nested else None
 
     @torch.no_grad()
     def rollback(self) -> None:
@@ -104,15 +85,14 @@ class State:
             optimizer.load_state_dict(self._whole)
             return
         optimizer.state.clear()
-        optimizer.state.update(self._entries)
+        optimizer.state.update({parameter: dict(entries) for parameter, entries in self._entries.items()})
         for group, options in zip(optimizer.param_groups, self._groups, strict=True):
             group.update(options)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Restore weights, statistics, method state and optimizer to the source, bit for bit, and nothing else."""
-        if self._live:
-            torch._foreach_copy_(self._live, self.source)
+        self._set(self.source)
         if self.net.optimizer is not None:
             self.net.optimizer.state.clear()
             for group, options in zip(self.net.optimizer.param_groups, self._options, strict=True):
@@ -120,40 +100,59 @@ class State:
         self.net.guard.moved = False
         self.net.counters.updates_at_reset = self.net.counters.updates
 
+    @contextmanager
+    def at_source(self) -> Iterator[None]:
+        """Set weights, statistics and method state to those of the source for a while."""
+        before = [value.detach().clone() for value in self._live]
+        try:
+            self._set(self.source)
+            yield
+        finally:
+            self._set(before)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        if self._live:
+            torch._foreach_copy_(self._live, values)
+
     def capture(self) -> dict[str, Any]:
         """Return copies of all that later batches depend on: tensors and plain values only."""
         optimizer = self.net.optimizer
         return {
             "tensors": {name: value.detach().clone() for name, value in self.live.items()},
             "source": {name: value.clone() for name, value in self._method_source().items()},
-            "optimizer": None if optimizer is None else _unpacked(optimizer.state_dict()),
+            "optimizer": None if optimizer is None else tree_map(_copied, optimizer.state_dict()),
         }
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Check that ``restore`` can take over a state that nobody vouches for; a ValueError where it does not fit."""
+        tensors, optimizer, source = state["tensors"], self.net.optimizer, self._method_source()
+        fault = difference({"tensors": self.live}, state, whole=False)
+        odd = [f"{name!s:.60}" for name in tensors if name not in self.live] if fault is None else []
+        if odd:
+            fault = f"it has {', '.join(sorted(odd)[:5])}, which are not adapted here"
+        fault = fault or difference({"source": source}, state)
+        if fault is None:
+            named = {**dict(zip(self.live, self.source, strict=True)), **source}
+            seen = {**tensors, **{name: state["source"][name] for name in source}}
+            odd = [name for name, value in named.items() if _is_finite(value) and not _is_finite(seen[name])]
+            fault = f"{odd[0]} has values that are not finite" if odd else None
+        if fault is None and (optimizer is None) != (state["optimizer"] is None):
+            fault = "only one of both has an optimizer"
+        if fault is None and optimizer is not None:
+            fault = optimizer_fault(optimizer, state["optimizer"])
+        if fault is not None:
+            raise ValueError(fault)
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what ``capture`` returned; a ValueError, and no change, where it does not fit."""
-        source, optimizer, tensors = self._method_source(), self.net.optimizer, state["tensors"]
-        odd = sorted(map(str, tensors.keys() - self.live.keys()))
-        fault = f"it has {', '.join(odd[:5])}, which are not adapted here" if odd else None
-        fault = fault or difference({"tensors": self.live, "source": source}, state)
-        if fault is None and (optimizer is None) != (state["optimizer"] is None):
-            fault = "only one of both has an optimizer"
-        if fault is not None:
-            raise ValueError(fault)
-        self.begin()
-        try:
-            for name, value in self.live.items():
-                value.copy_(tensors[name])
-            if optimizer is not None:
-                optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-                for parameter, entries in optimizer.state.items():
-                    shapes = {value.shape for value in entries.values() if isinstance(value, Tensor) and value.ndim}
-                    if shapes - {parameter.shape}:
-                        raise ValueError(f"shapes {shapes} instead of {parameter.shape}")
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-            self.rollback()
-            raise ValueError(f"its optimizer is another one ({type(error).__name__}: {error})") from None
-        for name, value in source.items():
+        """Take over what ``capture`` returned."""
+        for name, value in self.live.items():
+            value.copy_(state["tensors"][name])
+        if self.net.optimizer is not None:
+            adopted = adopted_state(self.net.optimizer, state["optimizer"])
+            self.net.optimizer.load_state_dict(copy.deepcopy(adopted))
+        for name, value in self._method_source().items():
             value.copy_(state["source"][name])
         self.net.guard.moved = True
 
@@ -163,16 +162,35 @@ class State:
         return {name: value for name, value in named if name.startswith("method.")}
 
 
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def _options(group: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a parameter group without its parameters."""
-    values = {name: value for name, value in group.items() if name != "params"}
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {name: _copied(value) for name, value in group.items() if name != "params"}
 
 
-def _unpacked(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of an optimizer's state whose tensors share no memory."""
-    entries = {
-        key: {name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in own.items()}
-        for key, own in state["state"].items()
-    }
-    return {**copy.deepcopy({name: value for name, value in state.items() if name != "state"}), "state": entries}
+def _entries(optimizer: Optimizer | None) -> list[Any]:
+    """Return what an optimizer keeps of its parameters."""
+    return [] if optimizer is None else [value for own in optimizer.state.values() for value in own.values()]
+
+
+def _packed(optimizer: Optimizer | None) -> list[Tensor]:
+    """Return tensors that hold all that an optimizer keeps, few of them, which are copied in a fraction of the time."""
+    if optimizer is None or not optimizer.state:
+        return []
+    states, packed = list(optimizer.state.values()), []
+    for name in states[0]:
+        parts = [entries.get(name) for entries in states]
+        if {type(part) for part in parts} == {Tensor} and len({(part.dtype, part.device) for part in parts}) == 1:
+            packed.append(flatten(parts))
+            for entries, part in zip(states, divide(packed[-1], parts), strict=True):
+                entries[name] = part
+    known = {value.untyped_storage().data_ptr() for value in packed}
+    loose = (value for value in _entries(optimizer) if isinstance(value, Tensor))
+    return [*packed, *(value for value in loose if value.untyped_storage().data_ptr() not in known)]
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())

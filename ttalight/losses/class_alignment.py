@@ -41,7 +41,7 @@ def hybrid_targets(similarities: Tensor, logits: Tensor, top_k: int = 10, share:
 
 
 def class_alignment(similarities: Tensor, targets: Tensor) -> Tensor:
-    """How far features are from the classes that soft targets name, (B,): -log(sum_k q_k exp(s_k) / sum_j exp(s_j)).
+    """Return the distance of features to the classes of soft targets, (B,): -log(sum_k q_k exp(s_k) / sum_j exp(s_j)).
 
     Same source as ``hybrid_targets``, whose authors call it InfoNCE, at a temperature of 1.
 

@@ -47,7 +47,7 @@ def clustering_loss(logits: Tensor, groups: int = 1, variant: Literal["paper", "
     log_p = bounded(log_probabilities(logits, dim=2))
     conditional = -(log_p.exp() * log_p).sum(2).mean((0, 2))
     if variant == "paper":
-        # The mean is taken among logarithms, so that a cluster that nobody chooses has a finite one.
+        # The mean is taken among logarithms, so that a cluster without members has a finite one.
         log_mean = log_p.logsumexp((0, 3)) - math.log(log_p.shape[0] * log_p.shape[3])
         marginal = (log_mean.exp() * log_mean).sum(1)
     else:

@@ -1,4 +1,4 @@
-"""What losses over cosine similarities share: checks, unit vectors in full precision, candidates of all ranks."""
+"""Parts of losses over cosine similarities: checks, unit vectors in full precision, candidates of all ranks."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ttalight.metrics.functional import (
 
 
 class ClassificationValues(TypedDict):
-    """What :meth:`StreamingClassification.compute` returns.
+    """Values that :meth:`StreamingClassification.compute` returns.
 
     ``accuracy``, ``error``, ``top5``, ``ece``, ``diversity`` and ``miou`` are in [0, 1], ``brier`` in [0, 2], ``nll``
     and ``entropy`` in nats. ``top5`` is None for five classes and fewer, ``miou`` for anything but dense predictions.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "pixel_fault"]
 
 
 class Admission:
@@ -81,3 +81,18 @@ class Admission:
             return fault
         self.sizes.append(images.shape[1:])
         return None
+
+
+def pixel_fault(images: Tensor, batch: int, visit: int) -> ValueError:
+    """Return the error of a batch with pixels that are not finite.
+
+    Args:
+        images: (B, C, H, W).
+        batch: Number of the batch in its visit.
+        visit: Number of the visit.
+    """
+    bad = int(images.isfinite().flatten(1).all(1).logical_not_().sum())
+    return ValueError(
+        f"{bad} of {len(images)} images in batch {batch} of visit {max(visit, 0)} (counted from 0) have NaN or "
+        "infinite pixels: repair them or take them away. Nothing was adapted to this batch"
+    )

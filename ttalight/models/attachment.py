@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import copyreg
-import operator
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-__all__ = ["StandIn", "attach_forward", "detach_forward"]
+__all__ = ["attach_forward", "detach_forward"]
 
 #: Attributes of a module whose forward is replaced: whether it is, and the forward that its instance carried.
 _ATTACHED, _CARRIED = "_ttalight_attached", "_ttalight_carried_forward"
@@ -81,37 +80,3 @@ def _with_own_dicts(state: Any) -> Any:
     if type(state) is tuple:
         return tuple(map(_with_own_dicts, state))
     return copy.copy(state) if isinstance(state, dict) else state
-
-
-class StandIn:
-    """A forward that an instance carries for a while; copies and pickles of the instance have its own one.
-
-    For modules whose class must stay what it is. Set it as the attribute ``forward`` of the module.
-
-    Args:
-        module: The module.
-        forward: Takes what the module's own forward takes.
-    """
-
-    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self.module, self.forward = module, forward
-        self._carried: Callable[..., Any] | None = vars(module).get("forward")
-        module.forward = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the forward."""
-        return self.forward(*args, **kwargs)
-
-    def end(self) -> None:
-        """Restore the module's own forward."""
-        if self._carried is None:
-            vars(self.module).pop("forward", None)
-        else:
-            self.module.forward = self._carried
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # In functions that files can be read with where this package is not. A module that is being made has the
-        # forward of its class.
-        if self._carried is None:
-            return getattr, (self.module, "forward")
-        return operator.getitem, ((self._carried,), 0)

@@ -35,7 +35,7 @@ class BatchShard:
 
     @property
     def valid(self) -> int:
-        """How many images at the beginning of this rank's slice are none that were repeated."""
+        """The number of images at the beginning of this rank's slice that are not repeated ones."""
         return min(max(self.images - self.rank * self.rows, 0), self.rows)
 
     def __call__(self, forward: Callable[[Tensor], Any], images: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""How a model is called: by which arguments, and with an input of its own where it changes that in place."""
+"""Calls of a model with the images and further arguments."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ttalight.models.outputs import map_tensors
 
-__all__ = ["Call", "split_call"]
+__all__ = ["Call", "present_autocast", "split_call"]
 
 
 class Call:
@@ -47,6 +48,16 @@ class Call:
         """
         args, kwargs = map_tensors((self.args, self.kwargs), partial(_rows, keep, images))
         return Call(args, kwargs, self.name)
+
+
+def present_autocast(device: str) -> Callable[[], torch.autocast]:
+    """Return a maker of the autocast context that is in force now, for passes under another one.
+
+    Args:
+        device: Type of the device.
+    """
+    # Without the cache a cast made under no_grad cannot be mistaken for one that carries gradients.
+    return partial(torch.autocast, device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
 
 
 def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Call | None]:

@@ -46,7 +46,6 @@ def _choose(layer: NormLayer, x: Tensor) -> None:
     has_own = module.running_mean is not None
     mode = layer.mode if layer.mode != "source" or has_own else "batch"
     if mode != "source" and x.numel() == x.shape[1] and has_own:
-        layer.fallbacks += not layer.passes.repeating
         mode = "source"
     module.training, module.track_running_stats = False, has_own
     if mode in ("alpha", "prior") and has_own:

@@ -1,4 +1,4 @@
-"""What the networks for 32-pixel images share: timm's interface around stages of convolutions."""
+"""The base of the networks for 32-pixel images: timm's interface around stages of convolutions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the classifier of a model reads in each pass."""
+"""Features that the classifier of a model reads in each pass."""
 
 from __future__ import annotations
 
@@ -91,11 +91,17 @@ class ClassifierHook:
             ValueError: If it is not that.
         """
         name, rows, possible = (facts[key] for key in ("classifier", "rows", "possible"))
-        tensors = [value for value in (rows, possible) if value is not None]
-        if not isinstance(name, (str, type(None))) or not all(isinstance(value, Tensor) for value in tensors):
-            raise ValueError("its 'facts' are not a classifier and its classes")
-        if name is not None:
-            self.found = Classifier(name, self._layer(name), None if rows is None else rows.to(device))
+        fits = isinstance(name, (str, type(None)))
+        fits = fits and _is_vector(rows, torch.int64) and _is_vector(possible, torch.bool)
+        layer = self._layer(name) if fits and name is not None else None
+        if fits and layer is not None:
+            weight: Tensor = layer.weight  # type: ignore[assignment]
+            chosen = torch.arange(len(weight)) if rows is None else rows
+            fits = len(chosen) > 0 and 0 <= int(chosen.min()) <= int(chosen.max()) < len(weight)
+            fits = fits and (possible is None or len(possible) == len(chosen))
+        if not fits:
+            raise ValueError("its facts are not a classifier and its classes")
+        self.found = None if layer is None else Classifier(name, layer, None if rows is None else rows.to(device))
         self.possible = None if possible is None else possible.to(device)
 
     def find(self, probe: Callable[[], Tensor]) -> Classifier:
@@ -119,3 +125,7 @@ class ClassifierHook:
         if self._attached is not None:
             detach_forward(self._attached)
         self._attached = self.features = self.found = self.possible = None
+
+
+def _is_vector(value: Any, dtype: torch.dtype) -> bool:
+    return value is None or (isinstance(value, Tensor) and value.ndim == 1 and value.dtype == dtype)

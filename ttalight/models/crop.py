@@ -10,7 +10,7 @@ __all__ = ["CenterCrop"]
 class CenterCrop(nn.Module):
     """Cut out the square centre of images.
 
-    Networks for 224 pixels are fed with images of 256, of which they look at the centre; whoever makes views of the
+    Networks for 224 pixels are fed with images of 256, of which they see the centre. A method that makes views of the
     images sees all of them. Views that are already of the right size, or smaller, pass unchanged.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which normalisation layers lie in front of the last block of a network."""
+"""Normalisation layers in front of the last block of a network."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def create_encoder(
 
     Returns:
         The encoder, in training mode. Its ``pretrained_cfg`` holds the mean and std that pretrained weights expect:
-        what a file brings along itself, else what timm says of the network.
+        the one in a file itself, else that of timm for the network.
 
     Raises:
         ValueError: If there is no such network, it has no stem to be replaced, or a weight file is unreadable or does
@@ -174,7 +174,7 @@ def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
 
 
 def with_normalisation(encoder: nn.Module, file: PublicWeights) -> None:
-    """Let an encoder's ``pretrained_cfg`` say what the weights loaded into it expect, if their file says so."""
+    """Set an encoder's ``pretrained_cfg`` to what the weights loaded into it expect, where their file names it."""
     if file.mean is not None:
         encoder.pretrained_cfg = {**_config(encoder), "mean": file.mean, "std": file.std}  # type: ignore[assignment]
 

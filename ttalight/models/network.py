@@ -1,4 +1,4 @@
-"""All that an adaptation method sees of a model, whoever wrote it."""
+"""The interface of a model to an adaptation method."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Outputs(NamedTuple):
 
 
 class Outputs(_Outputs):
-    """What one pass of the network gives, in fp32 (fp64 stays).
+    """Outputs of one pass of the network, in fp32 (fp64 stays).
 
     Args:
         logits: (B, C) or (B, C, H, W): classes are dimension 1.
@@ -81,7 +81,7 @@ class Network:
         #: What is true of the pass in progress.
         self.pass_state = self.norms[0].passes if self.norms else PassState()
         self.parameters: list[nn.Parameter] = []
-        #: Those of them that the method brought along, by name.
+        #: Those of them that are the method's own, by name.
         self.own: dict[str, nn.Parameter] = {}
         #: Values of ``parameters`` in the source model; there from the first batch on.
         self.source: list[Tensor] = []
@@ -170,10 +170,8 @@ class Network:
         self.forwards += batches
         if torch.is_grad_enabled():
             self.pending_forwards += batches
-        for part in self._modules:
-            if part.training:  # somebody called train() since
-                self.module.eval()
-                break
+        if any(map(attrgetter("training"), self._modules)):  # train() was called since
+            self.module.eval()
 
     # -- trainable parameters
 
@@ -182,7 +180,7 @@ class Network:
 
         Args:
             parameters: Parameters of the model.
-            own: Parameters that the method brings along, by name; they move, reset and are saved like the model's.
+            own: Parameters of the method, by name. They move, reset and are saved like the model's.
 
         Raises:
             ValueError: If there is none.
@@ -310,7 +308,7 @@ class Network:
 
     @contextmanager
     def with_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Run with other values of the free parameters for a while: teachers, anchors, averages.
+        """Run with other values of the trainable parameters for a while: teachers, anchors, averages.
 
         Args:
             weights: One tensor for each of ``parameters``, of the same shape; used as they are, not copied.
@@ -333,7 +331,7 @@ class Network:
 
     @property
     def possible_classes(self) -> Tensor:
-        """Which classes are not masked, boolean (C,), seen in the logits of a probe; ask for it in ``configure``."""
+        """The classes that are not masked, boolean (C,), seen in the logits of a probe; ask for it in ``configure``."""
         if self.classifier.possible is None:
             self.classifier.possible = possible_classes(self._probe())
         return self.classifier.possible
@@ -362,7 +360,7 @@ class Network:
     # -- the structure of what the model returns
 
     def rebuild_output(self, logits: Tensor, after: bool = False) -> Any:
-        """Return ``logits`` in the structure that the model returned: tensor, dict or dataclass, free of any graph.
+        """Return ``logits`` in the structure that the model returned: tensor, dict or dataclass, without a graph.
 
         The other parts are those of the pass that the logits come from. Where a method has changed the logits it is the
         first pass of the whole batch, or the last one; of parts that no such pass gave, there is None.

@@ -16,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from ttalight.distributed import global_moments
-from ttalight.models.attachment import StandIn, attach_forward, detach_forward
+from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.batch_shard import BatchShard
 from ttalight.models.batch_statistics import moments, move_running_statistics, normalize_by_batch, normalized
 from ttalight.models.carried_forward import normalize_by
+from ttalight.models.stand_in import StandIn
 
 __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "unmoved"]
 
@@ -33,7 +34,7 @@ _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 @dataclass
 class PassState:
-    """What is true of a network's pass in progress.
+    """The state of a network's pass in progress.
 
     Args:
         repeating: Whether it repeats one for its gradient, as checkpointing does: statistics do not move again.
@@ -58,7 +59,7 @@ class NormLayer:
 
     Only layers of the BatchNorm family have statistics to choose; for GroupNorm and LayerNorm every mode is the
     layer's own forward. A BatchNorm layer that sees a single value a channel cannot estimate a variance: it uses its
-    running statistics, and ``fallbacks`` counts how often.
+    running statistics.
 
     ``attach`` gives the layer a subclass of its own class whose forward is ``forward`` below. Copies and files of an
     attached layer are of the original class. A layer whose instance carries a forward of its own, as offloading hooks
@@ -76,7 +77,6 @@ class NormLayer:
         self.momentum = 0.1
         #: The batch's share in mode ``alpha``; the images N that the source statistics count as in mode ``prior``.
         self.alpha, self.prior = 0.1, 16.0
-        self.fallbacks = 0
         #: Whether statistics of a batch are summed up exactly whatever the layout; see ``normalize_by_batch``.
         self.exact = False
         #: What is true of the pass in progress, shared with the network's other layers.
@@ -249,7 +249,6 @@ class NormLayer:
                 raise ValueError(
                     f"layer {self.name} sees one value a channel and has no running statistics: use more images a batch"
                 )
-            self.fallbacks += not self.passes.repeating
             batch = False
         momentum = 0.0
         if batch and mean is not None and self._mode in ("alpha", "prior"):
@@ -333,18 +332,17 @@ def exact_statistics(norms: Sequence[NormLayer]) -> Iterator[None]:
 
 @contextmanager
 def unmoved(norms: Sequence[NormLayer]) -> Iterator[None]:
-    """Give what passes move its present value back: running statistics, and the count of fallbacks.
+    """Restore the running statistics that passes move.
 
     Args:
         norms: The layers.
     """
-    before = [([value.clone() for value in norm.statistics], norm.fallbacks) for norm in norms]
+    before = [[value.clone() for value in norm.statistics] for norm in norms]
     try:
         yield
     finally:
         with torch.no_grad():
-            for norm, (statistics, fallbacks) in zip(norms, before, strict=True):
-                norm.fallbacks = fallbacks
+            for norm, statistics in zip(norms, before, strict=True):
                 for value, earlier in zip(norm.statistics, statistics, strict=True):
                     value.copy_(earlier)
 

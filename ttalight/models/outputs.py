@@ -1,4 +1,4 @@
-"""What models return: a tensor, or a dict, dataclass, tuple or list that has the logits among other things."""
+"""Outputs of models: a tensor, or a dict, dataclass, tuple or list that has the logits among other things."""
 
 from __future__ import annotations
 

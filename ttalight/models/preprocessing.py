@@ -1,4 +1,4 @@
-"""How a pretrained network wants its images, by its own configuration."""
+"""Preprocessing of images for a pretrained network, by its own configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Preprocessing", "preprocessing_of"]
 
 
 class Preprocessing(NamedTuple):
-    """How images are prepared for a network.
+    """Preparation of images for a network.
 
     Attributes:
         mean: Channel means of the normalisation, RGB in [0, 1].

@@ -16,7 +16,7 @@ __all__ = ["PublicWeights", "classifier_names", "convert_state_dict", "numbers_a
 #: Where files have their weights: most, timm's, those of test-time training and MEMO, and K. Kireev et al.'s.
 _CONTAINERS = ("state_dict", "model", "net", "last")
 _PREFIXES = ("module.", "model.")
-#: Names of a normalisation of images in [0, 1] that a file brings along.
+#: Names of a normalisation of images in [0, 1] in a file.
 _NORMALISATIONS = (("mu", "sigma"), ("normalize.mean", "normalize.std"), ("mean", "std"))
 #: ResNets for 32-pixel images, as kuangliu/pytorch-cifar and RobustBench name them, in timm's names.
 _RESNET_NAMES = ((r"\.shortcut\.", ".downsample."), (r"^linear\.", "fc."))
@@ -24,11 +24,11 @@ _CLASSIFIERS = ("fc", "linear", "classifier", "head")
 
 
 class PublicWeights(NamedTuple):
-    """What a weight file holds.
+    """The content of a weight file.
 
     Attributes:
         weights: By the network's own names.
-        mean: Channel means of the normalisation that the file brings along; None if it has none.
+        mean: Channel means of the normalisation in the file. None if it has none.
         std: Its standard deviations.
     """
 

@@ -1,4 +1,4 @@
-"""How sure a difference of accuracies is: a paired bootstrap over the images."""
+"""Confidence intervals of differences of accuracies: a paired bootstrap over the images."""
 
 from __future__ import annotations
 

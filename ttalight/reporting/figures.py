@@ -21,7 +21,7 @@ __all__ = ["can_plot", "domain_figure", "iterations_figure", "require_matplotlib
 
 
 def can_plot() -> bool:
-    """Whether matplotlib is installed."""
+    """Return whether matplotlib is installed."""
     return find_spec("matplotlib") is not None
 
 
@@ -40,7 +40,7 @@ def domain_figure(results: Results) -> Figure:
     from matplotlib.figure import Figure
 
     rows = by_domain(results["domains"])
-    # 2 ** 16 pixels are matplotlib's limit, and nobody reads so many names.
+    # 2 ** 16 pixels are matplotlib's limit, and so many names cannot be read.
     figure = Figure(figsize=(min(2 + 0.6 * len(rows), 40), 4), layout="constrained")
     axes = figure.subplots()
     accuracy = [100 * (row["accuracy"] or 0.0) for row in rows]

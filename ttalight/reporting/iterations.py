@@ -25,7 +25,7 @@ class IterationCurves(NamedTuple):
 
 
 def has_iterations(results: Results) -> bool:
-    """Whether a run has predictions after fewer steps."""
+    """Return whether a run has predictions after fewer steps."""
     return bool(results.get("readings")) and results["protocol"]["steps"] is not None
 
 

@@ -30,7 +30,7 @@ def protocol_fields(results: Results) -> dict[str, str]:
     fields["source"] = " ".join(filter(None, [Path(file).as_posix() if file else None, digest and digest[:8]]))
     names = {"model": results.get("model", ""), "network": results.get("network", "")}
     if names["network"] == names["model"]:
-        del names["network"]  # a module of somebody else's, whose network has no name
+        del names["network"]  # a module of the user's, whose network has no name
     return {name: value for name, value in names.items() if value} | fields
 
 

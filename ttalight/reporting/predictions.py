@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from ttalight.untrusted import DAMAGE, check_archive, read_member
+from ttalight.untrusted import DAMAGE, Between, check_archive, difference, read_member
 
-__all__ = ["PREDICTIONS", "PredictionWriter", "merge_predictions", "read_predictions"]
+__all__ = ["PREDICTIONS", "PredictionWriter", "merge_predictions", "read_predictions", "writer_fault"]
 
 PREDICTIONS = "predictions.npz"
 
@@ -43,6 +43,31 @@ _EXPECTED: dict[str, tuple[str, Sequence[int]]] = {
 }
 
 
+def check_parts(folder: str | Path, state: Mapping[str, Any]) -> None:
+    """Check that the predictions of a run that is resumed are there.
+
+    Args:
+        folder: Folder of the run.
+        state: See ``PredictionWriter.state``.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if not _PARTS.fullmatch(str(state["parts"])):  # it would be cut back, and removed at the end
+        raise ValueError(f"the state of predictions names the folder {state['parts']!r:.60}: start the run again")
+    parts = Path(folder) / state["parts"]
+    for name, size in _sizes(state).items():
+        if not (parts / name).is_file() or (parts / name).stat().st_size < size:
+            raise ValueError(
+                f"the first {state['count']} predictions of the run to resume are not in {parts} any more: start the "
+                "run again"
+            )
+
+
+def _sizes(state: Mapping[str, Any]) -> dict[str, int]:
+    return {name: state["count"] * kind.itemsize * math.prod(state["shapes"][name]) for name, kind in _TYPES.items()}
+
+
 class PredictionWriter:
     """Writes predictions batch by batch, without holding them in memory.
 
@@ -65,34 +90,25 @@ class PredictionWriter:
 
     def __init__(self, folder: str | Path, state: Mapping[str, Any] | None = None) -> None:
         self.target = Path(folder) / PREDICTIONS
-        if state is not None and not _PARTS.fullmatch(str(state["parts"])):
-            # It would be cut back, and removed at the end.
-            raise ValueError(f"the state of predictions names the folder {state['parts']!r:.60}: start anew")
+        if state is not None:
+            check_parts(folder, state)
         self._parts = Path(folder) / (f".{PREDICTIONS}.{os.getpid()}.parts" if state is None else str(state["parts"]))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._count = 0
+        self._files: dict[str, BinaryIO] = {}
+        if state is not None:
+            self._resume(state)
         for left in Path(folder).glob(f".{PREDICTIONS}.*.parts"):  # by a run that was killed
             if state is None or left != self._parts:
                 shutil.rmtree(left, ignore_errors=True)
-        self._files: dict[str, BinaryIO] = {}
         if state is None:
             self._parts.mkdir(parents=True, exist_ok=True)
             self._files = {name: open(self._parts / name, "wb") for name in _TYPES}
-        else:
-            self._go_on(state)
 
-    def _go_on(self, state: Mapping[str, Any]) -> None:
+    def _resume(self, state: Mapping[str, Any]) -> None:
         self._count = state["count"]
         self._shapes = {name: tuple(shape) for name, shape in state["shapes"].items()}
-        sizes = {name: self._count * _TYPES[name].itemsize * math.prod(self._shapes[name]) for name in _TYPES}
-        for name, size in sizes.items():
-            part = self._parts / name
-            if not part.is_file() or part.stat().st_size < size:
-                raise ValueError(
-                    f"the first {self._count} predictions of the run to resume are not in {self._parts} any more: "
-                    "start anew"
-                )
-        for name, size in sizes.items():
+        for name, size in _sizes(state).items():
             self._files[name] = open(self._parts / name, "r+b")
             self._files[name].truncate(size)
             self._files[name].seek(size)
@@ -175,6 +191,25 @@ class PredictionWriter:
         with archive.open(f"{name}.npy", "w", force_zip64=True) as member, open(self._parts / name, "rb") as part:
             np.lib.format.write_array_header_1_0(cast(BinaryIO, member), header)
             shutil.copyfileobj(part, member, 1 << 20)
+
+
+def writer_fault(state: Any, count: int, classes: int) -> str | None:
+    """Return why something cannot be the ``state()`` of a writer, None if it can.
+
+    Args:
+        state: What is looked at.
+        count: Number of predictions so far.
+        classes: Number of classes.
+    """
+    form = {"parts": str, "count": Between(count, count), "shapes": dict.fromkeys(_TYPES, list)}
+    fault = difference(form, state, "predictions")
+    if fault is not None:
+        return fault
+    if not _PARTS.fullmatch(state["parts"]):
+        return f"predictions.parts is {state['parts']!r:.60}"
+    pixels = [Between(1, 2**31)] * len(state["shapes"]["label"])
+    sides = {"label": pixels, "prediction": pixels, "logits": [Between(classes, classes), *pixels]}
+    return difference({name: sides.get(name, []) for name in _TYPES}, state["shapes"], "predictions.shapes", whole=True)
 
 
 class _Archive:

@@ -33,7 +33,7 @@ def render_text(table: Table, notes: Sequence[str], matches: Sequence[Match] = (
     """Write what all rows share, the notes, the table, and what differs between rows, for a terminal.
 
     The best value of a column has a star. A table that is too wide has its domains abbreviated, then a digit less,
-    and at last goes on below.
+    and at last continues below.
 
     Args:
         table: The numbers.
@@ -188,7 +188,7 @@ def _has_intervals(table: Table) -> bool:
 
 
 def _has_weighted(table: Table) -> bool:
-    """Whether domains have different numbers of images, so that the two means differ."""
+    """Return whether domains have different numbers of images, so that the two means differ."""
     pairs = [(row.mean.mean, row.weighted.mean) for row in table.rows]
     return any(mean is not None and other is not None and abs(mean - other) > 1e-9 for mean, other in pairs)
 

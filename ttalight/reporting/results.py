@@ -146,7 +146,7 @@ class _Protocol(TypedDict):
 
 
 class RunProtocol(_Protocol, total=False):
-    """What must be equal for numbers to be comparable, and what a method or a data module adds to it.
+    """The settings that must be equal for numbers to be comparable, and those that a method or a data module adds.
 
     ``samples`` counts the images of the whole stream, ``stream_args`` are the arguments that the stream was built
     with, ``data`` names the data set.
@@ -157,7 +157,7 @@ class RunProtocol(_Protocol, total=False):
 
 
 class Cost(TypedDict):
-    """What the run took."""
+    """The costs of the run."""
 
     forwards_per_batch: float | None
     backwards_per_batch: float | None
@@ -174,24 +174,29 @@ class Source(TypedDict):
 
 
 class Reading(TypedDict):
-    """What the run predicted after fewer steps on each batch; the rows are those of ``domains``, without times."""
+    """Predictions after fewer steps on each batch. The rows are those of ``domains``, without times."""
 
     steps: int
     domains: list[DomainResult]
     mean: Summary
 
 
-class _Optional(TypedDict, total=False):
+class Digest(TypedDict, total=False):
+    """Numbers that follow from the rows."""
+
+    groups: list[GroupResult]
+    worst: Worst
+    rounds: list[Round]
+    forgetting: list[Forgetting]
+
+
+class _Optional(Digest, total=False):
     model: str
     network: str
     classes: int
     bad_batches: int
     readings: list[Reading]
     overall: Overall
-    groups: list[GroupResult]
-    worst: Worst
-    rounds: list[Round]
-    forgetting: list[Forgetting]
     curve: Curve
 
 
@@ -284,7 +289,7 @@ def _check(results: dict[str, Any]) -> None:
     if isinstance(results.get("domains"), list) and len(results["domains"]) > _MOST_ROWS:
         raise ValueError(_TOO_MANY)
     for name, value in results.items():
-        if name not in ("domains", "readings"):  # of which no part is free
+        if name not in ("domains", "readings"):  # which have a fixed form
             check_free(value, name)
     check_value(results, Results)
     if "curve" in results:

@@ -1,4 +1,4 @@
-"""What follows from the rows of a run: averages, the worst domain and group, rounds, forgetting."""
+"""Summaries of the rows of a run: averages, the worst domain and group, rounds, forgetting."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from ttalight.reporting.results import (
     MEASURES,
     Averages,
+    Digest,
     DomainResult,
     Forgetting,
     GroupResult,
@@ -67,14 +68,14 @@ def average(rows: Sequence[DomainResult], weights: Sequence[int], measures: Sequ
     return cast(Summary, summary)
 
 
-def digest(rows: Sequence[DomainResult]) -> dict[str, Any]:
+def digest(rows: Sequence[DomainResult]) -> Digest:
     """Return the keys of a result file that follow from its rows: ``groups``, ``worst``, ``rounds``, ``forgetting``.
 
     Args:
         rows: The rows; ``rounds`` is there if a domain is visited again, ``forgetting`` if there are probes.
     """
     stream = counted(rows)
-    found: dict[str, Any] = {"groups": groups(stream)}
+    found: Digest = {"groups": groups(stream)}
     lowest = worst(stream)
     if lowest is not None:
         found["worst"] = lowest
@@ -140,7 +141,7 @@ def _averages(rows: Sequence[DomainResult]) -> Averages:
 
 
 def finite(value: float | None) -> bool:
-    """Whether a value is there and finite."""
+    """Return whether a value is there and finite."""
     return value is not None and math.isfinite(value)
 
 

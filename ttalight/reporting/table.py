@@ -29,7 +29,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """What one group of runs reached in each domain and on average.
+    """The numbers of one group of runs in each domain and on average.
 
     ``mean`` counts domains once, ``weighted`` images. ``rank`` is the place among all finished rows, averaged over
     domains. ``gain`` is the difference to the baseline, ``interval`` its bootstrap interval.

@@ -1,6 +1,6 @@
 """Tables and values as plain text, as Markdown and as CSV.
 
-Names come from files that nobody vouches for. Each function here escapes those in what it returns: no control character
+Names come from untrusted files. Each function here escapes those in what it returns: no control character
 reaches a terminal, no HTML a Markdown page, no formula a spreadsheet.
 """
 
@@ -41,7 +41,7 @@ def csv_text(text: str) -> str:
 
 
 def is_best(cell: str) -> bool:
-    """Whether a cell was made with `BEST`."""
+    """Return whether a cell was made with `BEST`."""
     return len(cell) > 1 and (cell[0], cell[-1]) == (BEST[0], BEST[-1])
 
 

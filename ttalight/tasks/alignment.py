@@ -43,7 +43,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
         num_classes: Number of classes C.
         temperature: Temperature of the alignment loss.
         teacher_view: What the teacher sees: ``clean`` images, whose features are computed once, or a ``weak``
-            augmentation (padded crop and flip), computed anew for every batch.
+            augmentation (padded crop and flip), computed again for every batch.
         sibling: What the other view of an image is to a view: ``negative``, ``exclude`` or ``positive``.
         freeze_teacher: Keep f as it is. Otherwise it is trained, which needs labels, its own pass for every batch and
             the optimizer's memory for two encoders.
@@ -158,7 +158,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
     def _teacher_features(self, data: Any) -> Tensor:
         """Return the features of all training images; several processes compute a stretch each."""
         images, (rank, ranks) = data.train_set, rank_and_world_size()
-        size = -(-len(images) // ranks)  # the last stretch begins anew where the images end
+        size = -(-len(images) // ranks)  # the last part starts from the first image again
         own = [index % len(images) for index in range(rank * size, (rank + 1) * size)]
         loader = DataLoader(images, data.batch_size, sampler=own, collate_fn=lambda batch: batch)
         batches = (data.on_after_batch_transfer((batch[0].to(self.device),), 0)[0] for batch in loader)

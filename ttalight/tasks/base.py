@@ -1,4 +1,4 @@
-"""What all tasks share: optimizer and schedule, keyed draws, and reading the weights of an earlier stage."""
+"""The base of all tasks: optimizer and schedule, keyed draws, weights of an earlier stage."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
 from ttalight.adapters import Adapter
+from ttalight.callbacks.search import find_callback
 from ttalight.models import CenterCrop, Normalize, Preprocessing, create_encoder, preprocessing_of
 from ttalight.models.encoder import download_weights, with_normalisation
 from ttalight.models.label_space import select_classes
@@ -195,7 +196,7 @@ class BaseTask(LightningModule, ABC):
         self.classifier, self.num_classes = classifier, classifier.out_features
 
     def teardown(self, stage: str) -> None:
-        """Give the classifier back the classes that the data module had no use for."""
+        """Restore the classes of the classifier that the data module does not have."""
         self._take_label_space(None)
 
     def _describe_input(self, data: Any) -> str:
@@ -217,8 +218,8 @@ class BaseTask(LightningModule, ABC):
         weights = self.normalize.mean.dtype
         mixed = "mixed" in str(self.trainer.precision)
         dtypes = (torch.float32, torch.float16, torch.bfloat16) if mixed else (weights,)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        adapted = any(isinstance(callback, Adapter) and callback.engine is not None for callback in callbacks)
+        adapter = find_callback(self.trainer, Adapter)
+        adapted = adapter is not None and adapter.engine is not None
         check_batch(batch, dtypes, getattr(self, "num_classes", None), adapted)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ttalight.models.weight_files import numbers_allowed
-from ttalight.untrusted import load_tensors
+from ttalight.untrusted import Between, difference, load_tensors
 
 __all__ = ["check_architecture", "check_weights", "file_sha256", "load_weights", "read_checkpoint", "select"]
+
+#: What checkpoints say of their task, where they do.
+_NOTE = {"task": str, "image_size": Between(1, 1 << 20)}
 
 
 def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
@@ -50,6 +53,9 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
         if not isinstance(content.get(name, {}), dict):
             kind = type(content[name]).__name__
             raise ValueError(f"{argument}: {path} is not a checkpoint: its {name} is a {kind}, expected a dict")
+    note = content.get("ttalight", {})
+    if fault := difference({name: kind for name, kind in _NOTE.items() if note.get(name) is not None}, note):
+        raise ValueError(f"{argument}: {path} is not a checkpoint of this package: its {fault}")
     return content
 
 
@@ -66,13 +72,20 @@ def check_architecture(checkpoint: Mapping[str, Any], expected: Mapping[str, Any
         ValueError: If any differs; the message names each.
     """
     saved = checkpoint.get("hyper_parameters", {})
-    differing = {name: value for name, value in expected.items() if name in saved and saved[name] != value}
+    differing = {name: value for name, value in expected.items() if name in saved and not _is_same(saved[name], value)}
     if differing:
-        listing = "; ".join(f"{name}: file {saved[name]!r}, here {value!r}" for name, value in differing.items())
+        listing = "; ".join(f"{name}: file {saved[name]!r:.60}, here {value!r}" for name, value in differing.items())
         raise ValueError(
             f"{argument}: {path} is of another architecture ({listing}). Set these arguments to the file's values, or "
             "name another file"
         )
+
+
+def _is_same(seen: Any, value: Any) -> bool:
+    if isinstance(seen, (list, tuple)) and isinstance(value, (list, tuple)):
+        return len(seen) == len(value) and all(map(_is_same, seen, value))
+    plain = isinstance(seen, (str, int, float, type(None)))  # a tensor has no single answer
+    return plain and seen == value
 
 
 def select(checkpoint: Mapping[str, Any], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
@@ -130,6 +143,11 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, arg
             f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
             for key in own.keys() & state.keys()
             if state[key].shape != own[key].shape
+        ],
+        "of another type": [
+            f"{key} {state[key].dtype} instead of {own[key].dtype}"
+            for key in own.keys() & state.keys()
+            if state[key].is_floating_point() != own[key].is_floating_point() or state[key].is_complex()
         ],
     }
     if any(faults.values()):

@@ -18,7 +18,7 @@ class ContrastiveTask(TwoViewTask):
     Second part of the first stage of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*,
     arXiv 2507.05221; its temperature is 0.01. The projector is one linear layer that keeps the dimension, so that the
     aligned projection can stand where the supervised features stood. That method takes any self-supervised loss:
-    ``objective="barlow_twins"`` is another one, and the stages that start from the file go on with it.
+    ``objective="barlow_twins"`` is another one, and the stages that start from the file use it as well.
 
     Args:
         symmetric: Whether both views are anchors; ``false`` is the paper's Eq. 1 to the letter, with the first view

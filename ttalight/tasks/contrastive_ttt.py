@@ -1,4 +1,4 @@
-"""What the tasks that classify, and adapt by contrasting two views, share."""
+"""The base of the tasks that classify, and adapt by contrasting two views."""
 
 from __future__ import annotations
 

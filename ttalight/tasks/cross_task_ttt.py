@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.tasks.contrastive_ttt import ContrastiveTTT
+from ttalight.untrusted import difference
 
 __all__ = ["CrossTaskTTT"]
 
@@ -55,6 +56,8 @@ class CrossTaskTTT(ContrastiveTTT):
             parts = {name: name for name in ("normalize.", "encoder.", "projector.", "classifier.")}
             architecture = {"encoder": encoder, "stem": stem, "num_classes": num_classes}
             checkpoint = self.load_stage(aligned, "aligned", "AlignmentTask", parts, architecture)
+            if fault := difference({"feature_norms": self.feature_norms}, checkpoint["state_dict"]):
+                raise ValueError(f"aligned: {aligned} is not the checkpoint of an AlignmentTask: its {fault}")
             self.feature_norms.copy_(checkpoint["state_dict"]["feature_norms"])
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the tasks share whose self-supervised loss reads the classifier's own feature maps."""
+"""The base of the tasks whose self-supervised loss reads the classifier's own feature maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tasks that contrast two views share: encoder, projector, views."""
+"""The base of the tasks that contrast two views: encoder, projector, views."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 class JitterParameters(NamedTuple):
-    """What `color_jitter` does to each of N images; an operation that is None is left out.
+    """Operations of `color_jitter` on each of N images. An operation that is None is left out.
 
     Attributes:
         brightness: (N,) factors >= 0, 1 changes nothing.
@@ -113,7 +113,7 @@ def color_jitter(images: Tensor, parameters: JitterParameters) -> Tensor:
             check_rows(name, values, len(images))
 
     pixels = at_least_float32(images)
-    # Looking at values is free on the CPU: other devices would have to wait, and a compiler would stop.
+    # Reading values costs nothing on the CPU. Other devices would have to wait, and a compiler would stop.
     may_look = pixels.device.type == "cpu" and not torch.compiler.is_compiling()
     if may_look and len(pixels) == 1:
         made = _jitter_one(pixels, parameters)

@@ -123,7 +123,7 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None =
 def _bilinear_taps(
     target: Tensor, start: Tensor, length: Tensor, size: int, extent: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Which pixels, and how much of each, make up output pixel ``target`` of a segment resized to ``size``.
+    """Return the pixels, and their weights, of output pixel ``target`` of a segment resized to ``size``.
 
     Args:
         target: (N, S) output positions in [0, size).

@@ -47,7 +47,7 @@ def rotation_views(
     Args:
         images: (B, 3, S, S) float.
         mode: ``expand``: all four rotations of every image, (4B, 3, S, S), those by k quarters in rows kB to
-            (k + 1)B - 1; ``random``: one of the four for every image, drawn with equal chances.
+            (k + 1)B - 1; ``random``: one of the four for every image, drawn with equal probabilities.
         generator: Source of the draws; None uses the default generator of the images' device.
 
     Returns:

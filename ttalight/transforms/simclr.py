@@ -18,7 +18,7 @@ _CACHED_VALUES = 1 << 19
 
 
 class ViewParameters(NamedTuple):
-    """What `SimCLRViews` does to each of N views; a step that is None is left out.
+    """Operations of `SimCLRViews` on each of N views. A step that is None is left out.
 
     Attributes:
         boxes: (N, 4) int64 top, left, height, width of the crops.

@@ -1,4 +1,4 @@
-"""How strong the corruptions are on made images."""
+"""Strength of the corruptions on made images."""
 
 from __future__ import annotations
 

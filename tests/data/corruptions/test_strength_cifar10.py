@@ -1,4 +1,4 @@
-"""How strong the corruptions are on CIFAR-10, and to a public network."""
+"""Strength of the corruptions on CIFAR-10, and for a public network."""
 
 from __future__ import annotations
 

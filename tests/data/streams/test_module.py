@@ -1,4 +1,4 @@
-"""What data modules deliver to streams: severities, clean images, shared memory."""
+"""Data modules with streams: severities, clean images, shared memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every order of a stream keeps: determinism, independence, counts, hashes, arguments."""
+"""Properties of every order of a stream: determinism, independence, counts, hashes, arguments."""
 
 from __future__ import annotations
 

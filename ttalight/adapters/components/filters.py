@@ -1,4 +1,4 @@
-"""Which samples a method learns from, and how much: the filters and weights that published methods share."""
+"""Filters and weights of samples that published methods share."""
 
 from __future__ import annotations
 

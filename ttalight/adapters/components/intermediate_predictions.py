@@ -57,7 +57,7 @@ def steps_with_readings(
 ) -> Iterator[int]:
     """Count steps from 0, and before those named put the prediction into ``net.readings``.
 
-    A reading is one more forward; it moves no statistics and draws nothing, so that the run goes on as without it.
+    A reading is one more forward; it moves no statistics and draws nothing, so that the run continues as without it.
 
     Args:
         net: The network.

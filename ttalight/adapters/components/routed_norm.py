@@ -44,7 +44,7 @@ class RoutedNorm:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What adapts, by name."""
+        """The parameters that adapt, by name."""
         named = {
             "experts.weight": self.weight,
             "experts.bias": self.bias,
@@ -61,10 +61,10 @@ class RoutedNorm:
         with torch.autocast(x.device.type, enabled=False):
             dtype = self.weight.dtype
             pooled = x.mean(positions, dtype=dtype) if positions else x.to(dtype)
-            chances = F.linear(pooled, self.router_weight, self.router_bias).softmax(1)
-            gates, load = route(chances, self.top)
+            probabilities = F.linear(pooled, self.router_weight, self.router_bias).softmax(1)
+            gates, load = route(probabilities, self.top)
             if torch.is_grad_enabled():
-                self.balance = load_balance(chances, load)
+                self.balance = load_balance(probabilities, load)
             ones = [1] * len(positions)
             shape = (len(x), *ones, -1) if last else (len(x), -1, *ones)
             weight, bias = self._shared
@@ -75,35 +75,35 @@ class RoutedNorm:
 
 
 def can_be_routed(layer: NormLayer) -> bool:
-    """Whether experts can stand in for a layer: a weight for each channel, and no forward of its own kind."""
+    """Return whether experts can replace a layer: a weight for each channel, and no forward of its own kind."""
     weight = getattr(layer.module, "weight", None)
     return isinstance(weight, nn.Parameter) and weight.ndim == 1 and layer.replaceable
 
 
-def route(chances: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def route(probabilities: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Choose the likeliest experts of each image.
 
-    The gates of those chosen are their chances divided by the constant sum of these: 1 for a single expert, with the
-    gradient of log r. Others have 0.
+    The gates of those chosen are their probabilities divided by the constant sum of these: 1 for a single expert, with
+    the gradient of log r. Others have 0.
 
     Args:
-        chances: r, the router's probabilities, (B, E).
+        probabilities: r, the router's probabilities, (B, E).
         top: Experts for each image.
 
     Returns:
         Gates, (B, E), and the load, the share of choices that went to each expert, (E,), without gradient.
     """
-    values, chosen = chances.topk(top, dim=1)
+    values, chosen = probabilities.topk(top, dim=1)
     shares = values / values.detach().sum(1, keepdim=True)
-    gates = torch.zeros_like(chances).scatter(1, chosen, shares)
-    return gates, torch.zeros_like(chances).scatter(1, chosen, 1.0).mean(0) / top
+    gates = torch.zeros_like(probabilities).scatter(1, chosen, shares)
+    return gates, torch.zeros_like(probabilities).scatter(1, chosen, 1.0).mean(0) / top
 
 
-def load_balance(chances: Tensor, load: Tensor) -> Tensor:
+def load_balance(probabilities: Tensor, load: Tensor) -> Tensor:
     """E times the sum over experts of load and mean chance: 1 if all are used alike, E if one takes all; a scalar.
 
     Args:
-        chances: The router's probabilities, (B, E); gradients flow through these.
+        probabilities: The router's probabilities, (B, E); gradients flow through these.
         load: Share of the choices that went to each expert, (E,).
     """
-    return len(load) * (load * chances.mean(0)).sum()
+    return len(load) * (load * probabilities.mean(0)).sum()

@@ -13,7 +13,7 @@ from ttalight.models.vectors import divide, flatten
 
 __all__ = ["CMF", "filter_gain"]
 
-#: Free parameters of the ViT-B/16 that the process variance is tuned for.
+#: Trainable parameters of the ViT-B/16 that the process variance is tuned for.
 _REFERENCE_SIZE = 38400
 
 
@@ -22,7 +22,7 @@ class CMF(ROID):
 
     A hidden model drifts back to the source (by ``source_share``), observes the weights after each step, with a gain
     1 - beta that follows from a variance recursion, and the weights move a hundredth of the way (``hidden_share``) to
-    it. Cost and prediction are those of ``ROID``; there is one more copy of the free parameters.
+    it. Cost and prediction are those of ``ROID``; there is one more copy of the trainable parameters.
 
     Source: J.-H. Lee, J.-H. Chang, *Continual Momentum Filtering on Parameter Space for Online Test-time Adaptation*,
     ICLR 2024 (no arXiv id). As in the authors' code beta is at least 0.89, and 1 from 0.9999 on. Their tables of
@@ -30,15 +30,15 @@ class CMF(ROID):
     the adapted parameters are filtered, since the rest is equal in all models.
 
     Args:
-        process_variance: Variance q that each step adds, for 38,400 free parameters; it grows in proportion to their
-            number. Above 0.
+        process_variance: Variance q that each step adds, for 38,400 trainable parameters; it grows in proportion to
+            their number. Above 0.
         hidden_share: Share of the way from the weights to the hidden model after each step, in [0, 1].
         source_share: Share of the way from the hidden model to the source before each observation, in [0, 1].
         kwargs: See ``ROID``.
 
     Raises:
         ValueError: If an argument is out of range; at the first batch, if the process variance reaches 1 for the
-            number of free parameters, and as for ``ROID``.
+            number of trainable parameters, and as for ``ROID``.
     """
 
     published: ClassVar[dict[str, dict[str, Any]]] = ROID.published
@@ -58,7 +58,7 @@ class CMF(ROID):
         self.process_variance = process_variance
         self.hidden_share = hidden_share
         self._scaled_variance = process_variance
-        #: The hidden model, one vector for all free parameters.
+        #: The hidden model, one vector for all trainable parameters.
         self._hidden = torch.empty(0)
         self._variance = torch.zeros(())
 
@@ -70,7 +70,7 @@ class CMF(ROID):
         if self._scaled_variance >= 1:
             raise ValueError(
                 f"the process variance must stay below 1, but {self.process_variance} for {_REFERENCE_SIZE} parameters "
-                f"is {self._scaled_variance:.3g} for the {count} free ones: choose a smaller process_variance"
+                f"is {self._scaled_variance:.3g} for the {count} trainable ones: choose a smaller process_variance"
             )
         self._hidden = flatten(net.parameters)
         self._variance = torch.zeros_like(self._mean_prediction[0])
@@ -100,7 +100,7 @@ def filter_gain(variance: Tensor, added: float, decay: float) -> tuple[Tensor, T
     Args:
         variance: Of the hidden model, a scalar.
         added: Variance q that a step adds; that of an observation is 1 - q.
-        decay: Share of the hidden model that is left after the drift to the source.
+        decay: Share of the hidden model that is left after the move to the source.
     """
     grown = decay**2 * variance + added
     beta = ((1 - added) / (grown + (1 - added))).clamp(min=0.89)

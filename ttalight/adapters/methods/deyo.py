@@ -24,7 +24,7 @@ class DeYO(SelfTrainingAdapter):
     its probability, D, when the image's patches are shuffled: a prediction that does not need the shape of objects is
     one of texture or background. It weighs exp(E0 - H) + exp(D) with E0 = ``weight_margin`` ln C. One forward, one
     without gradient of the confident images only, destroyed, and one backward a batch; BatchNorm layers take the
-    statistics of just these images in the second, as published. Where nothing counts, nothing changes.
+    statistics of just these images in the second, as in the code. Where nothing counts, nothing changes.
 
     Source: J. Lee, D. Jung, S. Lee, J. Park, J. Shin, U. Hwang, S. Yoon, *Entropy is not Enough for Test-Time
     Adaptation: From the Perspective of Disentangled Factors*, ICLR 2024, arXiv 2403.07366. The authors have no settings

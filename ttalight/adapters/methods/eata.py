@@ -21,7 +21,7 @@ __all__ = ["EATA"]
 
 
 class EATA(ETA):
-    """ETA with ``fisher_weight`` times the drift from the source weights, each weight by its Fisher information.
+    """ETA with ``fisher_weight`` times the distance to the source weights, each weight by its Fisher information.
 
     The Fisher information is the mean over batches of the squared gradient of a batch's cross-entropy to the network's
     own labels, at the source weights and with the statistics that the method adapts with. It takes one forward and
@@ -29,8 +29,8 @@ class EATA(ETA):
 
     ``fisher="source"`` reads source images once, when the first batch arrives: the batches of ``source``, or in a
     Lightning run images of the data module's validation set, drawn at random. Labels are not used. Without any the
-    method says so and runs as ETA. ``fisher="stream"`` needs none: until ``fisher_samples`` images of the stream have
-    been seen, each batch is first passed forward and backward through the source weights; a reset begins anew.
+    method warns and runs as ETA. ``fisher="stream"`` needs none: until ``fisher_samples`` images of the stream have
+    been seen, each batch is first passed forward and backward through the source weights. A reset starts this again.
 
     Source: S. Niu, J. Wu, Y. Zhang, Y. Chen, S. Zheng, P. Zhao, M. Tan, *Efficient Test-Time Model Adaptation without
     Forgetting*, ICML 2022, arXiv 2204.02610. The settings for CIFAR are those of the benchmark of R. Marsden, M.
@@ -98,7 +98,7 @@ class EATA(ETA):
         return super().method_state() | importance | (counts if self.fisher == "stream" else {})
 
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
-        """Step on the batch, after measuring on it what matters where the stream is to say so."""
+        """Step on the batch, after measuring the Fisher information on it where that comes from the stream."""
         if self.fisher == "stream" and self._penalized():
             self._add_batch(net, images)
         return super().adapt(net, images)

@@ -59,7 +59,7 @@ class ETA(SelfTrainingAdapter):
         self.redundancy = redundancy
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Free the affines, and begin without a mean prediction."""
+        """Set the trainable affines, and begin without a mean prediction."""
         super().configure(net)
         dtype = torch.promote_types(net.parameters[0].dtype, torch.float32)
         self._mean = torch.full((net.classes,), torch.nan, dtype=dtype, device=net.device)

@@ -99,7 +99,7 @@ class MEMO(GradientAdapter):
             layer.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Free the parameters and mix the statistics."""
+        """Set the trainable parameters and mix the statistics."""
         net.set_trainable(net.select(self.parameters))
         net.set_norm_mode("alpha")
         for layer in net.norms:

@@ -30,7 +30,7 @@ class NCTTA(SelfTrainingAdapter):
     CVPR 2026, arXiv 2512.10421, after the authors' code, whose values the defaults are; the ablations of the paper are
     best at ``top_k=3, share=0.5``. Different from the code: margins follow the classifier's own number of classes (the
     code has 1000 everywhere, at which nothing is ever filtered on 10 classes), the features are what the classifier
-    reads, nothing happens on a batch without confident samples, and the optional penalty on the drift of weights and
+    reads, nothing happens on a batch without confident samples, and the optional penalty on the distance of weights and
     the code's other alignment losses are left out. The authors publish no learning rate; 1e-3 is the default of the
     benchmark that their code extends. On 1000 classes weights lie between 3 and 21: choose a smaller one there.
 
@@ -90,7 +90,7 @@ class NCTTA(SelfTrainingAdapter):
         net.classifier.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Free the parameters and take the classifier's rows as they are in the source."""
+        """Set the trainable parameters and take the classifier's rows as they are in the source."""
         super().configure(net)
         self._rows = unit_vectors(net.head.weight)
 

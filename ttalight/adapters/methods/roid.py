@@ -86,7 +86,7 @@ class ROID(SelfTrainingAdapter):
         self._mean_prediction = torch.empty(0)
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Free the parameters, normalise with the batch's statistics, and begin with a uniform mean prediction."""
+        """Set the trainable parameters and the batch's statistics, and begin with a uniform mean prediction."""
         super().configure(net)
         precision = torch.promote_types(net.parameters[0].dtype, torch.float32)
         possible = net.possible_classes

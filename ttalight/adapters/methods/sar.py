@@ -14,15 +14,15 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Outputs, Selection
 from ttalight.models.vectors import flatten
 
-__all__ = ["SAR", "climb"]
+__all__ = ["SAR", "sam_perturbation"]
 
 
 class SAR(SelfTrainingAdapter):
     """Minimises the entropy of reliable samples at the worst weights nearby, and starts again when it has collapsed.
 
-    A step goes forward, keeps the samples with an entropy below E0 = ``margin`` ln C, and goes backward; climbs by
+    A step goes forward, keeps the samples with an entropy below E0 = ``margin`` ln C, and goes backward; moves up by
     ``rho`` along the gradient; goes forward there, keeps those of the samples whose entropy is still below E0, and
-    goes backward; and descends by that gradient from where it began. Two forwards and two backwards a batch; the first
+    goes backward; and steps by that gradient from the weights before. Two forwards and two backwards a batch; the first
     forward gives the prediction. Plug-in terms count in both passes.
 
     A running mean (0.9) of the second entropy that falls below ``recovery`` tells a collapse onto one class: weights,
@@ -45,7 +45,7 @@ class SAR(SelfTrainingAdapter):
 
     Args:
         margin: E0 as a share of ln C, in (0, 1].
-        rho: Length of the climb.
+        rho: Length of the perturbation.
         recovery: Entropy, in nats, below which the running mean tells a collapse; 0 never recovers. The authors' 0.2 is
             for 1000 classes: on ten, an ordinary confident network may lie below.
         kwargs: See ``SelfTrainingAdapter``. By default the affines in front of the last block adapt, see above.
@@ -100,7 +100,7 @@ class SAR(SelfTrainingAdapter):
         first = net(images)
         weights = self.weigh(net, images, first)
         self.backward(net, self.losses(net, images, first), weights, first)
-        with net.with_weights(climb(net.parameters, self.rho)):
+        with net.with_weights(sam_perturbation(net.parameters, self.rho)):
             second = net(images)
             still = self.weigh(net, images, second)
             weights = still if weights is None else still * weights
@@ -121,7 +121,7 @@ class SAR(SelfTrainingAdapter):
 
 
 @torch.no_grad()
-def climb(parameters: Sequence[torch.nn.Parameter], rho: float) -> list[Tensor]:
+def sam_perturbation(parameters: Sequence[torch.nn.Parameter], rho: float) -> list[Tensor]:
     """Return the parameters' values moved by ``rho`` along their gradient, which is normalised over all of them.
 
     Args:

@@ -48,9 +48,9 @@ class TIPI(SelfTrainingAdapter):
         epsilon: Greatest change of a pixel, in [0, 1] images; above 0.
         entropy_weight: Factor of the entropy of the clean predictions; published are 0 (CIFAR-10), 5 (CIFAR-100) and 1
             (ImageNet).
-        reverse: Measure KL(perturbed, clean), as published, instead of KL(clean, perturbed).
-        large_batch: Batches with more images are predicted with their own statistics; None for never, as published for
-            ImageNet.
+        reverse: Measure KL(perturbed, clean), as in the paper, instead of KL(clean, perturbed).
+        large_batch: Batches with more images are predicted with their own statistics; None for never, the
+            published value for ImageNet.
         prediction: See ``SelfTrainingAdapter``.
         mean: Channel means of a normalisation outside the network; see ``pixel_space``.
         std: Channel standard deviations of it.
@@ -97,7 +97,7 @@ class TIPI(SelfTrainingAdapter):
         self._space = PixelSpace()
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Free the parameters, and let clean passes move the running statistics."""
+        """Set the trainable parameters, and let clean passes move the running statistics."""
         super().configure(net)
         net.set_norm_mode("ema")
         self._space = pixel_space(net, self.mean, self.std)

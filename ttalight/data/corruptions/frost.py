@@ -19,10 +19,10 @@ from ttalight.data.corruptions.pixels import interpolation_matrix, separable, to
 from ttalight.data.pictures import read_picture
 
 FROST_PROCEDURAL = "procedural"
-"""What `frost_source` says of the built-in textures."""
+"""Value of `frost_source` for the built-in textures."""
 
 FROST_PICTURES = "pictures"
-"""What `frost_source` says of the original pictures."""
+"""Value of `frost_source` for the original pictures."""
 
 FROST_FILES: tuple[str, ...] = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 """The pictures that a ``frost_dir`` must hold; the reference has a sixth that its code never draws."""

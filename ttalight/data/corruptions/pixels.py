@@ -1,4 +1,4 @@
-"""What all corruptions share: grey levels, and linear maps along one axis written as small matrices."""
+"""Parts of corruptions: grey levels, and linear maps along one axis written as small matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clean images at intervals, to see what a method forgets."""
+"""Clean images at intervals, which measure forgetting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Probed(StreamOrder):
     probe shows the same clean images every time.
 
     S. Niu, J. Wu, Y. Zhang, Y. Chen, S. Zheng, P. Zhao and M. Tan, *Efficient Test-Time Model Adaptation without
-    Forgetting*, ICML 2022, arXiv 2204.02610: clean accuracy after each corruption. The authors go on from the state
+    Forgetting*, ICML 2022, arXiv 2204.02610: clean accuracy after each corruption. The authors continue from the state
     that adapted to the clean images.
 
     Args:

@@ -17,7 +17,7 @@ class Recurring(StreamOrder):
     """Many short visits in cycles, each blending into the next; nothing is announced, and batches cross boundaries.
 
     In a transition the probability of the next domain rises from 0 to 1 in proportion to the samples passed. A domain
-    goes on at each visit where it had stopped, through its samples in random order and then again in another one, so
+    continues at each visit where it had stopped, through its samples in random order and then again in another one, so
     every sample comes equally often. Results have a row for each visit.
 
     Long streams that come back and change smoothly: O. Press, S. Schneider, M. Kümmerer and M. Bethge, *RDumb: A simple

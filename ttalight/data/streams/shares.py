@@ -1,4 +1,4 @@
-"""Which process gets which batches of a stream, where each domain or batch starts anew."""
+"""The batches of a stream that each process gets, where each domain or batch starts from the source."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from ttalight.data.streams.stream import Stream
 
-__all__ = ["Places", "deal", "places"]
+__all__ = ["Places", "StreamShare", "deal", "places"]
 
 Numbers = npt.NDArray[np.int64]
 
 
 class Places(NamedTuple):
-    """Where each batch stands in one process that goes through the whole stream.
+    """The place of each batch in one process that goes through the whole stream.
 
     Args:
         visit: Number of the announced visit, from 0, -1 before the first; (batches,).
@@ -44,20 +44,20 @@ def places(stream: Stream) -> Places:
 def deal(stream: Stream, ranks: int, each_batch: bool = False) -> list[Numbers]:
     """Deal a stream out to processes in parts that depend on nothing before them.
 
-    A part is an announced visit, which goes to the process with the fewest images so far, the largest first; or a batch
-    where every batch starts anew: then each process gets one stretch. A probe stays with what comes before it, whose
-    state it looks at.
+    A part is an announced visit, which goes to the process with the fewest images so far, the largest first. Where
+    every batch starts from the source, a part is a batch, and each process gets consecutive ones. A probe stays with
+    the batches before it, whose state it measures.
 
     Args:
         stream: The stream.
         ranks: Number of processes.
-        each_batch: Whether every batch starts anew.
+        each_batch: Whether every batch starts from the source.
 
     Returns:
         For each process, the numbers of its batches, rising; none where there are more processes than parts.
 
     Raises:
-        ValueError: If the stream announces no boundaries and not every batch starts anew.
+        ValueError: If the stream announces no boundaries and not every batch starts from the source.
     """
     if not (stream.announced or each_batch):
         raise ValueError(
@@ -72,12 +72,42 @@ def deal(stream: Stream, ranks: int, each_batch: bool = False) -> list[Numbers]:
     return [np.flatnonzero(of_batch == rank) for rank in range(ranks)]
 
 
+class StreamShare:
+    """One process's part of a stream, and where each of its batches stands in the whole.
+
+    Args:
+        stream: The stream.
+        rank: This process.
+        ranks: Number of processes.
+        each_batch: Whether the method starts every batch from the source.
+
+    Raises:
+        ValueError: If the stream announces no boundaries, and domains are to be divided.
+    """
+
+    def __init__(self, stream: Stream, rank: int, ranks: int, each_batch: bool) -> None:
+        #: Numbers of the batches.
+        self.numbers = deal(stream, ranks, each_batch)[rank]
+        self._places = places(stream)
+        self._last = -1
+
+    @property
+    def begins_later(self) -> bool:
+        """Whether the first batch of the stream is not in this part."""
+        return len(self.numbers) > 0 and int(self.numbers[0]) > 0
+
+    def place(self, index: int) -> tuple[int, int] | None:
+        """Return visit and number of a batch in the whole stream if the batch before it is in another part."""
+        follows, self._last = index == self._last + 1, index
+        return None if follows else (int(self._places.visit[index]), int(self._places.batch[index]))
+
+
 def _starts(stream: Stream, index: int, each_batch: bool) -> bool:
     return not stream.is_probe(index) if each_batch else stream.begins_visit(index)
 
 
 def _balanced(sizes: Numbers, ranks: int) -> Numbers:
-    """Return the owner of each part: the largest part first, to whoever has least."""
+    """Return the owner of each part: the largest part first, to the process with the fewest images."""
     owner, load = np.empty(len(sizes), dtype=np.int64), np.zeros(ranks, dtype=np.int64)
     for part in np.argsort(-sizes, kind="stable").tolist():
         rank = int(load.argmin())

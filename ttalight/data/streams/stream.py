@@ -25,7 +25,7 @@ Labels = Sequence[npt.NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Domain:
-    """What the images of a stretch of the stream have in common.
+    """Properties of the images in a stretch of the stream.
 
     Args:
         name: For example ``gaussian_noise`` or ``clean``.

@@ -1,4 +1,4 @@
-"""What orders are put together from: shuffled samples, numbered visits, cuts into batches."""
+"""Parts of stream orders: shuffled samples, numbered visits, cuts into batches."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def one_after_the_other(
         samples: For every visit, its samples in order.
         batch_size: Samples in a batch.
         announced: Whether boundaries are announced.
-        across: Whether batches go on from one visit into the next.
+        across: Whether batches may span two visits.
     """
     sizes = [len(part) for part in samples]
     return Stream(

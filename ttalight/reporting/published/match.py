@@ -1,4 +1,4 @@
-"""Which published rows fit a run, and in what they differ from it."""
+"""Published rows that fit a run, and their differences from it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Match:
 
     @property
     def text(self) -> str:
-        """What differs, in a sentence."""
+        """Return the differences in a sentence."""
         parts = [f"{name} {own or 'none'} here, {other} there" for name, (own, other) in self.differences.items()]
         known = "differs in " + "; ".join(parts) if parts else "does not differ in what is stated"
         missing = f"; not stated: {', '.join(self.unstated)}" if self.unstated else ""
