@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 
-__all__ = ["derive_seed", "global_seed"]
+import torch
+
+__all__ = ["derive_seed", "global_generators", "global_seed"]
 
 
 def derive_seed(*key: int | str) -> int:
@@ -27,3 +29,11 @@ def derive_seed(*key: int | str) -> int:
 def global_seed() -> int:
     """Return the seed that ``seed_everything`` set, the same on every process; 0 where none was set."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def global_generators(device: torch.device) -> list[torch.Generator]:
+    """Return the global generators that networks on a device draw from."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]

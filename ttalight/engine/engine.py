@@ -20,6 +20,7 @@ from ttalight.files.untrusted import Between, difference
 from ttalight.models.admission import Admission, pixel_fault
 from ttalight.models.call import Call, present_autocast
 from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
+from ttalight.seeding import global_generators
 
 __all__ = ["Engine", "release"]
 
@@ -125,6 +126,8 @@ class Engine:
         is_cast = torch.is_autocast_enabled(device)
         net.call, net.precision = call, present_autocast(device) if is_cast else nullcontext
         before = replace(net.counters), net.forwards, net.backwards, net.last, net.guard.moved, self._boundary
+        generators = global_generators(images.device)
+        draws = [generator.get_state() for generator in generators]
         off = torch.autocast(device, enabled=False) if is_cast else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), off:
             if state is not None:
@@ -141,6 +144,8 @@ class Engine:
                     self._unconfigure()
                     self._detach()
                 net.counters, net.forwards, net.backwards, net.last, net.guard.moved, self._boundary = before
+                for generator, drawn in zip(generators, draws, strict=True):
+                    generator.set_state(drawn)
                 raise
             finally:
                 net.clear_cache()
