@@ -188,6 +188,10 @@ class TestWords:
             ("trainer: {max_epoks: 1}", "does not accept option 'trainer.max_epoks'; nearest: trainer.max_epochs"),
             ("nam: mine", "does not accept option 'nam'; nearest: name"),
             ("model: [", "Problems parsing config: "),
+            (
+                "some words" + "\n:more" * 999,
+                "config: expected a file of options, one 'name: value' a line; got some wo",
+            ),
         ],
     )
     def test_files(self, text, message, says, work):

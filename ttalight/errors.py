@@ -149,6 +149,8 @@ def parser_message(message: str, options: Collection[str], commands: Collection[
     if found := re.search(r"argument subcommand: invalid choice: '(.+?)' \(choose from ([^)]+)\)", message):
         names = [*(name.strip(" '") for name in found[2].split(",")), *commands]
         return f"there is no command {found[1]}{_nearest(found[1], names)}"
+    if found := re.search(r"Unexpected config: (.{0,60})", message):
+        return _one_line(f"config: expected a file of options, one 'name: value' a line; got {found[1]}")
     if found := re.match(r'expected "subcommand" to be one of \{(.+)\}, but it was not provided', message):
         return f"name a command: {', '.join([*found[1].split(','), *commands])}"
     place = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
