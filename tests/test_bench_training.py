@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
-HELPERS = ("bench_adapters", "bench_corruptions", "bench_sharding", "training_rivals")
+TOOLS = Path(__file__).resolve().parents[1] / "tools" / "benchmarks"
+MODULES = ("training", "measuring", "random_images", "training_rivals")
 STAGES = ("supervised", "simclr", "alignment")
 
 
@@ -18,11 +18,11 @@ def bench():
     """The tool as a module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TOOLS))
-        import bench_training
+        import training
 
-        patch.setattr(bench_training, "quiet", lambda setting: None)  # logs and warnings are other tests' too
-        yield bench_training
-    for name in ("bench_training", *HELPERS):
+        patch.setattr(training, "quiet", lambda threads: None)  # logs and warnings are other tests' too
+        yield training
+    for name in MODULES:
         sys.modules.pop(name)
 
 
@@ -112,7 +112,7 @@ def test_pictures_are_those_of_the_data(bench):
 def test_the_table_and_the_line_of_lightning(bench, monkeypatch, capsys):
     monkeypatch.setattr(bench, "fresh", lambda function, *arguments: function(*arguments))
     words = "--stages supervised --networks cifar_resnet8 --batches 4 --rounds 2 --turn 1 --workers 0 --images 16"
-    monkeypatch.setattr(sys, "argv", ["bench_training.py", *words.split()])
+    monkeypatch.setattr(sys, "argv", ["training.py", *words.split()])
     bench.main()
     printed = capsys.readouterr().out.splitlines()
     head, _, cells = ([cell.strip() for cell in line[1:-1].split("|")] for line in printed if line.startswith("|"))
@@ -126,7 +126,14 @@ def test_the_table_and_the_line_of_lightning(bench, monkeypatch, capsys):
 
 
 def test_too_few_images_are_an_error(bench, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench_training.py", "--images", "256"])
+    monkeypatch.setattr(sys, "argv", ["training.py", "--images", "256"])
     with pytest.raises(SystemExit):
         bench.main()
     assert "4352 images for one epoch, got 256" in capsys.readouterr().err
+
+
+def test_memory_is_that_of_the_device(bench, monkeypatch):
+    devices = []
+    monkeypatch.setattr(bench, "peak", lambda device: devices.append(device) or 0.0)
+    bench.memory(setting(bench, "supervised"), "bare")
+    assert devices == ["cpu", "cpu"]

@@ -11,7 +11,8 @@ import torch
 import ttalight
 from ttalight.adapters import ETA, Source
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools" / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / "tools" / "benchmarks"
 PACKAGE = Path(ttalight.__file__).parent
 
 
@@ -99,5 +100,6 @@ def test_the_package_has_no_import_circle(core_size):
     assert core_size.import_circles(PACKAGE) == core_size.import_circles(PACKAGE, inside=True) == []
 
 
-def test_the_package_has_no_long_function_or_file(core_size):
-    assert core_size.too_long(PACKAGE) == []
+@pytest.mark.parametrize("folder", [PACKAGE, ROOT / "tools", ROOT / "tests" / "stress"], ids=lambda path: path.name)
+def test_there_is_no_long_function_or_file(core_size, folder):
+    assert core_size.too_long(folder) == []

@@ -272,7 +272,16 @@ class TestCheckpointPath:
 class TestCommand:
     def test_help_lists_everything(self):
         done = subprocess.run([sys.executable, "-m", "ttalight", "--help"], capture_output=True, text=True, check=True)
-        for word in ("fit", "validate", "test", "predict", "adapt", "Adapt a model to a stream", "compare"):
+        for word in (
+            "fit",
+            "validate",
+            "test",
+            "predict",
+            "adapt",
+            "Adapt a model to a stream",
+            "compare",
+            "reproduce",
+        ):
             assert word in done.stdout
 
     def test_completion(self):

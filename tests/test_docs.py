@@ -32,6 +32,7 @@ TINY = {
     ],
     "adapt": ["--data.limit", "10", "--trainer.enable_progress_bar", "false"],
     "corrupt": ["--data.limit", "30"],
+    "reproduce": ["--dry-run", "--images-per-second", "1000"],
 }  # fmt: skip
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import ast
 import bz2
 import gzip
-import importlib.util
 import io
-import sys
 import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,7 +24,6 @@ from ttalight.reporting import read_predictions, read_results
 from ttalight.tasks.checkpoint import read_checkpoint
 
 PACKAGE = Path(ttalight.__file__).parent
-TOOLS = PACKAGE.parent / "tools"
 
 #: Calls that may run code or take any size, and the files that may make them.
 FORBIDDEN = {
@@ -191,18 +187,3 @@ def test_results_that_are_none(text, tmp_path):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match=r"results\.json (is not a result file|has schema)"):
         read_results(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "name", ["checkpoint", "resume", "npy", "npz", "results", "stream", "image", "digits", "batch"]
-)
-def test_fuzz(name, tmp_path):
-    """A short version of tools/fuzz.py, in this process."""
-    spec = importlib.util.spec_from_file_location("fuzz", TOOLS / "fuzz.py")
-    fuzz = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz"] = fuzz
-    spec.loader.exec_module(fuzz)
-    outcome = fuzz.fuzz(name, 60, 1, 20.0, tmp_path)
-    assert outcome["findings"] == []
-    assert outcome["refused"] >= 20 or name == "batch"
-    assert np.isfinite(outcome["memory"])

@@ -1,4 +1,4 @@
-"""Tools that measure: they run, on the smallest settings."""
+"""The benches run, on the smallest settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+TOOLS = Path(__file__).resolve().parents[1] / "tools" / "benchmarks"
 
 
 def table(tool: str, *arguments: str) -> list[dict[str, str]]:
@@ -23,7 +23,7 @@ def table(tool: str, *arguments: str) -> list[dict[str, str]]:
 
 
 def adapters(*arguments: str) -> list[dict[str, str]]:
-    return table("bench_adapters.py", "--seconds", "0", "--rounds", "2", "--batches", "2", *arguments)
+    return table("adapters.py", "--seconds", "0", "--rounds", "2", "--batches", "2", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_growth_has_a_row_for_each_point_and_draws_them(tmp_path):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "growth.png"
     seen = table(
-        "bench_growth.py", "--images", "256", "--rounds", "1", "--axes", "length", "domains", "--figure", str(picture)
+        "growth.py", "--images", "256", "--rounds", "1", "--axes", "length", "domains", "--figure", str(picture)
     )
     assert [(row["axis"], row["value"]) for row in seen] == [("length", "256"), ("domains", "1"), ("domains", "4")]
     for row in seen:

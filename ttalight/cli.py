@@ -1,4 +1,4 @@
-"""The command line: Lightning's subcommands, and ``adapt`` and ``compare``."""
+"""The command line: Lightning's subcommands, ``adapt``, and the commands beside them."""
 
 from __future__ import annotations
 
@@ -45,9 +45,17 @@ _RUNS = "runs"
 #: Environment variable that shows the traceback of every error.
 _TRACEBACK = "TTALIGHT_TRACEBACK"
 
+
+def _reproduce(words: Sequence[str]) -> None:
+    from ttalight.reproduce.command import main as reproduce  # only where it is called: other commands start faster
+
+    reproduce(words)
+
+
 _OTHER: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "compare": (compare, "Set the results of several runs side by side."),
     "corrupt": (corrupt, "Write a corrupted copy of a labelled image set."),
+    "reproduce": (_reproduce, "Run what the tables of CTA's paper need."),
 }
 
 

@@ -1,1 +1,1 @@
-"""Tools that compare versions of the package, and measure it."""
+"""Scripts that measure the package, draw what it makes, and compare versions of it."""

@@ -1,6 +1,6 @@
 """Measure how many images a second the corruptions make.
 
-    python tools/bench_corruptions.py [--images 1000] [--side 32] [--table cifar] [--threads 1] [--rounds 3]
+    python tools/benchmarks/corruptions.py [--images 1000] [--side 32] [--table cifar] [--threads 1] [--rounds 3]
 
 Prints images per second for every corruption (all five severities together), the mean over the fifteen common ones
 (all images over all seconds), and, where one image at a time takes only a few lines of numpy or Pillow, the ratio to
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import platform
 import time
 from collections.abc import Callable
 
 import numpy as np
 import PIL
 import torch
+from measuring import print_machine
 from PIL import Image
 
 from ttalight.data.corruptions import COMMON, EXTRA, corrupt, parameters
@@ -94,15 +94,6 @@ def slow(corruption: str, images: np.ndarray, table: str) -> Callable[[int], obj
     return make
 
 
-def processor() -> str:
-    """Name of the processor, as far as the system tells."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000, help="images a severity")
@@ -115,8 +106,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     images = example_images(arguments.images, arguments.side)
     pictures = images[:200].permute(0, 2, 3, 1).contiguous().numpy()
-    print(f"{processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}")
-    print(f"torch {torch.__version__}, numpy {np.__version__}, Pillow {PIL.__version__}, {arguments.threads} thread(s)")
+    print_machine("cpu", arguments.threads, f"numpy {np.__version__}", f"Pillow {PIL.__version__}")
     print(f"{arguments.images} images of {arguments.side} x {arguments.side} a severity, table {arguments.table}\n")
     print(f"{'corruption':20s} {'images/s':>10s} {'one by one':>12s} {'ratio':>7s}")
 

@@ -1,7 +1,7 @@
 """Measure how the cost of adaptation grows: with the stream, its domains, the batch, the network, and what adapts.
 
-    python tools/bench_growth.py [--method Tent] [--axes length domains batch width parameters] [--rounds 3]
-                                 [--images 16384] [--figure growth.png]
+    python tools/benchmarks/growth.py [--method Tent] [--axes length domains batch width parameters] [--rounds 3]
+                                      [--images 16384] [--figure growth.png]
 
 Prints a Markdown table: for every point milliseconds an image, peak memory above images and network, and the number of
 adapted parameters. ``--figure`` draws them too, which needs matplotlib.
@@ -24,22 +24,20 @@ the lowest and the highest. The rounds go through all points in turn, so that a 
 from __future__ import annotations
 
 import argparse
-import logging
-import platform
 import statistics
 import tempfile
 import time
-import warnings
 from typing import Any, NamedTuple
 
+import ttalight  # isort: skip  (first: it makes torchvision importable)
 import torch
-from bench_adapters import METHODS, Classifier, fresh, peak
-from bench_corruptions import processor
 from lightning import Callback
+from measuring import fresh, peak, print_head, print_machine, quiet
+from networks import METHODS, Classifier
+from random_images import RandomImages
 
-import ttalight
 from ttalight.adapters import Adapter
-from ttalight.data import ImageArrays, ImageDataModule
+from ttalight.data import ImageArrays
 from ttalight.data.streams import Domain
 from ttalight.models.cifar_resnet import cifar_resnet8
 from ttalight.reporting.figures import require_matplotlib
@@ -76,20 +74,12 @@ class Cost(NamedTuple):
     parameters: int
 
 
-class RandomDomains(ImageDataModule):
+class RandomDomains(RandomImages):
     """Random images, shared out among so many domains."""
 
-    num_classes = 10
-    mean = std = (0.5, 0.5, 0.5)
-
     def __init__(self, images: int, count: int, batch_size: int) -> None:
-        super().__init__(batch_size=batch_size)
-        self.images, self.count = images, count
-
-    def load(self, split: str) -> ImageArrays:
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (self.images, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        return ImageArrays(pixels, torch.randint(10, (self.images,), generator=generator))
+        super().__init__(images, batch_size=batch_size)
+        self.count = count
 
     def load_domains(self) -> list[tuple[Domain, ImageArrays]]:
         whole = self.load("test")
@@ -127,10 +117,8 @@ class Clock(Callback):
 
 def measure(point: Point) -> Cost:
     """Measure one point; to be called in a fresh process."""
-    torch.set_num_threads(1)
+    quiet(threads=1)
     torch.manual_seed(0)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     settings: dict[str, Any] = {} if point.parameters == "norm" else {"parameters": point.parameters}
     method = METHODS[point.method](reset="domain", **settings)
     data = RandomDomains(point.images, point.domains, point.batch)
@@ -226,15 +214,13 @@ def main() -> None:
     if arguments.figure is not None:
         require_matplotlib()
 
-    print(f"{processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}")
-    print(f"torch {torch.__version__}, CPU, 1 thread, {arguments.method}\n", flush=True)
+    print_machine("cpu", 1, arguments.method)
     chosen = [point for axis in arguments.axes for point in points(axis, arguments.method, arguments.images)]
     seen: dict[Point, list[Cost]] = {point: [] for point in chosen}
     for _ in range(arguments.rounds):
         for point in chosen:
             seen[point].append(fresh(measure, point))
-    print("| axis | value | ms an image (lowest to highest) | n | MiB | adapted parameters |")
-    print("|---|---|---|---|---|---|")
+    print_head(("axis", "value", "ms an image (lowest to highest)", "n", "MiB", "adapted parameters"))
     for point, costs in seen.items():
         print(row(point, costs))
     if arguments.figure is not None:

@@ -7,11 +7,9 @@ import re
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
-from cta_differences import differences, plain
-from cta_plan import Config, Plan, Row
 
 from ttalight.analysis import mean_geometry, read_geometry
 from ttalight.reporting import read_results
@@ -19,11 +17,11 @@ from ttalight.reporting.html import html_heading, html_list, html_page, html_tab
 from ttalight.reporting.published import published_rows
 from ttalight.reporting.summary import counted
 from ttalight.reporting.text import markdown_table, markdown_text
+from ttalight.reproduce.differences import differences, plain
+from ttalight.reproduce.plan import Plan, Row
+from ttalight.reproduce.recipes import Config
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PUBLISHED = yaml.safe_load(Path(__file__).with_name("cta_published.yaml").read_text(encoding="utf-8"))
+PUBLISHED = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
 #: Names of the data sets in published rows, and labels of CTA's own tables there.
 _IN_ROWS = {"cifar10": "cifar10", "cifar100": "cifar100", "tiny_imagenet": "TinyImageNetDataModule"}
 #: What the figures show, by file.
@@ -37,7 +35,7 @@ Runs = dict[str, list[Path]]
 
 
 def render(plan: Plan, root: Path, done: set[str], oracle: bool = False) -> str:
-    """Return a table as Markdown; runs that are not done show as "-".
+    """Returns a table as Markdown; runs that are not done show as "-".
 
     Args:
         plan: The plan of the table.
@@ -45,7 +43,7 @@ def render(plan: Plan, root: Path, done: set[str], oracle: bool = False) -> str:
         done: Names of the adaptation runs that are done.
         oracle: Add rows that choose the number of steps by test accuracy, as public code of some methods does.
     """
-    runs = _runs(plan, root, done)
+    runs = runs_of(plan, root, done)
     header, lines = {
         1: lambda: _table1(plan, runs),
         3: lambda: _table3(plan),
@@ -57,12 +55,13 @@ def render(plan: Plan, root: Path, done: set[str], oracle: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _runs(plan: Plan, root: Path, done: set[str]) -> Runs:
+def runs_of(plan: Plan, root: Path, done: set[str]) -> Runs:
+    """Returns the folders of the runs of each row that are done."""
     return {row.label: [root / job for job in row.jobs if job in done] for row in plan.rows}
 
 
 def report(root: Path) -> str:
-    """Return a page with every table and figure in a folder, which needs nothing beside it."""
+    """Returns a page with every table and figure in a folder, which needs nothing beside it."""
     parts = []
     for path in sorted(root.glob("table*.md")):
         title, table, *notes = path.read_text(encoding="utf-8").strip().split("\n\n")
@@ -76,41 +75,8 @@ def report(root: Path) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """Return what ``markdown_text`` was given."""
+    """Returns what ``markdown_text`` was given."""
     return html.unescape(re.sub(r"\\([\\`*\[\]|])", r"\1", text))
-
-
-def sweep_figure(plan: Plan, root: Path, done: set[str]) -> Figure:
-    """Return the accuracies of Table 1 against the temperature of the alignment, measured beside published ones.
-
-    Args:
-        plan: The plan of Table 1.
-        root: Folder of the runs.
-        done: Names of the adaptation runs that are done.
-    """
-    from matplotlib.figure import Figure
-
-    runs, published = _runs(plan, root, done), PUBLISHED["table1"].get(plan.data, {})
-    measured: dict[float | str, tuple[float, float]] = {}
-    for row in plan.rows:
-        for values in _accuracies(runs[row.label]):
-            shown = 100 * values["clean"], 100 * _mean_of_corruptions(values)
-            measured[row.temperature or "supervised"] = shown
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    for place, (axes, title) in enumerate(zip(figure.subplots(1, 2), ("clean", "corrupted, mean"), strict=True)):
-        for values, color, label in ((measured, "tab:blue", "here"), (published, "tab:gray", "published")):
-            points = sorted((at, value[place]) for at, value in values.items() if at != "supervised")
-            if points:
-                axes.plot(*zip(*points, strict=True), "o-", color=color, label=label)
-            if "supervised" in values:
-                axes.axhline(values["supervised"][place], color=color, linestyle="--", label=f"supervised, {label}")
-        axes.set_xscale("log")
-        axes.set_xlabel("temperature of the alignment")
-        axes.set_ylabel("accuracy in %")
-        axes.set_title(title)
-        axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
 
 
 # -- tables
@@ -120,16 +86,16 @@ def _table1(plan: Plan, runs: Runs) -> tuple[list[str], list[list[str]]]:
     published = PUBLISHED["table1"].get(plan.data, {})
     lines = []
     for row in plan.rows:
-        accuracies = _accuracies(runs[row.label])
-        clean = [values["clean"] for values in accuracies]
-        corrupted = [_mean_of_corruptions(values) for values in accuracies]
+        found = accuracies(runs[row.label])
+        clean = [values["clean"] for values in found]
+        corrupted = [mean_of_corruptions(values) for values in found]
         theirs = published.get(row.published or row.temperature, (None, None))
         lines.append([row.label, _show(clean), _number(theirs[0]), _show(corrupted), _number(theirs[1])])
     return ["encoder", "clean", "published", "corrupted, mean", "published"], lines
 
 
 def _comparison(plan: Plan, runs: Runs, oracle: bool) -> tuple[list[str], list[list[str]]]:
-    rows = {label: _accuracies(folders) for label, folders in runs.items()}
+    rows = {label: accuracies(folders) for label, folders in runs.items()}
     if oracle:
         for label, folders in runs.items():
             best = [chosen for folder in folders if (chosen := _oracle(folder)) is not None]
@@ -141,7 +107,7 @@ def _comparison(plan: Plan, runs: Runs, oracle: bool) -> tuple[list[str], list[l
     lines = []
     for label, measured in rows.items():
         published = theirs.get(label)
-        means = [_mean_of_corruptions(values) for values in measured]
+        means = [mean_of_corruptions(values) for values in measured]
         mean = None if published is None else published[1]
         difference = f"{100 * statistics.fmean(means) - mean:+.2f}" if means and mean is not None else "-"
         cells = [_show([values[name] for values in measured if name in values]) for name in names]
@@ -170,7 +136,8 @@ def _table6(plan: Plan, runs: Runs) -> tuple[list[str], list[list[str]]]:
         for place in ("encoder", "projector"):
             label = f"{row.label} {place}"
             own = [[mean for mean in means if mean["place"] == place] for means in measured]
-            first, last = ([dict(min(m, key=_steps)) for m in own], [dict(max(m, key=_steps)) for m in own])
+            first: list[dict[str, Any]] = [dict(min(means, key=_steps)) for means in own]
+            last: list[dict[str, Any]] = [dict(max(means, key=_steps)) for means in own]
             lines.append(_pair("Davies-Bouldin index", label, first, last, ("davies_bouldin",), "davies_bouldin"))
             references = list(dict.fromkeys(name for mean in first for name in mean["distances"]))
             for reference in references:
@@ -250,28 +217,29 @@ def _schedule(config: Config) -> Config:
 # -- numbers
 
 
-def _accuracies(folders: Sequence[Path]) -> list[dict[str, float]]:
-    """Return domain -> accuracy of each run."""
+def accuracies(folders: Sequence[Path]) -> list[dict[str, float]]:
+    """Returns domain -> accuracy of each run."""
     found = [counted(read_results(folder)["domains"]) for folder in folders]
     return [{row["name"]: float(row["accuracy"] or 0.0) for row in rows} for rows in found]
 
 
 def _oracle(run: Path) -> dict[str, float] | None:
-    """Return the accuracies after the number of steps that has the best mean on the test labels, or None."""
+    """Returns the accuracies after the number of steps that has the best mean on the test labels, or None."""
     results = read_results(run)
     if results["method"] != "TestTimeTraining" or not results.get("readings"):
         return None
     tables = [results["domains"], *(reading["domains"] for reading in results["readings"])]
     choices = [{row["name"]: float(row["accuracy"] or 0.0) for row in counted(rows)} for rows in tables]
-    return max(choices, key=_mean_of_corruptions)
+    return max(choices, key=mean_of_corruptions)
 
 
-def _mean_of_corruptions(values: dict[str, float]) -> float:
+def mean_of_corruptions(values: dict[str, float]) -> float:
+    """Returns the mean accuracy over all domains but the clean one."""
     return statistics.fmean(value for name, value in values.items() if name != "clean")
 
 
 def _published(plan: Plan, row: Row) -> tuple[dict[str, float], float] | None:
-    """Return domain -> accuracy and the mean, in percent, as printed."""
+    """Returns domain -> accuracy and the mean, in percent, as printed."""
     if row.published is None or plan.data not in _IN_ROWS:
         return None
     for other in published_rows():

@@ -1,9 +1,9 @@
 """Measure what training costs beyond the steps of its network.
 
-    python tools/bench_training.py [--stages supervised simclr alignment] [--networks cifar_resnet20] [--batches 256]
-                                   [--precisions bf16-mixed] [--channels-last yes] [--compile no] [--rounds 5]
-                                   [--turn 3] [--workers 2] [--threads 1] [--images 45000] [--root FOLDER]
-                                   [--device cpu]
+    python tools/benchmarks/training.py [--stages supervised simclr alignment] [--networks cifar_resnet20]
+                                        [--batches 256] [--precisions bf16-mixed] [--channels-last yes] [--compile no]
+                                        [--rounds 5] [--turn 3] [--workers 2] [--threads 1] [--images 45000]
+                                        [--root FOLDER] [--device cpu]
 
 Prints a Markdown table and, below it, what Lightning costs a step. Each row is a fit by our Trainer as ``ttalight fit``
 runs it, logger and progress bar included, of SupervisedTask (padded crops, flips), ContrastiveTask or AlignmentTask on
@@ -34,7 +34,6 @@ import argparse
 import contextlib
 import itertools
 import os
-import platform
 import statistics
 import tempfile
 from typing import Any
@@ -43,10 +42,9 @@ import ttalight  # isort: skip  (first: it makes torchvision importable)
 import timm
 import torch
 import torch.utils.tensorboard  # what importing it takes is no step's memory
-from bench_adapters import fresh, now, peak, quiet
-from bench_corruptions import processor
-from bench_sharding import RandomImages
 from lightning import Callback, LightningModule
+from measuring import fresh, now, peak, print_head, print_machine, quiet, spread
+from random_images import RandomImages
 from torch import Tensor, nn
 from training_rivals import CLASSES, RATE, STAGES, Bare, Setting, Step, Usual
 
@@ -156,7 +154,7 @@ def fit(setting: Setting, module: LightningModule, batches: int, *callbacks: Cal
 
 def time_stage(setting: Setting) -> Times:
     """Measure the times of a row; to be called in a fresh process."""
-    quiet(setting)
+    quiet(setting.threads)
     task, data = make_task(setting), make_data(setting)
     turns = Turns(setting, {"bare": Bare(setting, task)}, {"usual": Usual(setting, task, data)})
     fit(setting, task, WARM_UP + setting.rounds * setting.turn, turns, datamodule=data)
@@ -165,26 +163,26 @@ def time_stage(setting: Setting) -> Times:
 
 def memory(setting: Setting, way: str) -> float:
     """Measure the peak memory of a few batches, in MiB; to be called in a fresh process."""
-    quiet(setting)
+    quiet(setting.threads)
     task, data = make_task(setting), make_data(setting)
     if way == "ours":
-        before = peak(setting)
+        before = peak(setting.device)
         fit(setting, task, WARM_UP, datamodule=data)
     elif way == "bare":
         bare = Bare(setting, task)
-        before = peak(setting)
+        before = peak(setting.device)
         for _ in range(WARM_UP):
             bare()
     else:
         usual = Usual(setting._replace(turn=WARM_UP), task, data)
-        before = peak(setting)
+        before = peak(setting.device)
         usual()
-    return peak(setting) - before
+    return peak(setting.device) - before
 
 
 def time_lightning(setting: Setting) -> Times:
     """Measure the Trainer's steps without work, the same in a plain loop, and the network's; in a fresh process."""
-    quiet(setting)
+    quiet(setting.threads)
     module = OneNumber()
     optimizer = module.configure_optimizers()
 
@@ -199,11 +197,6 @@ def time_lightning(setting: Setting) -> Times:
     batches = WARM_UP + setting.rounds * setting.turn
     fit(setting, OneNumber(), batches, turns, train_dataloaders=range(batches))
     return turns.times
-
-
-def spread(values: list[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def row(setting: Setting) -> str:
@@ -253,13 +246,11 @@ def main() -> None:
     if arguments.rounds < 2 or needed > arguments.images:
         parser.error(f"needs at least 2 rounds, and {needed} images for one epoch, got {arguments.images}")
 
-    print(f"{processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}")
-    print(f"torch {torch.__version__}, {arguments.device}, {arguments.threads} thread(s)\n")
+    print_machine(arguments.device, arguments.threads)
     columns = ("stage", "network", "batch", "precision", "channels_last", "compile", "images/s", "bare images/s")
     columns += ("usual images/s", "speed against bare (middle half)", "against usual (middle half)", "n", "start s")
     columns += ("MiB", "bare MiB", "usual MiB")
-    print(f"| {' | '.join(columns)} |")
-    print("|" + "---|" * len(columns), flush=True)
+    print_head(columns)
     names = ("rounds", "turn", "workers", "threads", "images", "root", "device")
     rest = [getattr(arguments, name) for name in names]
     ways = (arguments.networks, arguments.batches, arguments.precisions, arguments.channels_last)

@@ -1,6 +1,6 @@
 """Measure SimCLRViews against torchvision v2, image by image, in one run.
 
-    python tools/bench_transforms.py [--batch 256] [--size 32] [--threads 1] [--repeats 15] [--device cpu]
+    python tools/benchmarks/transforms.py [--batch 256] [--size 32] [--threads 1] [--repeats 15] [--device cpu]
 
 Prints views per second of both and their ratio. The two take turns, so that a busy neighbour slows both; the median of
 the turns counts. torchvision works on float images as SimCLRViews does, one view at a time, as a data loader would.

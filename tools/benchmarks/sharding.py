@@ -1,7 +1,7 @@
 """Measure how much faster several processes adapt to domains than one.
 
-    python tools/bench_sharding.py [--processes 2] [--method Tent] [--network resnet20] [--domains 4] [--images 1000]
-                                   [--batch-size 100] [--rounds 3] [--accelerator cpu]
+    python tools/benchmarks/sharding.py [--processes 2] [--method Tent] [--network resnet20] [--domains 4]
+                                        [--images 1000] [--batch-size 100] [--rounds 3] [--accelerator cpu]
 
 Prints one line: the median over rounds of the time of one process over that of several, with all ratios. In each round
 one process and several go through the same stream right after each other, in processes that are there already, one
@@ -13,7 +13,6 @@ for it without computing. On a machine with fewer free cores than processes the 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import socket
 import statistics
@@ -21,41 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from typing import Any
 
 import ttalight  # isort: skip  (first: it makes torchvision importable)
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from measuring import quiet
+from random_images import RandomImages
 
 from ttalight import adapters
-from ttalight.data import ImageArrays, ImageDataModule
 from ttalight.tasks import SupervisedTask
 
 NETWORKS = {"resnet8": "cifar_resnet8", "resnet20": "cifar_resnet20"}
 CORRUPTIONS = ("gaussian_noise", "contrast", "brightness", "shot_noise", "impulse_noise", "pixelate")
-
-
-class RandomImages(ImageDataModule):
-    """Random images of 32 pixels a side.
-
-    Args:
-        images: Number of images in a domain.
-        kwargs: See ``ImageDataModule``.
-    """
-
-    num_classes = 10
-    mean = std = (0.5, 0.5, 0.5)
-
-    def __init__(self, images: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.images = images
-
-    def load(self, split: str) -> ImageArrays:
-        """Return the images."""
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (self.images, 3, 32, 32), generator=generator, dtype=torch.uint8)
-        return ImageArrays(pixels, torch.randint(10, (self.images,), generator=generator))
 
 
 def seconds(arguments: argparse.Namespace, task: SupervisedTask, data: RandomImages, shard: str | None) -> float:
@@ -79,9 +55,7 @@ def seconds(arguments: argparse.Namespace, task: SupervisedTask, data: RandomIma
 
 def work(arguments: argparse.Namespace, rank: int) -> None:
     """Take part in all rounds, and print on the first process."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    quiet(threads=1)
     task = SupervisedTask(encoder=NETWORKS[arguments.network])
     domains = [CORRUPTIONS[index % len(CORRUPTIONS)] for index in range(arguments.domains)]
     data = RandomImages(arguments.images, batch_size=arguments.batch_size, domains=domains)

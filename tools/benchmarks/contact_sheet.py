@@ -1,8 +1,8 @@
 """Pictures of what the generators do: 19 corruptions at 5 severities, and SimCLR's views.
 
-    python tools/contact_sheet.py corruptions --image photo.jpg --output docs/images/corruptions-photo.jpg
-    python tools/contact_sheet.py corruptions --cifar ROOT --output docs/images/corruptions-cifar.png
-    python tools/contact_sheet.py views --image photo.jpg --output docs/images/views-photo.jpg
+    python tools/benchmarks/contact_sheet.py corruptions --image photo.jpg --output docs/images/corruptions-photo.jpg
+    python tools/benchmarks/contact_sheet.py corruptions --cifar ROOT --output docs/images/corruptions-cifar.png
+    python tools/benchmarks/contact_sheet.py views --image photo.jpg --output docs/images/views-photo.jpg
 
 ROOT is a folder with CIFAR-10's python batches. Photographs are brought to a short side of 256 pixels and cropped to
 224, and corrupted with the parameters for ImageNet; CIFAR images are shown at three times their size.

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from cta_plan import DATA, Config, Plan
-
 from ttalight import adapters, tasks
 from ttalight import data as data_modules
+from ttalight.reproduce.plan import Plan
+from ttalight.reproduce.recipes import DATA, Config
 
 #: What a method's rows have here and published ones have not, by label; filled in from the configuration.
 _PROTOCOLS = {
@@ -36,7 +36,7 @@ _NAMES = {"model.encoder": "network", "model.crop": "crops", "model.lr": "learni
 
 
 def differences(plan: Plan) -> Iterator[str]:
-    """Say what is known of how these runs differ from the paper's: by their settings, and where it says nothing."""
+    """Says what is known of how these runs differ from the paper's: by their settings, and where it says nothing."""
     if plan.paper is not None:
         found = [
             f"{name} {own} here, {theirs} there{where}" for name, own, theirs, where in _compared(plan, plan.paper)
@@ -73,7 +73,7 @@ def differences(plan: Plan) -> Iterator[str]:
 
 
 def _compared(plan: Plan, paper: Plan) -> list[tuple[str, str, str, str]]:
-    """Return name, value here, value there, and where, of all settings in which two plans of a table differ."""
+    """Returns name, value here, value there, and where, of all settings in which two plans of a table differ."""
     there = {job.name for job in paper.jobs}
     both = [job.name for job in plan.jobs if job.verb != "export" and job.name in there]
     found: dict[tuple[str, str, str], list[str]] = {}
@@ -110,8 +110,10 @@ def _config(plan: Plan, job: str) -> Config:
 
 
 def _settings(config: Config) -> list[str]:
-    """Return the names of what a configuration sets and numbers may depend on, such as ``model.lr``."""
-    sections = {name: config[name].get("init_args", {}) for name in ("model", "data", "adapter") if name in config}
+    """Returns the names of what a configuration sets and numbers may depend on, such as ``model.lr``."""
+    sections: dict[str, Config] = {
+        name: config[name].get("init_args", {}) for name in ("model", "data", "adapter") if name in config
+    }
     sections["trainer"] = config["trainer"]
     if "adapter" in config:
         sections["data"] = {key: value for key, value in sections["data"].items() if key != "validation"}
@@ -119,7 +121,7 @@ def _settings(config: Config) -> list[str]:
 
 
 def _value(config: Config, key: str) -> Any:
-    """Return a setting, by the class's own default where the configuration leaves it out."""
+    """Returns a setting, by the class's own default where the configuration leaves it out."""
     section, _, name = key.partition(".")
     if section == "trainer":
         return config["trainer"].get(name, "32-true" if name == "precision" else None)
@@ -128,7 +130,7 @@ def _value(config: Config, key: str) -> Any:
 
 
 def _defaults(class_path: str | None) -> dict[str, Any]:
-    """Return the defaults of all arguments of a task, data module or adapter, those of its bases included."""
+    """Returns the defaults of all arguments of a task, data module or adapter, those of its bases included."""
     for module in (tasks, data_modules, adapters):
         if hasattr(module, str(class_path)):
             bases = [base for base in getattr(module, str(class_path)).__mro__ if "__init__" in vars(base)]
@@ -138,7 +140,7 @@ def _defaults(class_path: str | None) -> dict[str, Any]:
 
 
 def _shown(key: str, value: Any, plan: Plan) -> str:
-    """Write a setting as a reader counts it."""
+    """Writes a setting as a reader counts it."""
     if key == "data.validation":
         value = DATA[plan.data][0] - (value or 0)
     elif key == "data.limit":
@@ -155,7 +157,7 @@ def _shown(key: str, value: Any, plan: Plan) -> str:
 
 
 def _start(plan: Plan, name: str) -> str | None:
-    """Say where a training stage starts from; None for what has no such choice."""
+    """Says where a training stage starts from; None for what has no such choice."""
     job = next(other for other in plan.jobs if other.name == name)
     arguments = job.config["model"]["init_args"]
     if (
@@ -171,5 +173,5 @@ def _start(plan: Plan, name: str) -> str | None:
 
 
 def plain(value: Any) -> str:
-    """Write a value as it stands in a table."""
+    """Writes a value as it stands in a table."""
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -65,7 +65,7 @@ class Bare:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.setting.device, torch.bfloat16, enabled=self.setting.precision == "bf16-mixed")
 
-    def descend(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -73,7 +73,7 @@ class Bare:
     def __call__(self) -> float:
         with self.autocast():
             loss = cross_entropy(self.network(self.images), self.labels)
-        self.descend(loss)
+        self.step(loss)
         return 0.0
 
 
@@ -151,7 +151,7 @@ class Usual(Bare):
         for parts, labels, taken in self.loader:
             with self.autocast():
                 loss = self.loss([self.arranged(part) for part in parts], labels.to(self.setting.device))
-            self.descend(loss)
+            self.step(loss)
             elsewhere += taken
         apart = self.setting.workers and self.setting.device == "cpu" and self.setting.threads == 1
         return elsewhere if apart else 0.0
