@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import shutil
 import signal
-import sys
 import textwrap
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stress import kill_harness as harness
 
 from ttalight.callbacks.adaptation_files import list_checkpoints, read_last, write_checkpoint
 from ttalight.cli import main
@@ -63,17 +62,6 @@ FAULTS = """
                 for path in Path("photos").rglob("*.png"):
                     path.rename(path.with_suffix(".gone"))
 """
-
-
-def tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-harness = tool("kill_harness")
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +334,7 @@ def test_a_checkpoint_that_lacks_parts(tmp_path):
 
 
 def test_kills(tmp_path):
-    """Three of the kills that tools/kill_harness.py makes."""
+    """Three of the kills that tests/stress/kill_harness.py makes."""
     lines = list(harness.kills(tmp_path, 3, first=57))
     assert len(lines) == 3
 

@@ -11,7 +11,7 @@ The bare passes are plain torch on a copy of the same network: the forwards that
 (as many, each with as many images, with gradients or without, on statistics of the batch or running ones), for each
 pass that it went backward through the mean entropy of the logits and a backward to the same parameters (or pixels), and
 for each update a step of the same optimizer. What a method computes besides counts as its own: filters, other losses,
-views, averages, resets between images, layers that it brings along (the affines of all layers take the place of their
+views, averages, resets between images, layers of its own (the affines of all layers take the place of their
 parameters, statistics of the batch that of mixed ones). What the Trainer does around a batch counts too: the row of
 Source shows it. TestTimeTraining, 20 steps a batch, runs on a CrossTaskTTT with the network as its encoder; its bare
 passes are a plain loop over the task's auxiliary loss, views included. ``--fast yes`` and ``--recompute yes`` compute

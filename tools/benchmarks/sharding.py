@@ -7,7 +7,7 @@ Prints one line: the median over rounds of the time of one process over that of 
 one process and several go through the same stream right after each other, in processes that are there already, one
 thread each: what a round compares is as busy a machine. The domains are corruptions of random images on random weights;
 time runs from the call of Trainer.adapt until the merged results are written. While one process works, the others wait
-for it without computing. On a machine with fewer free cores than processes the ratio says so.
+for it without computing. On a machine with fewer free cores than processes the ratio shows it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long the jobs of a plan take."""
+"""Estimated times of the jobs of a plan."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Kills ``fit`` and ``adapt`` at points spread over all their phases, resumes, and compares with an uninterrupted run.
 
-    python tools/kill_harness.py [--kills 50] [--folder kill-harness]
+    python tests/stress/kill_harness.py [--kills 50] [--folder kill-harness]
 
 A point is every hook of the trainer that a callback sees (setup, each batch's begin and end, checkpoints, ends), and
 the moment before each file is opened to be written, synced, renamed or removed. An uninterrupted run counts the points;
 the kills are spread evenly over them, half on ``fit`` and half on ``adapt``. At a point the process sends itself
 SIGKILL. Every second kill at a file that is being written cuts away half of what has not been synced yet, as a power
-cut may. Then the run resumes by the documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins anew
+cut may. Then the run resumes by the documented command, ``fit --ckpt_path last`` or ``adapt --resume``, or begins again
 where nothing was there yet, and must leave what the uninterrupted one left, bit for bit: weights, optimizer and epoch
 of ``last.ckpt``; results, table, predictions, stream and curves; and no temporary file. Before it resumes, nothing
 unfinished may pass for complete: ``compare`` must leave the run out, and no file under its own name may be half of one.
@@ -218,8 +218,8 @@ def curves(run: Path) -> list[tuple[Any, ...]]:
     return sorted(scalars) + [(tag, len(events.Tensors(tag))) for tag in sorted(tags["tensors"])]
 
 
-def check_same(stage: str, run: Path, whole: Path) -> None:
-    """Make sure that a run left what the uninterrupted one did, and no temporary file."""
+def check_same(stage: str, run: Path, whole: Path, logged: bool = True) -> None:
+    """Make sure that a run left what the uninterrupted one did, curves if they were ``logged``, and no temporary file."""
     left = [str(path.relative_to(run)) for path in run.rglob("*") if path.name.startswith(".")]
     assert not left, f"temporary files: {left}"
     if stage == "fit":
@@ -229,7 +229,7 @@ def check_same(stage: str, run: Path, whole: Path) -> None:
     for name in ("predictions.npz", "stream.npz"):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), f"other {name}"
     assert table(run) == table(whole), "another table"
-    assert curves(run) == curves(whole), "other curves"
+    assert not logged or curves(run) == curves(whole), "other curves"
     assert not (run / "adaptation").exists(), "the checkpoints are still there"
 
 
@@ -291,7 +291,7 @@ def kill(stage: str, command: list[str], folder: Path, names: list[str], at: int
         A line that says where it was.
 
     Raises:
-        AssertionError: If the run did not go on to the uninterrupted result.
+        AssertionError: If the run did not reach the uninterrupted result.
     """
     words = [*command, "--name", f"{stage}-{at}"]
     run, whole = folder / "runs" / f"{stage}-{at}", folder / "runs" / f"{stage}-whole"
