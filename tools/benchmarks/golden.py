@@ -9,7 +9,7 @@ plain streams through ``wrap`` (resets, saved states, copies, bad batches) and r
 resumed in the middle, two processes). Values are logits, state tensors, the optimizer's state as one vector of a kind,
 counters, results, and the type of an error. Only the public interface is used.
 
-``compare`` records anew, or reads OTHER, and prints how many rows are equal bit for bit, every row that differs with
+``compare`` records again, or reads OTHER, and prints how many rows are equal bit for bit, every row that differs with
 its largest absolute difference, and every row that is on one side only. It exits with 1 if there is any. ``--brief``
 prints one line for each scenario instead. Run it with another checkout first on PYTHONPATH to record that one.
 """
@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=["record", "compare", "rank"], help="what to do; rank is for internal use")
     parser.add_argument("file", type=Path, help="file of rows, written by record and read by compare")
-    parser.add_argument("other", type=Path, nargs="?", help="second file of rows; by default rows are recorded anew")
+    parser.add_argument("other", type=Path, nargs="?", help="second file of rows; by default rows are recorded again")
     parser.add_argument("--only", default="", help="names of adapters, separated by commas; all by default")
     parser.add_argument("--alone", action="store_true", help="leave the runs in two processes out")
     parser.add_argument("--brief", action="store_true", help="print a line for each scenario, not for each row")
