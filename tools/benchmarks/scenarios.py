@@ -82,6 +82,20 @@ def play(adapted: Any, stream: list[Tensor], begin: int = 0) -> Rows:
 # -- through wrap
 
 
+def saved(wrap: Any, stream: list[Tensor]) -> Rows:
+    """Return the rows of adapted networks that take the state of another one, from a file."""
+    first, fresh, used = (wrap(reset="never") for _ in range(3))
+    rows = play(first, stream[:2])
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    play(used, stream[3:5])
+    for name, adapted in (("fresh", fresh), ("used", used)):
+        file.seek(0)
+        adapted.load_state_dict(torch.load(file, weights_only=True))
+        rows |= under(name, play(adapted, stream[2:5], 2) | read(adapted))
+    return rows
+
+
 def scenarios(make: Any, net: Any) -> Iterator[tuple[str, Any]]:
     """Yield names of scenarios on a plain network, and functions that return their rows."""
     stream = batches()
@@ -113,18 +127,6 @@ def scenarios(make: Any, net: Any) -> Iterator[tuple[str, Any]]:
 
         return run
 
-    def saved() -> Rows:
-        first, fresh, used = (wrap(reset="never") for _ in range(3))
-        rows = play(first, stream[:2])
-        file = io.BytesIO()
-        torch.save(first.state_dict(), file)
-        play(used, stream[3:5])
-        for name, adapted in (("fresh", fresh), ("used", used)):
-            file.seek(0)
-            adapted.load_state_dict(torch.load(file, weights_only=True))
-            rows |= under(name, play(adapted, stream[2:5], 2) | read(adapted))
-        return rows
-
     def copied() -> Rows:
         adapted = wrap(reset="never")
         play(adapted, stream[:2])
@@ -143,7 +145,7 @@ def scenarios(make: Any, net: Any) -> Iterator[tuple[str, Any]]:
     yield "domain", by_domain
     yield "batch", by("batch")
     yield "2 updates", by(2)
-    yield "saved", saved
+    yield "saved", lambda: saved(wrap, stream)
     yield "copied", copied
     for policy in ("error", "skip", "source"):
         yield f"bad {policy}", bad(policy, "never")
