@@ -219,7 +219,7 @@ def curves(run: Path) -> list[tuple[Any, ...]]:
 
 
 def check_same(stage: str, run: Path, whole: Path, logged: bool = True) -> None:
-    """Make sure that a run left what the uninterrupted one did, curves if they were ``logged``, and no temporary file."""
+    """Make sure that a run left what the uninterrupted one did, its curves if ``logged``, and no temporary file."""
     left = [str(path.relative_to(run)) for path in run.rglob("*") if path.name.startswith(".")]
     assert not left, f"temporary files: {left}"
     if stage == "fit":

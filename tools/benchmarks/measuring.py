@@ -1,4 +1,4 @@
-"""What the benches share: clocks, peak memory, fresh processes, medians, and the lines above a table."""
+"""Parts of the benches: clocks, peak memory, fresh processes, medians, and the lines above a table."""
 
 from __future__ import annotations
 
