@@ -14,11 +14,12 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from support.methods import methods
 from torch import nn
 
 import ttalight
 from ttalight import adapters
-from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter, Source, Tent, TestTimeTraining
+from ttalight.adapters import Source, Tent, TestTimeTraining
 from ttalight.callbacks import AdaptationCheckpoint, Recorder
 from ttalight.callbacks.adaptation_files import list_checkpoints, read_last
 from ttalight.cli import main
@@ -26,14 +27,7 @@ from ttalight.data import Continual, DigitsDataModule, Mixed, Probed, SingleSamp
 from ttalight.reporting import read_predictions, read_results
 from ttalight.reporting.compare import main as compare
 
-BASES = {Adapter, GradientAdapter, SelfTrainingAdapter, TestTimeTraining}
-CLASSES = [
-    value
-    for name in adapters.__all__
-    if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
-]
-METHODS = {cls.__name__: cls for cls in CLASSES} | {
-    "Tent with STAG": lambda: Tent(terms=[adapters.STAG()]),
+METHODS = methods({}) | {
     "TestTimeTraining": lambda: TestTimeTraining(steps=1, lr=0.01),
     "TestTimeTraining with readings": lambda: TestTimeTraining(steps=2, lr=0.01, read_at=[1]),
     "EATA on the stream": lambda: adapters.EATA(fisher="stream", fisher_samples=14),

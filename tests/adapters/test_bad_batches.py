@@ -8,22 +8,16 @@ import lightning
 import pytest
 import timm
 import torch
+from support.methods import methods
 from torch import nn
 
 import ttalight
-from ttalight import adapters
-from ttalight.adapters import EMABN, Adapter, GradientAdapter, SelfTrainingAdapter, Source, Tent, TestTimeTraining
+from ttalight.adapters import EMABN, Source, Tent
 from ttalight.callbacks import AdaptationCheckpoint, Recorder
 from ttalight.data import DigitsDataModule
 from ttalight.tasks import SupervisedTask
 
-BASES = {Adapter, GradientAdapter, SelfTrainingAdapter, TestTimeTraining}
-METHODS = {
-    name: value
-    for name in adapters.__all__
-    if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
-}
-METHODS["MEMO"] = lambda **kwargs: adapters.MEMO(views=3, **kwargs)
+METHODS = methods({}, MEMO={"views": 3})
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*runs with its settings for CIFAR", "ignore:.*source", "ignore:.*on_bad_batch", "ignore:.*statistics"

@@ -163,17 +163,6 @@ class TestDeYO:
         Watched(**OPEN, steps=2).wrap(make_net())(images)
         assert not torch.equal(*drawn)
 
-    def test_continues_from_a_state_in_the_middle(self, make_net, images):
-        batches = [images, images.flip(0) * 0.5, images[:3], images[:1]]
-        whole, first, second = (DeYO(**OPEN).wrap(make_net()) for _ in range(3))
-        expected = [whole(batch) for batch in batches]
-        for batch in batches[:2]:
-            first(batch)
-        second.load_state_dict(first.state_dict())
-        for batch, logits in zip(batches[2:], expected[2:], strict=True):
-            assert torch.equal(second(batch), logits)
-        assert whole.engine.updates == 4
-
     def test_says_that_it_needs_one_prediction_an_image(self, images):
         net = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 4, 1)).double()
         with pytest.raises(ValueError, match=r"DeYO needs one prediction an image.*got \(6, 4, 32, 32\)"):

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 
 import pytest
 import timm
 import torch
+from support.methods import BATCH_NORM_ONLY, methods
 
-from ttalight import adapters
-from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter, Tent, TestTimeTraining
-
-BASES = {Adapter, GradientAdapter, SelfTrainingAdapter, TestTimeTraining}
-CLASSES = [
-    value
-    for name in adapters.__all__
-    if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
-]
-#: Settings under which methods that leave samples out take some: a random network is sure of none, and what it
-#: predicts for one image is much like what it predicts for another.
-NOT_REDUNDANT = {"margin": 1.0, "redundancy": 0.99995}
-OPEN = {
-    "ETA": NOT_REDUNDANT,
-    "EATA": {**NOT_REDUNDANT, "fisher": "stream", "fisher_samples": 8},
-    "RDumb": NOT_REDUNDANT,
-    "SAR": {"margin": 1.0},
-    "DeYO": {"margin": 1.0, "threshold": -1.0},
-    "NCTTA": {"margin": 1.0},
-    "MoETTA": {"frozen": []},
-}
-METHODS = {cls.__name__: partial(cls, **OPEN.get(cls.__name__, {})) for cls in CLASSES} | {
-    "Tent with STAG": partial(Tent, terms=[adapters.STAG()]),
-    "FIND in all layers": partial(adapters.FIND, layers="all"),
-}
-BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND")
+METHODS = methods()
 #: Methods with a second pass of samples that a mask picks, which are as many as the data say: one more wait.
 MASKED = ("DeYO", "ROID", "CMF")
 

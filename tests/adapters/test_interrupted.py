@@ -7,28 +7,16 @@ from functools import partial
 
 import pytest
 import torch
+from support.methods import EVERY_CLASS, SETTINGS
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ttalight import adapters
-from ttalight.adapters import PTBN, Adapter, GradientAdapter, SelfTrainingAdapter, Tent
+from ttalight.adapters import PTBN, GradientAdapter, Tent
 
-BASES = {Adapter, GradientAdapter, SelfTrainingAdapter}
-CLASSES = {
-    name: value
-    for name in adapters.__all__
-    if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
-}
-NOT_REDUNDANT = {"margin": 1.0, "redundancy": 0.99995}
-#: Settings under which methods that leave samples out take some, and a few have less to do.
+#: As for every method, and a few with less to do.
 OPEN = {
-    "ETA": NOT_REDUNDANT,
-    "EATA": {**NOT_REDUNDANT, "fisher": "stream", "fisher_samples": 20},
-    "RDumb": NOT_REDUNDANT,
-    "SAR": {"margin": 1.0},
-    "DeYO": {"margin": 1.0, "threshold": -1.0},
-    "NCTTA": {"margin": 1.0},
-    "MoETTA": {"frozen": []},
+    **SETTINGS,
+    "EATA": {**SETTINGS["EATA"], "fisher_samples": 20},
     "MEMO": {"views": 2, "reset": "domain"},
     "TestTimeTraining": {"reset": "domain"},
 }
@@ -107,10 +95,10 @@ def batches():
     return list(torch.rand(5, 3, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
 
 
-@pytest.fixture(params=CLASSES)
+@pytest.fixture(params=EVERY_CLASS)
 def method(request):
     """Makes the method, with several steps a batch where it takes steps."""
-    cls = CLASSES[request.param]
+    cls = EVERY_CLASS[request.param]
     steps = {"steps": 2, "lr": 0.01} if issubclass(cls, GradientAdapter) else {}
     return partial(cls, seed=3, **steps, **OPEN.get(request.param, {}))
 

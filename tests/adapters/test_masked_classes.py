@@ -6,15 +6,14 @@ from functools import partial
 
 import pytest
 import torch
+from support.methods import methods
 from torch import nn
 
-from ttalight import adapters
-from ttalight.adapters import Tent
 from ttalight.models.label_space import select_classes
 
 LEFT, MASKED = 5, 5
 #: With margins of ln 10 all images would count; with margins of ln 5 some do.
-OPEN = {
+OPEN: dict[str, dict] = {
     "ETA": {"margin": 0.19, "redundancy": 1.0},
     "EATA": {"margin": 0.19, "redundancy": 1.0, "fisher": "stream"},
     "RDumb": {"margin": 0.19, "redundancy": 1.0},
@@ -24,13 +23,7 @@ OPEN = {
     "MoETTA": {"margin": 0.19},
     "MEMO": {"views": 4},
 }
-NAMES = (
-    "Source", "PTBN", "AlphaBN", "EMABN", "FIND", "LAME", "Tent", "RPL", "ETA", "EATA", "RDumb", "SAR", "DeYO", "SHOT",
-    "TIPI", "ROID", "CMF", "T3A", "MEMO", "NCTTA", "MoETTA",
-)  # fmt: skip
-METHODS = {name: partial(getattr(adapters, name), **OPEN.get(name, {})) for name in NAMES} | {
-    "Tent with STAG": partial(Tent, terms=[adapters.STAG()]),
-}
+METHODS = methods(OPEN)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*source")
 

@@ -7,16 +7,12 @@ from functools import partial
 
 import pytest
 import torch
+from support.methods import EVERY_CLASS
 from torch import nn
 
-from ttalight import adapters
 from ttalight.adapters import MEMO, SAR, DeYO, GradientAdapter, Tent
 
-METHODS = {
-    name: value
-    for name in adapters.__all__
-    if isinstance(value := getattr(adapters, name), type) and issubclass(value, GradientAdapter) and value.published
-}
+METHODS = {name: cls for name, cls in EVERY_CLASS.items() if issubclass(cls, GradientAdapter) and cls.published}
 PRESETS = [(name, benchmark) for name, method in METHODS.items() for benchmark in method.published]
 
 #: Optimizer, rate at 16 images a batch, momentum and Nesterov as public code has them.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttalight.adapters import EMABN, Tent
+from ttalight.adapters import EATA, EMABN, SAR, DeYO, RDumb, Tent
+
+OPEN = {"margin": 1.0, "redundancy": 1.0, "lr": 0.02}  # every sample counts
 
 
 @pytest.mark.parametrize(
@@ -15,6 +17,10 @@ from ttalight.adapters import EMABN, Tent
         lambda: Tent(lr=0.05, reset=2),
         lambda: Tent(lr=0.05, prediction="after", reset="domain"),
         lambda: EMABN(steps=2, reset="never"),
+        lambda: RDumb(**OPEN, reset=2),
+        lambda: EATA(**OPEN, fisher="stream", fisher_samples=10, fisher_weight=100.0),
+        lambda: SAR(margin=1.0, lr=0.05, recovery=1.3),
+        lambda: DeYO(margin=1.0, threshold=-1.0, lr=0.05),
     ],
 )
 @pytest.mark.parametrize("first", [0, 1, 2])
@@ -29,7 +35,9 @@ def test_a_probe_changes_nothing_that_follows(make_net, images, method, first):
             assert not torch.equal(*seen)  # it adapts while it is probed
             probed.engine.probe(False)
         assert torch.equal(probed(batch), expected)
-    assert probed.engine.capture()["counters"] == plain.engine.capture()["counters"]
+    states = [adapted.engine.capture() for adapted in (probed, plain)]
+    assert states[0]["counters"] == states[1]["counters"]
+    torch.testing.assert_close(*(state["tensors"] for state in states), rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_state_is_a_copy(make_net, images):

@@ -8,21 +8,15 @@ import pickle
 import pytest
 import timm
 import torch
+from support.methods import methods
 from torch import nn
 
-from ttalight import adapters
-from ttalight.adapters import Adapter, GradientAdapter, RDumb, SelfTrainingAdapter, Tent, TestTimeTraining
+from ttalight.adapters import GradientAdapter, RDumb, Tent, TestTimeTraining
 from ttalight.models.recompute import RecomputedBlocks
 
-BASES = {Adapter, GradientAdapter, SelfTrainingAdapter, TestTimeTraining}
-METHODS = [
-    value
-    for name in adapters.__all__
-    if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
-]
 #: Margins that let methods step on random weights; few views.
-SETTINGS = {name: {"margin": 1.0} for name in ("ETA", "EATA", "RDumb", "SAR", "NCTTA")}
-SETTINGS |= {"DeYO": {"margin": 1.0, "weight_margin": 1.0, "threshold": -0.9}, "MEMO": {"views": 3}}
+WEIGHTED = {"weight_margin": 1.0, "threshold": -0.9}
+METHODS = methods(EATA={"fisher": "source"}, DeYO=WEIGHTED, MEMO={"views": 3})
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
 
@@ -87,12 +81,11 @@ def assert_same(method, net, batches):
     return counts
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-def test_every_method_gives_the_same_bit_for_bit(method, make, images):
-    settings = SETTINGS.get(method.__name__, {})
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_the_same_bit_for_bit(name, make, images):
     images = (images - 0.5) / 2
-    updates, *_ = assert_same(lambda **kw: method(**settings, **kw), make(), [images, images[:3] * 0.5, images[:1]])
-    assert updates > 0 or not issubclass(method, GradientAdapter)
+    updates, *_ = assert_same(METHODS[name], make(), [images, images[:3] * 0.5, images[:1]])
+    assert updates > 0 or not isinstance(METHODS[name](), GradientAdapter)
 
 
 @pytest.mark.parametrize("norm", ["ema", "batch", "source"])

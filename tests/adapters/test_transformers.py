@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
+from support.methods import BATCH_NORM_ONLY, SETTINGS, methods
 
 from ttalight import adapters
-from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter, Tent, TestTimeTraining
 
 transformers = pytest.importorskip("transformers")
 
-BASES = {Adapter, GradientAdapter, SelfTrainingAdapter, TestTimeTraining}
-BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND")
-#: Settings under which methods that leave samples out take some.
-OPEN = {
-    "ETA": {"margin": 1.0, "redundancy": 1.0},
-    "EATA": {"margin": 1.0, "redundancy": 1.0, "fisher": "stream"},
-    "RDumb": {"margin": 1.0, "redundancy": 1.0},
-    "SAR": {"margin": 1.0},
-    "DeYO": {"margin": 1.0, "threshold": -1.0},
-    "NCTTA": {"margin": 1.0},
-    "MEMO": {"views": 3},
-}
-CLASSES = [
-    value
-    for name in adapters.__all__
-    if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
-]
-METHODS = {cls.__name__: partial(cls, **OPEN.get(cls.__name__, {})) for cls in CLASSES} | {
-    "Tent with STAG": partial(Tent, terms=[adapters.STAG()])
-}
+METHODS = methods({**SETTINGS, "MEMO": {"views": 3}, "MoETTA": {}})
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*source")
 

@@ -8,26 +8,12 @@ import math
 import pytest
 import timm
 import torch
+from support.networks import small_net
 from torch import nn
 
 from ttalight.adapters import EMABN, FIND, LAME, PTBN, T3A, AlphaBN
 from ttalight.adapters.methods.find import same_group
 from ttalight.adapters.methods.lame import laplacian_adjusted
-
-
-def small_net(classes: int = 4) -> nn.Sequential:
-    torch.manual_seed(3)
-    net = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes),
-    )  # fmt: skip
-    for module in net:
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-    return net.double().eval()
 
 
 def batches() -> list[torch.Tensor]:

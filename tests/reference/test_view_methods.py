@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from support.networks import small_net
 from torch import nn
 
 from ttalight.adapters import CMF, MEMO, ROID, SHOT, TIPI
@@ -14,22 +16,7 @@ from ttalight.transforms import AugMixViews, RandomJitterAffineFlip
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-9}
 CLASSES = 5
-
-
-def small_net() -> nn.Sequential:
-    torch.manual_seed(3)
-    net = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES),
-    )  # fmt: skip
-    for module in net:
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-    nn.init.normal_(net[8].weight, std=3)
-    return net.double().eval()
+make_net = partial(small_net, CLASSES, scale=3.0)
 
 
 def batches() -> list[torch.Tensor]:
@@ -98,7 +85,10 @@ class Nesterov:
 
 
 def test_shot():
-    adapted, reference = SHOT(lr=0.01, confidence=0.95).wrap(small_net()), small_net()
+    adapted, reference = (
+        SHOT(lr=0.01, confidence=0.95).wrap(make_net()),
+        make_net(),
+    )
     parameters = [p for name, p in reference.named_parameters() if not name.startswith("8.")]
     optimizer = Nesterov(parameters, 0.01)
     counts = []
@@ -134,7 +124,7 @@ def test_tipi(entropy_weight, reverse, setting):
         **rate, epsilon=epsilon, entropy_weight=entropy_weight, reverse=reverse, seed=0, reset="never",
         large_batch=None if limit == math.inf else limit,
     )  # fmt: skip
-    adapted, reference = adapter.wrap(small_net()), small_net()
+    adapted, reference = adapter.wrap(make_net()), make_net()
     make = rate.get("optimizer", lambda parameters: torch.optim.Adam(parameters, lr=0.01))
     optimizer = make(affines(reference))
 
@@ -174,7 +164,7 @@ class ReferenceROID:
     """One image at a time, in the order of the paper."""
 
     def __init__(self, setting: str) -> None:
-        self.net, self.source = small_net(), small_net()
+        self.net, self.source = make_net(), make_net()
         adam = setting == "cifar"
         self.optimizer = torch.optim.Adam(affines(self.net), 0.02) if adam else Nesterov(affines(self.net), 2.5e-4)
         self.mean = torch.full((CLASSES,), 1 / CLASSES).double()
@@ -225,7 +215,7 @@ class ReferenceCMF(ReferenceROID):
 
     def __init__(self, setting: str) -> None:
         super().__init__(setting)
-        self.hidden, self.variance = affines(small_net()), 0.0
+        self.hidden, self.variance = affines(make_net()), 0.0
         self.q = 30.0 * sum(p.numel() for p in self.hidden) / 38400
         self.betas: list[float] = []
 
@@ -258,7 +248,7 @@ def test_roid_and_cmf(method, correction, setting):
         adapter, reference = ROID(**arguments), ReferenceROID(setting)
     else:
         adapter, reference = CMF(process_variance=30.0, **arguments), ReferenceCMF(setting)
-    adapted = adapter.wrap(small_net())
+    adapted = adapter.wrap(make_net())
     fractions = []
     for images in batches() * 2:
         logits = reference.step(images)
@@ -287,14 +277,14 @@ def test_roid_and_cmf(method, correction, setting):
 @pytest.mark.parametrize("reset", ["batch", "never"])
 def test_memo(joint, reset):
     views, prior, steps = 3, 3.0, 2
-    adapted = MEMO(lr=0.05, views=views, prior=prior, joint=joint, steps=steps, reset=reset, seed=0).wrap(small_net())
-    reference = small_net()
+    adapted = MEMO(lr=0.05, views=views, prior=prior, joint=joint, steps=steps, reset=reset, seed=0).wrap(make_net())
+    reference = make_net()
     for index, images in enumerate(batches()):
         groups = [images] if joint else images.split(1)
         expected = []
         for episode, group in enumerate(groups):
             if reset == "batch":
-                reference = small_net()
+                reference = make_net()
             for step in range(steps):
                 made = AugMixViews()(group, draws(index, episode * steps + step), views)
                 p = run(reference, made, 1 / (prior + 1)).softmax(1)

@@ -80,7 +80,9 @@ def check_free(module: nn.Module) -> None:
                 f"{what} is being adapted already: call release() of what wrap() returned, or "
                 "ttalight.adapters.release(network) where that is lost"
             )
-    taken = {id(value) for part in _owners if owner_of(part) for value in part._parameters.values()} - {id(None)}
+    # A list: garbage that is collected meanwhile takes its parts out of the dictionary.
+    parts = [part for reference in _owners.keyrefs() if (part := reference()) is not None]
+    taken = {id(value) for part in parts if owner_of(part) for value in part._parameters.values()} - {id(None)}
     for name, parameter in module.named_parameters():
         if id(parameter) in taken:
             raise RuntimeError(

@@ -1,0 +1,48 @@
+"""All adaptation methods, with settings under which they have something to do on small networks of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from ttalight import adapters
+from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter, Tent, TestTimeTraining
+
+Settings = Mapping[str, Mapping[str, Any]]
+
+BASES = {Adapter, GradientAdapter, SelfTrainingAdapter}
+#: All methods by name, test-time training among them.
+EVERY_CLASS: dict[str, type[Adapter]] = {
+    name: value
+    for name in adapters.__all__
+    if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
+}
+#: Those that adapt any classifier, without a self-supervised task.
+CLASSES = {name: cls for name, cls in EVERY_CLASS.items() if cls is not TestTimeTraining}
+BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND")
+
+#: Random networks are sure of nothing, and their predictions for two images are much alike: with these settings methods
+#: that leave samples out take some.
+_OPEN = {"margin": 1.0, "redundancy": 0.99995}
+SETTINGS: Settings = {
+    "ETA": _OPEN,
+    "EATA": {**_OPEN, "fisher": "stream", "fisher_samples": 8},
+    "RDumb": _OPEN,
+    "SAR": {"margin": 1.0},
+    "DeYO": {"margin": 1.0, "threshold": -1.0},
+    "NCTTA": {"margin": 1.0},
+    "MoETTA": {"frozen": []},
+}
+
+
+def methods(settings: Settings = SETTINGS, **more: Mapping[str, Any]) -> dict[str, Callable[..., Adapter]]:
+    """Return makers of all methods by name, and of Tent with a term.
+
+    Args:
+        settings: Arguments by name.
+        more: Arguments that are added to these, by name.
+    """
+    arguments = {name: {**settings.get(name, {}), **more.get(name, {})} for name in CLASSES}
+    made = {name: partial(cls, **arguments[name]) for name, cls in CLASSES.items()}
+    return made | {"Tent with STAG": partial(Tent, terms=[adapters.STAG()])}
