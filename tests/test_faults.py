@@ -340,11 +340,14 @@ def test_kills(tmp_path):
 
 
 def test_kills_from_the_last_batch_to_the_end(work):
-    """At every point from the end of the last batch to the end of the process, of a run of two batches."""
+    """At points from the end of the last batch to the end of the process, of a run of two batches.
+
+    Each third point, and the last ones; ``tests/stress/kill_harness.py`` makes them all.
+    """
     words = [*harness.ADAPT, "--data.limit", "5", "--trainer.callbacks.every", "1"]
     names = harness.count_points("adapt", words, work)
     last = max(number for number, name in enumerate(names) if name == "on_test_batch_end")
-    for at in range(last, len(names)):
+    for at in sorted({*range(last, len(names), 3), *range(len(names) - 3, len(names))}):
         harness.kill("adapt", words, work, names, at, torn=True)
     reached = " ".join(names[last:])
     for name in ("predictions.npz", "results.json", "domains.csv", ".parts", "adaptation", ".lock", "teardown"):
@@ -369,7 +372,8 @@ def test_kills_while_a_run_replaces_another(work):
     begin, end = names.index("on_test_start"), names.index("on_test_batch_start")
     kinds = ("results.json", "adaptation", "rmtree", "hparams.yaml", "config.yaml", "stream.npz", "position")
     reached = []
-    for at in (at for at in range(begin, end) if any(kind in names[at] for kind in kinds)):
+    points = [at for at in range(begin, end) if any(kind in names[at] for kind in kinds)]
+    for at in sorted({*points[::2], points[-1]}):
         shutil.rmtree(runs / "copy")
         shutil.copytree(runs / "stopped", runs / "copy")
         assert harness.in_process(words, work, harness.Points(at, True))[0] == -signal.SIGKILL

@@ -24,8 +24,7 @@ ADAPT = [
 #: What must change nothing.
 OTHERWISE = {
     "again": [],
-    "workers": ["--data.num_workers", "2"],
-    "no logger": ["--trainer.logger", "false"],
+    "workers, no logger": ["--data.num_workers", "2", "--trainer.logger", "false"],
     "other logger": ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs"],
 }
 
@@ -66,7 +65,7 @@ def _work(folder, monkeypatch):
 @pytest.mark.parametrize("stage", ["fit", "adapt"])
 def test_bit_for_bit(stage, otherwise, same):
     torch.rand(3), np.random.rand(3)  # noqa: NPY002  (what another run may have drawn)
-    name = f"{stage}-{otherwise.replace(' ', '-')}"
+    name = f"{stage}-{otherwise.replace(' ', '-').replace(',', '')}"
     main([*(FIT if stage == "fit" else ADAPT), *OTHERWISE[otherwise], "--name", name])
     same(stage, Path("runs") / name, Path("runs") / stage, logged="logger" not in name)
 

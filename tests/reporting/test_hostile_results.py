@@ -260,9 +260,12 @@ class TestMany:
             for method in ("Source", "Tent"):
                 rows = [make_domain(f"d{index}", 0.5) for index in range(count)]
                 make_run(f"{count}/{method}", method, domains=rows)
-            began = time.process_time()
-            compare([str(tmp_path / "runs" / str(count))], output=str(tmp_path / "out"), baseline="Source")
-            seconds[count] = time.process_time() - began
+            took = []
+            for _ in range(3):  # the least of which other work on the machine has touched least
+                began = time.process_time()
+                compare([str(tmp_path / "runs" / str(count))], output=str(tmp_path / "out"), baseline="Source")
+                took.append(time.process_time() - began)
+            seconds[count] = min(took)
         assert seconds[20_000] < 30 * max(seconds[2000], 0.05)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 import ttalight
@@ -70,7 +71,7 @@ def test_other_strategies():
 def test_resuming_a_run_of_divided_domains(tmp_path):
     def resume(folder):
         trainer = ttalight.Trainer(accelerator="cpu", devices=2, default_root_dir=str(tmp_path / "run"))
-        trainer.adapt(torch.nn.Linear(2, 2), DigitsDataModule(), Tent(), resume=str(folder), shard="domain")
+        trainer.adapt(LightningModule(), DigitsDataModule(), Tent(), resume=str(folder), shard="domain")
 
     with pytest.raises(ValueError, match=r"there is no run in .*run to resume"):
         resume(tmp_path / "run")
@@ -85,7 +86,7 @@ def test_resuming_a_run_of_divided_domains(tmp_path):
 
 def test_an_unknown_way_to_divide():
     with pytest.raises(ValueError, match="shard must be 'domain', 'batch' or None, got 'image'"):
-        ttalight.Trainer(accelerator="cpu").adapt(torch.nn.Linear(2, 2), DigitsDataModule(), Tent(), shard="image")
+        ttalight.Trainer(accelerator="cpu").adapt(LightningModule(), DigitsDataModule(), Tent(), shard="image")
 
 
 def test_one_process_ignores_it(tmp_path, cases):

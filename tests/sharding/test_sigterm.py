@@ -126,8 +126,7 @@ def start(tmp_path):
 @pytest.mark.parametrize(
     ("shard", "external", "ranks"),
     [
-        ("batch", True, (1,)), ("batch", False, (0,)), ("batch", False, (1,)),
-        ("domain", True, (1,)), ("domain", False, (0,)),
+        ("batch", True, (1,)), ("batch", False, (1,)), ("domain", False, (0,)),
     ],
 )  # fmt: skip
 def test_adapt(shard, external, ranks, start, tmp_path):

@@ -17,7 +17,7 @@ import torch
 
 
 class Place(Protocol):
-    """Where something is measured."""
+    """The device of a measurement."""
 
     @property
     def device(self) -> str: ...
