@@ -29,8 +29,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ETA": {"margin": 1.0, "redundancy": 1.0},
     "EATA": {"margin": 1.0, "redundancy": 1.0, "fisher": "stream", "fisher_samples": 8},
     "RDumb": {"margin": 1.0, "redundancy": 1.0},
-    "SAR": {"margin": 1.0, "recovery": 0.0},
-    "DeYO": {"margin": 1.0, "threshold": -0.99},
+    "SAR": {"margin": 1.0, "recovery": 0.0, "parameters": "norm"},
+    "DeYO": {"margin": 1.0, "threshold": -0.99, "parameters": "norm"},
     "NCTTA": {"margin": 1.0},
 }
 METHODS = ("Tent", "EATA", "SAR", "DeYO", "ROID")

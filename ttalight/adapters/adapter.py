@@ -51,7 +51,7 @@ class Adapter(CheckedArguments, Callback, Method):
     published: ClassVar[dict[str, dict[str, Any]]] = {}
     #: Whether shard='batch' gives what one process gives: ``adapt`` has to reach the model through ``net`` alone.
     shards_batches: ClassVar[bool] = False
-    #: Whether ``configure`` looks at the images of the first batch.
+    #: Whether ``configure`` uses the images of the first batch.
     configured_by_images: bool = False
 
     def __init__(
@@ -88,10 +88,10 @@ class Adapter(CheckedArguments, Callback, Method):
         self._standing: StepForward | None = None
         self._dataloader = 0
 
-    # -- what a method may say
+    # -- hooks for subclasses
 
     def protocol(self) -> dict[str, Any]:
-        """Return what a result must say about this method to be comparable."""
+        """Return the settings that are saved with a result, so that results can be compared."""
         tolerant = {} if self.on_bad_batch == "error" else {"on_bad_batch": self.on_bad_batch}
         return {
             "reset": self.reset,

@@ -1,4 +1,4 @@
-"""Warnings about runs in which a method cannot do what it is for."""
+"""Warnings about settings under which a method cannot work as published."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork
 
 __all__ = ["warn_of_defaults", "warn_of_no_step", "warn_of_small_batches"]
 
-#: Images from which on the statistics of a batch are worth something.
+#: Smallest batch whose statistics are reliable enough to normalise with.
 _FEWEST = 8
 #: Classes from which on a classifier is of ImageNet's kind.
 _MANY_CLASSES = 200

@@ -94,7 +94,7 @@ class GradientAdapter(Adapter):
         return make(parameters)
 
     def protocol(self) -> dict[str, Any]:
-        """Return what a result must say about this method to be comparable."""
+        """Return the settings that are saved with a result, so that results can be compared."""
         optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
         lr = float(optimizer.param_groups[0]["lr"])
         clipped = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}

@@ -55,7 +55,7 @@ class SelfTrainingAdapter(GradientAdapter):
         self.prediction = prediction
         self.parameters: Selection = self.published_parameters if parameters is None else parameters
 
-    # -- what a method says
+    # -- hooks for subclasses
 
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor | None:
         """Return the weight of each sample without gradient, (B,); zero drops it. None keeps all alike."""
@@ -78,7 +78,7 @@ class SelfTrainingAdapter(GradientAdapter):
         return None
 
     def after_step(self, net: AdaptiveNetwork) -> None:
-        """Follow a step that has moved the parameters."""
+        """Run after each step that has updated the parameters."""
 
     # -- the batch
 

@@ -108,7 +108,7 @@ class AdaptationCheckpoint(Callback):
     # -- the beginning
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand the checkpoint to adapter, recorder and data module, if it is one of this very run."""
+        """Pass the checkpoint to the adapter, the recorder and the data module if it belongs to this run."""
         if not self._begun:
             return
         callbacks = callbacks_of(trainer)

@@ -35,7 +35,7 @@ def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
 
 
 def write_checkpoint(run: Path, batches: int, content: dict[str, Any]) -> None:
-    """Write a checkpoint in one step, then take away all but this one and the one before.
+    """Write a checkpoint atomically, then remove all but the last two.
 
     Its name has the first 16 digits of the SHA-256 of the file, as PyTorch's hub names files.
 

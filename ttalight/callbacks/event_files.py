@@ -20,7 +20,7 @@ def event_sizes(logger: TensorBoardLogger) -> dict[str, int]:
 
 
 def cut_back(logger: TensorBoardLogger, sizes: Mapping[str, int] | None) -> None:
-    """Take away all events that came after ``event_sizes``; what is logged from now on goes to a new file.
+    """Remove the events logged after ``event_sizes`` was called. Later events go to a new file.
 
     Args:
         logger: The logger of the same folder, in this process or another.

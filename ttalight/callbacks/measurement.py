@@ -67,7 +67,7 @@ class Measurement:
         self.classes = self.batches = self.largest_batch = 0
         #: Of each batch: place of its first image, number of images, accuracy; where there is a share.
         self._log: list[tuple[int, int, float]] = []
-        #: Visits that were closed since the results were last written; whoever writes sets it back.
+        #: Visits closed since the results were last written. The writer resets it to 0.
         self.unwritten = 0
         self._seconds: dict[int, float] = {}
         self._seen: dict[int, int] = {}

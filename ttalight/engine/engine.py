@@ -35,7 +35,7 @@ _FORM = _EMPTY | {
     "passes": [Between(0.0, 2.0**62)] * 2,
     "before_probe": None,
 }
-#: Batches after which a method without a step is reported.
+#: Number of batches after which ``check_progress`` is called a second time.
 MANY = 50
 
 
@@ -205,7 +205,7 @@ class Engine:
         self.state = self.net.optimizer = None
         self.net.parameters, self.net.own = [], {}
 
-    # -- batches that are not adapted to
+    # -- bad batches and recovery
 
     def _predict_bad(self, images: Tensor, fault: Exception | None, logits: Tensor | None) -> Tensor:
         """Return the logits of a bad batch, those of the method where there are any, and count it."""

@@ -37,15 +37,14 @@ class Guard:
 
     def begin(self, images: Tensor) -> None:
         """Begin a batch, (B, C, H, W)."""
-        low, high = images.detach().aminmax()
-        self._unread = [(low - low + (high - high)).float()]  # 0 or NaN
+        self._unread = [*images.detach().aminmax()]
         self.pixels_finite = self.state_finite = None
 
     def check_state(self) -> None:
         """Have weights and statistics checked with the coming read."""
         watched = [*self._weights, *self._others] if self.moved else self._others
         if watched:
-            self._unread.append(_size(watched))
+            self._unread.append(_sum_of_norms(watched))
 
     def read(self, values: Sequence[Tensor] = ()) -> list[float]:
         """Return scalars from the device, and note the checks that were not read yet. One host synchronisation."""
@@ -55,8 +54,8 @@ class Guard:
         seen: list[float] = [scalars[0].item()] if len(scalars) == 1 else torch.stack(scalars).tolist()
         if self._unread:
             self._unread = []
-            self.pixels_finite = math.isfinite(seen[count])
-            self.state_finite = all(map(math.isfinite, seen[count + 1 :]))
+            self.pixels_finite = all(map(math.isfinite, seen[count : count + 2]))
+            self.state_finite = all(map(math.isfinite, seen[count + 2 :]))
             self.moved = self.moved and not self.state_finite
         return seen[:count]
 
@@ -74,7 +73,7 @@ class Guard:
 
 
 @torch.no_grad()
-def _size(tensors: Sequence[Tensor]) -> Tensor:
+def _sum_of_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Return a number that is finite if all of these are."""
     vectors = [tensor for tensor in tensors if tensor.ndim == 1]
     others = [tensor for tensor in tensors if tensor.ndim != 1]

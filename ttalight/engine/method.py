@@ -18,7 +18,7 @@ __all__ = ["Method", "OnBadBatch", "Reset"]
 
 #: When the engine restores the source: at announced boundaries, before every batch, never, or after N updates.
 Reset = Literal["domain", "batch", "never"] | int
-#: What becomes of a batch that the network cannot take: an error, a prediction without adaptation, or the source's.
+#: Policy for an invalid batch: raise an error, predict without adapting, or predict with the source model.
 OnBadBatch = Literal["error", "skip", "source"]
 
 

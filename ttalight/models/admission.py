@@ -94,5 +94,5 @@ def pixel_fault(images: Tensor, batch: int, visit: int) -> ValueError:
     bad = int(images.isfinite().flatten(1).all(1).logical_not_().sum())
     return ValueError(
         f"{bad} of {len(images)} images in batch {batch} of visit {max(visit, 0)} (counted from 0) have NaN or "
-        "infinite pixels: repair them or take them away. Nothing was adapted to this batch"
+        "infinite pixels: repair or remove them. Nothing was adapted to this batch"
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ttalight.losses.entropy import is_masked
 from ttalight.models.network import Network
-from ttalight.models.norm import exact_statistics, unmoved
+from ttalight.models.norm import exact_statistics, preserve_statistics
 from ttalight.models.outputs import logits_of
 from ttalight.models.pass_policy import PassPolicy
 
@@ -98,7 +98,7 @@ class FastPass(PassPolicy):
     def _fastest(self, images: Tensor) -> str:
         ways = self._ways
         # Networks of one class share what is compiled, and only one of them may have its features kept by a hook.
-        with unmoved(self.net.norms), torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        with preserve_statistics(self.net.norms), torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
             own = self._try(ways["own"], images)
             faults: list[str] = []
             for name in list(ways)[1:]:

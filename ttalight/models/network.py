@@ -70,15 +70,15 @@ class Network:
         output: Select = None,
     ) -> None:
         self.module = module
-        #: What a pass calls with the images.
+        #: Callable that maps images to the model's output.
         self.original: Callable[..., Any] = module if forward is None else forward
-        #: The same, or a faster way to compute it.
+        #: Callable that computes a pass: ``original``, or a faster equivalent.
         self.run: Callable[..., Any] = self.original
         #: Makes the context of a pass, for example autocast.
         self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.output = output
         self.norms: list[NormLayer] = find_norms(module)
-        #: What is true of the pass in progress.
+        #: State of the current pass, shared by the normalisation layers.
         self.pass_state = self.norms[0].passes if self.norms else PassState()
         self.parameters: list[nn.Parameter] = []
         #: Those of them that are the method's own, by name.

@@ -22,7 +22,7 @@ from ttalight.models.batch_statistics import moments, move_running_statistics, n
 from ttalight.models.carried_forward import normalize_by
 from ttalight.models.stand_in import StandIn
 
-__all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "unmoved"]
+__all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "preserve_statistics"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
 #: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
@@ -79,7 +79,7 @@ class NormLayer:
         self.alpha, self.prior = 0.1, 16.0
         #: Whether statistics of a batch are summed up exactly whatever the layout; see ``normalize_by_batch``.
         self.exact = False
-        #: What is true of the pass in progress, shared with the network's other layers.
+        #: State of the current pass, shared with the network's other layers.
         self.passes = PassState() if passes is None else passes
         self._mode: NormMode = "source"
         self._replacement: Callable[[Tensor], Tensor] | None = None
@@ -238,7 +238,7 @@ class NormLayer:
         if self._mode == "batch" and self.passes.shard is None and x.numel() != x.shape[1]:
             if self.exact and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
                 return normalize_by_batch(x, weight, bias, layer.eps)
-            # By far the most frequent, so without the functional's look at the shape that this has just been.
+            # The most frequent case. ``F.batch_norm`` would check the shape a second time.
             return torch.batch_norm(x, weight, bias, None, None, True, 0.0, layer.eps, torch.backends.cudnn.enabled)
         mean, var = layer.running_mean, layer.running_var
         batch = mean is None or self._mode != "source"
@@ -331,8 +331,8 @@ def exact_statistics(norms: Sequence[NormLayer]) -> Iterator[None]:
 
 
 @contextmanager
-def unmoved(norms: Sequence[NormLayer]) -> Iterator[None]:
-    """Restore the running statistics that passes move.
+def preserve_statistics(norms: Sequence[NormLayer]) -> Iterator[None]:
+    """Restore the running statistics on exit.
 
     Args:
         norms: The layers.

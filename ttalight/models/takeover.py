@@ -50,7 +50,7 @@ class Takeover:
         module.eval()
 
     def end(self) -> None:
-        """Restore training flags, gradient flags and gradients, and have no owner."""
+        """Restore training flags, gradient flags and gradients, and unregister the owner."""
         for part, training in self._training:
             part.training = training
             _owners.pop(part, None)
@@ -80,7 +80,7 @@ def check_free(module: nn.Module) -> None:
                 f"{what} is being adapted already: call release() of what wrap() returned, or "
                 "ttalight.adapters.release(network) where that is lost"
             )
-    # A list: garbage that is collected meanwhile takes its parts out of the dictionary.
+    # A list, because garbage collection can remove keys during the iteration.
     parts = [part for reference in _owners.keyrefs() if (part := reference()) is not None]
     taken = {id(value) for part in parts if owner_of(part) for value in part._parameters.values()} - {id(None)}
     for name, parameter in module.named_parameters():

@@ -74,9 +74,7 @@ def check_values(batch: Any, num_classes: int | None, pixels: bool = True) -> No
     if pixels and isinstance(images, Tensor) and images.is_floating_point():
         bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
         if bad:
-            raise ValueError(
-                f"{bad} of {len(images)} images have NaN or infinite pixels: repair them or take them away"
-            )
+            raise ValueError(f"{bad} of {len(images)} images have NaN or infinite pixels: repair them or remove them")
     if num_classes is None or not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         return
     low, high = (int(value) for value in labels.aminmax())
