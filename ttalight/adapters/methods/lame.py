@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.adapters.components.inference import check_inference
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.losses.entropy import is_masked
 from ttalight.models.network import Network
@@ -64,11 +65,8 @@ class LAME(Adapter):
         self.iterations, self.norm = iterations, norm
 
     def check(self, net: Network) -> None:
-        """Check that there can be a classifier, and layers whose statistics can be chosen where that is asked for."""
-        net.classifier.check()
-        if self.norm == "batch":
-            for layer in net.norms:
-                layer.check()
+        """Check that there can be a classifier, and layers whose statistics can be chosen."""
+        check_inference(net, self.norm)
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Keep the features of each pass."""
