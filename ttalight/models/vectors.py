@@ -28,4 +28,4 @@ def divide(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
         like: Tensors of the parts' shapes.
     """
     parts = vector.split_with_sizes([tensor.numel() for tensor in like])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+    return [part if tensor.ndim == 1 else part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
