@@ -103,3 +103,10 @@ def test_the_package_has_no_import_circle(core_size):
 @pytest.mark.parametrize("folder", [PACKAGE, ROOT / "tools", ROOT / "tests" / "stress"], ids=lambda path: path.name)
 def test_there_is_no_long_function_or_file(core_size, folder):
     assert core_size.too_long(folder) == []
+
+
+def test_a_step_enters_few_functions_and_files(core_size):
+    calls = core_size.step_calls(PACKAGE)["one normalisation layer"]
+    functions = set(calls)
+    assert len(functions) <= 45
+    assert len({function.partition(":")[0] for function in functions}) <= 10

@@ -62,7 +62,9 @@ class AdaptedNetwork:
             kwargs: Further keyword arguments of the network.
         """
         with self._lock:
-            images, call = split_call(() if images is None else (images, *args), kwargs)
+            call = None
+            if args or kwargs or images is None:
+                images, call = split_call(() if images is None else (images, *args), kwargs)
             if not isinstance(images, Tensor):
                 raise TypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
             return (self._engine or self.engine)(images, call)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ttalight.distributed import average
 from ttalight.engine.guard import Guard
 from ttalight.models.network import Network
-from ttalight.models.vectors import divide, flatten
+from ttalight.models.vectors import divide
 from ttalight.seeding import derive_seed
 
 __all__ = ["AdaptiveNetwork", "Counters"]
@@ -139,7 +139,7 @@ class AdaptiveNetwork(Network):
         """
         assert self.optimizer is not None, "a method that steps has trainable parameters"
         guard, gradients = self.guard, self._gradients
-        norm = torch.linalg.vector_norm(flatten(gradients))
+        norm = torch.linalg.vector_norm(torch.cat([part if part.ndim == 1 else part.flatten() for part in gradients]))
         values = {"loss": self._reduced[0], "grad_norm": norm, "selected": self._reduced[1]}
         if self._reset_if is not None:
             values["recovered"] = self._reset_if

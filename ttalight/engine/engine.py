@@ -87,6 +87,7 @@ class Engine:
     def attach(self) -> None:
         """Take the network over; a RuntimeError if it, or a part of it, is being adapted already."""
         self._takeover = Takeover(self.net.module, self)
+        self._generators = global_generators(self.net.device)
         for norm in self.net.norms:
             norm.attach()
         if self.method.passes is not None:
@@ -125,8 +126,7 @@ class Engine:
         is_cast = torch.is_autocast_enabled(device)
         net.call, net.precision = call, present_autocast(device) if is_cast else nullcontext
         before = replace(net.counters), net.forwards, net.backwards, net.last, net.guard.moved, self._boundary
-        generators = global_generators(images.device)
-        draws = [generator.get_state() for generator in generators]
+        draws = list(map(torch.Generator.get_state, self._generators))
         off = torch.autocast(device, enabled=False) if is_cast else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), off:
             if state is not None:
@@ -143,7 +143,7 @@ class Engine:
                     self._unconfigure()
                     self._detach()
                 net.counters, net.forwards, net.backwards, net.last, net.guard.moved, self._boundary = before
-                for generator, drawn in zip(generators, draws, strict=True):
+                for generator, drawn in zip(self._generators, draws, strict=True):
                     generator.set_state(drawn)
                 raise
             finally:
@@ -358,7 +358,7 @@ class Engine:
         self.reset()
         self.state = None
         self.net.module.to(device)
-        self.net.generator = torch.Generator(device=device)
+        self.net.generator, self._generators = torch.Generator(device=device), global_generators(device)
         self.restore(state)
 
     @contextmanager
