@@ -21,8 +21,8 @@ setup_environment() {
         echo "Installing into .venv (once)"
         [ -x .venv/bin/python ] || "$python" -m venv .venv
         # The CPU build of torch comes first: torchvision's own requirement would bring a CUDA build of several GiB.
-        .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint tools/constraints.txt torch
-        .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint tools/constraints.txt \
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt torch
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint tools/constraints.txt \
             --editable ".${extra:+[$extra]}"
         touch ".venv/installed-$stamp"
     fi
