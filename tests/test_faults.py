@@ -342,7 +342,7 @@ def test_kills(tmp_path):
 def test_kills_from_the_last_batch_to_the_end(work):
     """At points from the end of the last batch to the end of the process, of a run of two batches.
 
-    Each third point, and the last ones; ``tests/stress/kill_harness.py`` makes them all.
+    Each third point, and the last ones. Without the step of three the loop takes them all.
     """
     words = [*harness.ADAPT, "--data.limit", "5", "--trainer.callbacks.every", "1"]
     names = harness.count_points("adapt", words, work)

@@ -126,7 +126,7 @@ def start(tmp_path):
 @pytest.mark.parametrize(
     ("shard", "external", "ranks"),
     [
-        ("batch", True, (1,)), ("domain", False, (0,)),
+        ("batch", True, (1,)), ("batch", False, (1,)), ("domain", False, (0,)),
     ],
 )  # fmt: skip
 def test_adapt(shard, external, ranks, start, tmp_path):
@@ -174,10 +174,11 @@ def test_a_run_goes_on(shard, start, tmp_path, monkeypatch):
     assert sorted(left) == ["config.yaml", "domains.csv", "hparams.yaml", "results.json", "stream.npz"]
 
 
-def test_fit(start):
+@pytest.mark.parametrize("ranks", [(0, 1), (1,)])
+def test_fit(ranks, start):
     run = start(FIT, external=True)
     processes = run.processes()
-    for rank in (0, 1):
+    for rank in ranks:
         os.kill(processes[rank], signal.SIGTERM)
     assert run.end() == [128 + signal.SIGTERM] * 2
 
