@@ -3,5 +3,6 @@
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import Engine, release
 from ttalight.engine.method import Method
+from ttalight.engine.observer import Observer
 
-__all__ = ["AdaptiveNetwork", "Engine", "Method", "release"]
+__all__ = ["AdaptiveNetwork", "Engine", "Method", "Observer", "release"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from operator import attrgetter
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
+from ttalight.engine.observer import Observer, kept_batches
 from ttalight.engine.state import State
 from ttalight.files.untrusted import Between, difference
 from ttalight.models.admission import Admission, pixel_fault
@@ -79,6 +81,9 @@ class Engine:
         #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
+        #: Logits and seconds of the last batches, of maps every eighth pixel.
+        self.recent = kept_batches()
+        self.observers: list[Observer] = []
         method.check(self.net)
         if getattr(method, "terms", None):
             self.net.classifier.check()
@@ -120,6 +125,7 @@ class Engine:
             images: (B, 3, H, W).
             call: How the network is called with them. By default with the images alone.
         """
+        began = perf_counter()
         if self._takeover is None:
             self.attach()
         net, state, device = self.net, self.state, images.device.type
@@ -136,6 +142,12 @@ class Engine:
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
                 if net.counters.batches in (1, MANY):
                     self.method.check_progress(net, logits)
+                kept = logits if logits.ndim == 2 else logits[:, :, ::8, ::8]
+                if not self.recent.maxlen:
+                    self.recent = kept_batches(kept)
+                self.recent.append((kept.clone(), perf_counter() - began))
+                for observer in self.observers:
+                    observer.observe(self, logits)
             except BaseException:
                 if state is not None:
                     state.rollback()
@@ -277,6 +289,11 @@ class Engine:
             passes = {"passes": [self.net.forwards, self.net.backwards]}
             self.restore(self._before_probe | passes, self._keeps_place)
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether a probe has begun and not ended."""
+        return self._before_probe is not None
+
     # -- counts, see ``Counters``
 
     last, backwards = property(attrgetter("net.last")), property(attrgetter("net.backwards"))
@@ -357,6 +374,7 @@ class Engine:
         state = self.capture()
         self.reset()
         self.state = None
+        self.recent.clear()
         self.net.module.to(device)
         self.net.generator, self._generators = torch.Generator(device=device), global_generators(device)
         self.restore(state)

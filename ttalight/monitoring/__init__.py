@@ -1,0 +1,7 @@
+"""Watches models that adapt: reports, alarms with actions, risk, and estimates of accuracy; all without labels."""
+
+from ttalight.monitoring.monitor import Monitor
+from ttalight.monitoring.observer import Monitoring
+from ttalight.monitoring.report import Report, report_of
+
+__all__ = ["Monitor", "Monitoring", "Report", "report_of"]
