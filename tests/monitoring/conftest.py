@@ -50,8 +50,30 @@ def stream():
 
 
 @pytest.fixture
-def net():
-    return small_net(scale=2.0)
+def make_net(stream):
+    """Make a network whose predictions of the stream are spread over its four classes, sure ones among them."""
+
+    def make():
+        net, images = small_net(scale=4.0), torch.cat(stream)
+        with torch.no_grad():
+            for layer in (net[1], net[4]):
+                layer.momentum = 1.0
+            net.train()(images)
+            net.eval()
+            for layer in (net[1], net[4]):
+                layer.momentum = 0.1
+                layer.running_mean.mul_(0.9)
+            features = net[:8](images)
+            net[8].weight.div_(features.std(0))
+            net[8].bias.copy_(-net[8].weight @ features.mean(0))
+        return net
+
+    return make
+
+
+@pytest.fixture
+def net(make_net):
+    return make_net()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-from support.networks import small_net
 from torch import nn
 
 from ttalight.adapters import EMABN, PTBN, Source, Tent
@@ -56,12 +55,12 @@ def test_report_measures_statistics_that_move(net, stream):
 
 
 @pytest.mark.parametrize("method", [Source, PTBN, EMABN, Tent])
-def test_comparison_with_the_source_changes_nothing(method, net, stream):
-    adapted, twin = method().wrap(net), method().wrap(small_net(scale=2.0))
+def test_comparison_with_the_source_changes_nothing(method, net, stream, make_net):
+    adapted, twin = method().wrap(net), method().wrap(make_net())
     adapted(stream[0])
     twin(stream[0])
     with torch.no_grad():
-        source = small_net(scale=2.0)(stream[1]).argmax(1)
+        source = make_net()(stream[1]).argmax(1)
     report = adapted.report(stream[1])
     assert adapted.engine.net.forwards == twin.engine.net.forwards
     logits = adapted(stream[1])
@@ -218,8 +217,8 @@ def test_monitor_logs_curves_and_writes_a_file(net, run, tmp_path):
     assert samples["ttalight_batches_total"] == ('{method="Tent",job="x"}', 10)
 
 
-def test_monitor_does_not_change_a_run(net, stream, run):
-    adapted = Tent().wrap(small_net(scale=2.0))
+def test_monitor_does_not_change_a_run(net, stream, run, make_net):
+    adapted = Tent().wrap(make_net())
     expected = [adapted(images) for images in stream]
     watched = Tent().wrap(net).watch(Monitor(every=1))
     assert all(torch.equal(watched(images), logits) for images, logits in zip(stream, expected, strict=True))

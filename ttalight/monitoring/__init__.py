@@ -3,5 +3,6 @@
 from ttalight.monitoring.monitor import Monitor
 from ttalight.monitoring.observer import Monitoring
 from ttalight.monitoring.report import Report, report_of
+from ttalight.monitoring.watch import Trip, Watch
 
-__all__ = ["Monitor", "Monitoring", "Report", "report_of"]
+__all__ = ["Monitor", "Monitoring", "Report", "Trip", "Watch", "report_of"]

@@ -52,16 +52,20 @@ def shannon(weights: Tensor) -> Tensor:
     return -torch.xlogy(shares, shares).sum()
 
 
-def relative_distance(values: Sequence[Tensor], source: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean distance of two lists of tensors divided by the norm of the second, a scalar.
+def relative_distance(
+    values: Sequence[Tensor], others: Sequence[Tensor], unit: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Return the Euclidean distance of two lists of tensors divided by the norm of a third, a scalar.
 
-    A source of zeros alone has norm 1.
+    A unit of zeros alone counts as of norm 1.
 
     Args:
         values: Tensors.
-        source: As many, of the same shapes.
+        others: As many, of the same shapes.
+        unit: Tensors; those of ``others`` by default.
     """
-    difference = torch._foreach_sub(list(values), list(source))
-    apart, size = (torch.stack(torch._foreach_norm(part)).norm() for part in (difference, list(source)))
+    difference = torch._foreach_sub(list(values), list(others))
+    norms = (torch.stack(torch._foreach_norm(part)).norm() for part in (difference, list(unit or others)))
+    apart, size = norms
     distance: Tensor = apart / torch.where(size > 0, size, 1)
     return distance
