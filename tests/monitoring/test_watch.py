@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttalight.adapters import EMABN, PTBN, Source, Tent
 from ttalight.monitoring import Watch
@@ -42,7 +41,7 @@ def test_healthy_signals_are_within_all_limits():
     ("signal", "changes"),
     [
         ("commonest_share", {"commonest": 180}),
-        ("effective_classes", {"effective_classes": 1.9}),
+        ("effective_classes", {"effective_classes": 2.7}),
         ("low_entropy", {"entropy": 0.009}),
         ("high_entropy", {"entropy": 0.95 * math.log(10)}),
         ("drift", {"drift": 1.1}),
@@ -201,7 +200,7 @@ def test_predictions_of_one_class_trip_on_single_images(net, stream):
         adapted(images)
     assert not watch.trips
     with torch.no_grad():
-        net[8].bias[1] += 50
+        net[8].bias[1] += 5000
     for images in torch.cat(stream[:3]).split(1):
         adapted(images)
     assert {trip.signal for trip in watch.trips} == {"commonest_share", "effective_classes", "low_entropy"}
@@ -245,18 +244,6 @@ def test_probes_are_not_watched(net, stream):
     assert watch.trips == []
 
 
-class Reads(TorchDispatchMode):
-    """Counts numbers that the host reads."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.count += operation.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal")
-        return operation(*args, **(kwargs or {}))
-
-
 def test_watch_adds_no_wait_to_a_step(stream, monkeypatch, make_net):
     read = []
     monkeypatch.setattr(LateReads, "exchange", lambda self, values: read[-1] if read else None)
@@ -268,10 +255,17 @@ def test_watch_adds_no_wait_to_a_step(stream, monkeypatch, make_net):
         adapted(stream[0])
         read += [[1.0, 9.0, 3.0, 0.0, 0.0]]
         adapted(stream[1])
-        with Reads() as reads:
+        with monkeypatch.context() as within:
+            names = ("item", "tolist", "__float__", "__int__", "__bool__", "cpu", "numpy", "nonzero", "bincount")
+            calls = []
+            for name in names:
+                real = getattr(torch.Tensor, name)
+                within.setattr(
+                    torch.Tensor, name, lambda *args, real=real, **more: calls.append(1) or real(*args, **more)
+                )
             adapted(stream[2])
         read.clear()
-        counts.append(reads.count)
+        counts.append(len(calls))
     assert counts[0] == counts[1] > 0
 
 

@@ -105,7 +105,7 @@ def crossings(
         reference: What entropy and number of classes are compared with.
         share: Limit of the share of the commonest class, in units of the way from 1 / C to 1; None for no limit, as
             everywhere.
-        diversity: Least effective number of classes, as a fraction of the reference's.
+        diversity: Least effective number of classes above one, as a fraction of the reference's.
         low_entropy: Least entropy, as a fraction of the reference's.
         high_entropy: Largest entropy, as a fraction of ln C; it counts only above twice the reference's.
         drift: Largest relative distance of the weights from the source.
@@ -118,7 +118,8 @@ def crossings(
         value = seen.commonest / seen.images
         found["commonest_share"] = (value, limit, tail < math.log(_CHANCE), value <= limit)
     if diversity is not None:
-        found["effective_classes"] = _least(seen.effective_classes, diversity * reference.effective_classes)
+        limit = 1 + diversity * (reference.effective_classes - 1)
+        found["effective_classes"] = _least(seen.effective_classes, limit)
     if low_entropy is not None:
         found["low_entropy"] = _least(seen.entropy, low_entropy * reference.entropy)
     if high_entropy is not None:

@@ -68,7 +68,7 @@ class Watch(Monitoring):
             until ``thaw()``; or a function of the engine and the trip.
         share: Limit on the share of the commonest class, as a part of the way from 1 / C to 1: with the default 0.5 it
             is 0.55 of ten classes and 0.75 of two. None here and below watches no such signal.
-        diversity: Least effective number of classes, as a fraction of the first images'.
+        diversity: Least effective number of classes above one, as a fraction of the first images'.
         low_entropy: Least mean entropy, as a fraction of the first images'.
         high_entropy: Largest mean entropy, as a fraction of ln C. It counts only above twice that of the first images.
         drift: Largest distance of the weights from the source, divided by the source's norm.
