@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partialmethod
 
 import pytest
 import torch
@@ -244,6 +245,11 @@ def test_probes_are_not_watched(net, stream):
     assert watch.trips == []
 
 
+def counted(tensor, real, calls, *args, **kwargs):
+    calls.append(real)
+    return real(tensor, *args, **kwargs)
+
+
 def test_watch_adds_no_wait_to_a_step(stream, monkeypatch, make_net):
     read = []
     monkeypatch.setattr(LateReads, "exchange", lambda self, values: read[-1] if read else None)
@@ -255,14 +261,11 @@ def test_watch_adds_no_wait_to_a_step(stream, monkeypatch, make_net):
         adapted(stream[0])
         read += [[1.0, 9.0, 3.0, 0.0, 0.0]]
         adapted(stream[1])
+        calls = []
         with monkeypatch.context() as within:
-            names = ("item", "tolist", "__float__", "__int__", "__bool__", "cpu", "numpy", "nonzero", "bincount")
-            calls = []
-            for name in names:
+            for name in ("item", "tolist", "__float__", "__int__", "__bool__", "cpu", "numpy", "nonzero", "bincount"):
                 real = getattr(torch.Tensor, name)
-                within.setattr(
-                    torch.Tensor, name, lambda *args, real=real, **more: calls.append(1) or real(*args, **more)
-                )
+                within.setattr(torch.Tensor, name, partialmethod(counted, real, calls))
             adapted(stream[2])
         read.clear()
         counts.append(len(calls))
