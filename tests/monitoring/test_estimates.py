@@ -60,7 +60,9 @@ def test_disagreement_against_its_formula():
     torch.manual_seed(0)
     logits, dropped = torch.randn(50, 4, dtype=torch.float64), torch.randn(6, 50, 4, dtype=torch.float64)
     dropped += 2 * logits
-    changed = sum(int(sample.argmax()) != int(row.argmax()) for part in dropped for sample, row in zip(part, logits))
+    changed = sum(
+        int(sample.argmax()) != int(row.argmax()) for part in dropped for sample, row in zip(part, logits, strict=True)
+    )
     mean = sum(sample.softmax(0) for part in dropped for sample in part) / 300
     spread = -sum(float(p) * math.log(float(p)) for p in mean) / math.log(4)
     assert disagreement_accuracy(logits, dropped).item() == pytest.approx(1 - changed / 300 / spread**3)
@@ -104,7 +106,8 @@ def test_thresholded_confidence_of_the_source_model(net, labelled):
 def test_source_agrees_with_itself_and_members_are_asked(net, make_net, stream):
     alone, other = MemberAgreement(), MemberAgreement(lambda images: torch.zeros(len(images), 4).double())
     adapted = Source().wrap(net).watch(alone, other)
-    first = [adapted(images) for images in stream[:2]][0]
+    first = adapted(stream[0])
+    adapted(stream[1])
     assert alone.estimates == [Estimate("agreement", 1, 32, 1.0)]
     assert other.estimates[0].accuracy == (first.argmax(1) == 0).double().mean()
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ttalight  # isort: skip  (first: it makes torchvision importable)
+import ttalight  # isort: skip # noqa: F401  (first: it makes torchvision importable)
 import numpy as np
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ def record(arguments: argparse.Namespace) -> None:
     clean = in_order({"clean": images[: 5 * arguments.limit]}, clean_labels)
     cases: dict[str, tuple[Callable[[], Any], Batches, bool]] = {}
     for lr in TOO_HIGH:
-        cases[f"lr={lr}"] = (partial(A.Tent, lr=lr, reset="never"), batches[: 40 if lr < 1 else 10], False)
+        cases[f"lr={lr}"] = (partial(A.Tent, lr=lr, reset="never"), batches[:10] if lr == 1.0 else batches, False)
     for name in METHODS:
         cases[name] = (partial(make, name, source), batches, False)
     for name in ("Source", "PTBN", "Tent"):
@@ -159,6 +159,8 @@ def record(arguments: argparse.Namespace) -> None:
     for name in METHODS:
         cases[f"{name}-resets"] = (partial(make, name, source, reset="domain"), brief, True)
     for name, (method, stream, domain_resets) in cases.items():
+        if arguments.cases and name not in arguments.cases:
+            continue
         path = arguments.out / f"case-{name}.pt"
         if not path.exists():
             followed = name.split("-")[0] in ("Source", "PTBN", "Tent") and not name.endswith("-resets")
@@ -174,6 +176,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="resnet20-12fca82f.th")
     parser.add_argument("--out", type=Path, required=True, help="folder of the recorded cases")
     parser.add_argument("--limit", type=int, default=1000, help="images of each corruption")
+    parser.add_argument("--cases", nargs="*", help="names of the cases to record; all by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

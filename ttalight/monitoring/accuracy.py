@@ -121,10 +121,10 @@ class ThresholdedConfidence(AccuracyEstimator):
 
 
 class DropoutDisagreement(AccuracyEstimator):
-    """How often drop-out in front of the classifier changes predictions, corrected for a model that predicts few classes.
+    """How often drop-out in front of the classifier changes predictions, corrected where few classes are predicted.
 
-    After T. Lee, S. Chottananurak, T. Gong, S.-J. Lee, *AETTA: Label-Free Accuracy Estimation for Test-Time Adaptation*,
-    CVPR 2024, arXiv 2404.01351, with their number of samples, rate for CIFAR-10, exponent and moving average.
+    After T. Lee, S. Chottananurak, T. Gong, S.-J. Lee, *AETTA: Label-Free Accuracy Estimation for Test-Time
+    Adaptation*, CVPR 2024, arXiv 2404.01351, with their number of samples, rate for CIFAR-10, exponent and average.
     Differences: their networks have drop-out between blocks, and pass each batch once for each sample; here only the
     classifier's input is dropped, so that one further pass a batch is enough and any network will do, but the estimate
     sees less of the network's doubt. Labels are not needed.

@@ -59,9 +59,9 @@ def dropout_predictions(features: Tensor, head: Head, rate: float, samples: int,
 def disagreement_accuracy(logits: Tensor, dropped: Tensor, power: float = 3.0) -> Tensor:
     """Return the accuracy that disagreement under drop-out points to, a scalar.
 
-    The error is estimated as the share of predictions that drop-out changes, divided by (E / ln C)^power, where E is the
-    entropy of the mean prediction: a model that predicts few classes agrees with itself however wrong it is. It is
-    cut off at chance, 1 - 1 / C.
+    The error is estimated as the share of predictions that drop-out changes, divided by (E / ln C)^power, where E is
+    the entropy of the mean prediction: a model that predicts few classes agrees with itself however wrong it is. It
+    is cut off at chance, 1 - 1 / C.
 
     Args:
         logits: Predictions, (B, C).
