@@ -153,7 +153,7 @@ def test_rollback_returns_to_a_state_that_was_good(net, stream):
     restored = tensors(adapted)
     assert any(all(torch.equal(state[name], restored[name]) for name in state) for state in states)
     assert adapted.report().recoveries == 0
-    assert adapted.report().batches == 8  # counts go on
+    assert adapted.report().batches == 8  # which a rollback does not change
 
 
 def test_frozen_model_stays_as_it_is_until_it_thaws(net, stream):

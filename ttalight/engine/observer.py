@@ -1,4 +1,4 @@
-"""What an engine lets others see of its batches."""
+"""The interface between an engine and what watches its batches."""
 
 from __future__ import annotations
 

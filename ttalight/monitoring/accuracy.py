@@ -121,7 +121,7 @@ class ThresholdedConfidence(AccuracyEstimator):
 
 
 class DropoutDisagreement(AccuracyEstimator):
-    """How often drop-out in front of the classifier changes predictions, corrected where few classes are predicted.
+    """Disagreement with predictions under drop-out of what the classifier reads, corrected where classes are few.
 
     After T. Lee, S. Chottananurak, T. Gong, S.-J. Lee, *AETTA: Label-Free Accuracy Estimation for Test-Time
     Adaptation*, CVPR 2024, arXiv 2404.01351, with their number of samples, rate for CIFAR-10, exponent and average.
@@ -171,7 +171,7 @@ class DropoutDisagreement(AccuracyEstimator):
 
 
 class MemberAgreement(AccuracyEstimator):
-    """How often a second member predicts what the adapting model predicts; one further pass a batch.
+    """Agreement of the adapting model with a second member; one further pass a batch.
 
     It is near the accuracy if both make their own errors, see ``agreement``. The source model (the default) shares its
     weights with the adapted one, so that both err together, and it is the worse of the two under a shift: a second

@@ -47,7 +47,7 @@ class Readings:
 
 @dataclass(frozen=True)
 class Reference:
-    """What signals are compared with: those of healthy predictions.
+    """Signals of healthy predictions, which others are compared with.
 
     Args:
         entropy: Mean entropy in nats.

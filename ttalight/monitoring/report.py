@@ -41,7 +41,7 @@ _COUNTERS = ("batches", "updates", "skipped", "bad_batches", "recoveries")
 
 @dataclass(frozen=True, repr=False)
 class Report(Mapping[str, Any]):
-    """What can be said without labels of a model that adapts; plain numbers, and a mapping of their names to them.
+    """Account of a model that adapts, without labels: plain numbers, and a mapping of their names to them.
 
     Counts are since the network was wrapped, or the run began. The numbers from ``images`` to ``seconds`` are of the
     last batches: of up to 4,096 images, fewer where there are many classes, and of dense predictions every eighth pixel
