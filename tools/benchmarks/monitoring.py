@@ -1,11 +1,11 @@
 """Watches, risk monitors and estimates of accuracy on corrupted CIFAR-10 with the public ResNet-20.
 
     python tools/benchmarks/monitoring.py record --root FOLDER --weights resnet20-12fca82f.th --out runs
-    python tools/benchmarks/monitoring.py tables --out runs
+    python tools/benchmarks/monitoring_tables.py watch --out runs
 
 FOLDER has ``cifar-10-batches-py``. ``record`` runs every method over the corruptions (generated, severity 5, batches of
-200, in float32) and keeps logits and signals; a case that is there already is not run again. ``tables`` prints what
-``docs/results/monitoring.md`` shows.
+200, in float32) and keeps logits and signals; a case that is there already is not run again.
+``monitoring_tables.py`` prints the tables.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def record(arguments: argparse.Namespace) -> None:
     made, labels = domains(arguments.root, arguments.out, arguments.limit)
     images, clean_labels = clean_images(arguments.root)
     calibration, source = images[-CALIBRATION:], images[-2 * CALIBRATION : -CALIBRATION].float() / 255
-    torch.save(clean_labels[-CALIBRATION:], arguments.out / "calibration-labels.pt")
+    torch.save(clean_labels[-CALIBRATION:].clone(), arguments.out / "calibration-labels.pt")
     batches, brief = in_order(made, labels), in_order({n: x[: 2 * BATCH] for n, x in made.items()}, labels)
     runs_of_classes = correlated({name: x[: 2 * BATCH] for name, x in made.items()}, labels[: 2 * BATCH])
     clean = in_order({"clean": images[: 5 * arguments.limit]}, clean_labels)
