@@ -70,6 +70,7 @@ class GradientAdapter(Adapter):
             raise ValueError(f"{type(self).__name__} has no published learning rate: give lr or optimizer")
         self._is_default = lr is None and optimizer is None
         self._make = optimizer
+        self.is_elementwise = optimizer is None and type(self).make_optimizer is GradientAdapter.make_optimizer
 
     @classmethod
     def preset(cls: type[A], benchmark: str, **overrides: Any) -> A:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ttalight.distributed import average
 from ttalight.engine.guard import Guard
 from ttalight.models.network import Network
-from ttalight.models.vectors import divide
+from ttalight.models.vectors import JoinedParameters, can_join, divide, flatten
 from ttalight.seeding import derive_seed
 
 __all__ = ["AdaptiveNetwork", "Counters"]
@@ -48,6 +48,8 @@ class AdaptiveNetwork(Network):
         super().__init__(module, **kwargs)
         self.seed, self.clip_norm, self.guard = seed, clip_norm, Guard()
         self.optimizer: Optimizer | None = None
+        #: The parameters as one vector, where the optimizer moves that.
+        self.joined: JoinedParameters | None = None
         self.counters = Counters()
         #: Backwards so far, in whole batches.
         self.backwards = 0.0
@@ -60,6 +62,25 @@ class AdaptiveNetwork(Network):
         self._reduced: tuple[Tensor, Tensor]
         self._gradients: list[Tensor] = []
         self._reset_if: Tensor | None = None
+
+    @property
+    def leaves(self) -> list[nn.Parameter]:
+        """What the optimizer moves: the trainable parameters, or the vector that holds them."""
+        return self.parameters if self.joined is None else [self.joined.vector]
+
+    def join(self) -> None:
+        """Let the optimizer move one vector that holds all trainable parameters, where they can be joined."""
+        self.joined = JoinedParameters(self.parameters) if can_join(self.parameters) else None
+
+    def separate(self) -> None:
+        """Give the trainable parameters their own memory back, with the source's values."""
+        if self.joined is not None:
+            self.joined.separate()
+
+    def release(self) -> None:
+        """Remove the hook on the classifier, and give parameters their own memory back."""
+        self.separate()
+        super().release()
 
     def draws(self, step: int = 0) -> torch.Generator:
         """Return the generator of a step's random draws, keyed by (seed, visit, batch, step)."""
@@ -115,19 +136,18 @@ class AdaptiveNetwork(Network):
                 "freeze its parameters, detach its outputs, or have all that adapts inside a checkpoint with "
                 "use_reentrant=True?"
             )
+        if self.joined is not None:
+            self.joined.join_gradients()
+            self._gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         if self.pass_state.shard is not None:
             average(self._gradients)
         loss = loss.detach()
         if penalty_gradient is not None:
             vector, value = penalty_gradient
             loss = loss + value
-            parts = divide(vector, self.parameters)
-            if len(self._gradients) == len(parts):
-                torch._foreach_add_(self._gradients, parts)
-            else:
-                for parameter, part in zip(self.parameters, parts, strict=True):
-                    parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
-                self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            for leaf, part in zip(self.leaves, divide(vector, self.leaves), strict=True):
+                leaf.grad = part if leaf.grad is None else leaf.grad.add_(part)
+            self._gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         self.backwards += self.pending_forwards
         self.pending_forwards = 0.0
         self._reduced = loss, kept
@@ -139,7 +159,7 @@ class AdaptiveNetwork(Network):
         """
         assert self.optimizer is not None, "a method that steps has trainable parameters"
         guard, gradients = self.guard, self._gradients
-        norm = torch.linalg.vector_norm(torch.cat([part if part.ndim == 1 else part.flatten() for part in gradients]))
+        norm = torch.linalg.vector_norm(flatten(gradients))
         values = {"loss": self._reduced[0], "grad_norm": norm, "selected": self._reduced[1]}
         if self._reset_if is not None:
             values["recovered"] = self._reset_if
@@ -162,7 +182,7 @@ class AdaptiveNetwork(Network):
     def zero_grad(self) -> None:
         """Drop the gradients of the trainable parameters."""
         self._gradients = []
-        for parameter in self.parameters:
+        for parameter in (*self.parameters, *self.leaves):
             parameter.grad = None
 
     def reset(self) -> None:

@@ -185,13 +185,16 @@ class Engine:
         if getattr(method, "terms", None):
             _ = net.head  # from here on passes keep the features that terms read
         method.configure(net)
-        net.optimizer = method.make_optimizer(net.parameters) if net.parameters else None
+        if method.is_elementwise:
+            net.join()
+        net.optimizer = method.make_optimizer(net.leaves) if net.parameters else None
         self.state = State(net, method.method_state())
         net.restore_source = self.state.reset
 
     def _unconfigure(self) -> None:
         self.reset()
-        self.state = self.net.optimizer = None
+        self.net.separate()
+        self.state = self.net.optimizer = self.net.joined = None
         self.net.parameters, self.net.own = [], {}
 
     # -- bad batches and recovery
@@ -340,8 +343,7 @@ class Engine:
     def to(self, device: torch.device) -> None:
         """Move the network and all adaptation state to a device."""
         state = self.capture()
-        self.reset()
-        self.state = None
+        self._unconfigure()
         self.net.module.to(device)
         self.net.generator, self._generators = torch.Generator(device=device), global_generators(device)
         self.restore(state)
