@@ -67,8 +67,6 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
         self.seed = seed
         self.on_bad_batch = on_bad_batch
         self.passes = passes
-        #: State of the last run.
-        self._state: dict[str, Any] = {}
         self._constructed: frozenset[str] = frozenset()
 
     # -- hooks for subclasses
@@ -128,27 +126,7 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
 
     def end(self) -> None:
         """End the adaptation of a network, and keep its state."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.probe(False)
-            self._state = engine.capture()
-            engine.release()
-            if engine.batches < MANY:
-                warn_of_no_step(type(self).__name__, engine.net)
-
-    # -- states
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the adapted state: of the run in progress, or of the last one."""
-        return self._engine.capture() if self._engine is not None else self._state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start the next run from an adapted state instead of from the source."""
-        if self._engine is not None:
-            self._engine.restore(state_dict)
-        else:
-            self._state, self._initial = state_dict, (state_dict, True)
-
-    def resume(self, state: dict[str, Any] | None) -> None:
-        """Let the next run continue in the middle of the stream that a state was captured in; None lets it begin."""
-        self._initial = None if state is None else (state, False)
+        engine = self._engine
+        super().end()
+        if engine is not None and engine.batches < MANY:
+            warn_of_no_step(type(self).__name__, engine.net)

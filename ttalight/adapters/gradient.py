@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +11,7 @@ from torch.optim import Optimizer
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.advice import warn_of_defaults
-from ttalight.adapters.published import make_published_optimizer, split_settings
+from ttalight.adapters.published import ChosenOptimizer, split_settings
 from ttalight.adapters.term import Term
 
 __all__ = ["GradientAdapter"]
@@ -46,17 +45,9 @@ class GradientAdapter(Adapter):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if lr is not None and optimizer is not None:
-            raise ValueError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
-        if optimizer is not None and not callable(optimizer):
-            raise TypeError(
-                "optimizer must make an optimizer of parameters, for example lambda parameters: SGD(parameters, "
-                f"lr=0.1), got a {type(optimizer).__name__}"
-            )
+        self._optimizer = ChosenOptimizer(type(self).__name__, self.published, lr, optimizer)
         if terms is not None and not (isinstance(terms, (list, tuple)) and all(isinstance(t, Term) for t in terms)):
             raise TypeError(f"terms must be a list of terms, for example [STAG()], got {terms!r:.60}")
-        if lr is not None and not lr >= 0:
-            raise ValueError(f"lr must be at least 0, got {lr}")
         if steps < 0:
             raise ValueError(f"steps must be at least 0, got {steps}")
         if clip_norm is not None and not clip_norm > 0:
@@ -64,13 +55,8 @@ class GradientAdapter(Adapter):
         self.steps = steps
         self.clip_norm = clip_norm
         self.terms = terms or []
-        #: Settings of the optimizer where none is given, and whether they are those for CIFAR by default.
-        self._settings = {**self.published.get("cifar", {}), **({} if lr is None else {"lr": lr})}
-        if optimizer is None and "lr" not in self._settings:
-            raise ValueError(f"{type(self).__name__} has no published learning rate: give lr or optimizer")
-        self._is_default = lr is None and optimizer is None
-        self._make = optimizer
-        self.is_elementwise = optimizer is None and type(self).make_optimizer is GradientAdapter.make_optimizer
+        is_own = type(self).make_optimizer is not GradientAdapter.make_optimizer
+        self.is_elementwise = self._optimizer.is_published and not is_own
 
     @classmethod
     def preset(cls: type[A], benchmark: str, **overrides: Any) -> A:
@@ -85,14 +71,12 @@ class GradientAdapter(Adapter):
         arguments, settings = split_settings(cls.published[benchmark], overrides.pop("batch_size", None))
         method = cls(**(arguments | overrides))
         if "optimizer" not in overrides:
-            method._settings = settings | {name: overrides[name] for name in ("lr",) if name in overrides}
-            method._is_default = False
+            method._optimizer.use(settings | {name: overrides[name] for name in ("lr",) if name in overrides})
         return method
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Return the optimizer asked for, by default the published one."""
-        make = self._make or partial(make_published_optimizer, self._settings)
-        return make(parameters)
+        return self._optimizer(parameters)
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""
@@ -104,5 +88,5 @@ class GradientAdapter(Adapter):
 
     def check_defaults(self, classes: int) -> None:
         """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
-        if self._is_default:
+        if self._optimizer.is_default:
             warn_of_defaults(type(self).__name__, self.published, classes)

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ttalight.distributed import average
 from ttalight.engine.guard import Guard
 from ttalight.models.network import Network
-from ttalight.models.vectors import JoinedParameters, can_join, divide, flatten
+from ttalight.models.vectors import JoinedParameters, can_join, divide, flatten, gradient_vector
 from ttalight.seeding import derive_seed
 
 __all__ = ["AdaptiveNetwork", "Counters"]
@@ -63,24 +63,14 @@ class AdaptiveNetwork(Network):
         self._gradients: list[Tensor] = []
         self._reset_if: Tensor | None = None
 
+    def join(self) -> None:
+        """Let the optimizer move one vector that holds the trainable parameters, where they can be joined."""
+        self.joined = JoinedParameters(self.parameters) if can_join(self.parameters) else None
+
     @property
     def leaves(self) -> list[nn.Parameter]:
         """What the optimizer moves: the trainable parameters, or the vector that holds them."""
         return self.parameters if self.joined is None else [self.joined.vector]
-
-    def join(self) -> None:
-        """Let the optimizer move one vector that holds all trainable parameters, where they can be joined."""
-        self.joined = JoinedParameters(self.parameters) if can_join(self.parameters) else None
-
-    def separate(self) -> None:
-        """Give the trainable parameters their own memory back, with the source's values."""
-        if self.joined is not None:
-            self.joined.separate()
-
-    def release(self) -> None:
-        """Remove the hook on the classifier, and give parameters their own memory back."""
-        self.separate()
-        super().release()
 
     def draws(self, step: int = 0) -> torch.Generator:
         """Return the generator of a step's random draws, keyed by (seed, visit, batch, step)."""
@@ -137,8 +127,9 @@ class AdaptiveNetwork(Network):
                 "use_reentrant=True?"
             )
         if self.joined is not None:
-            self.joined.join_gradients()
-            self._gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
+            is_whole = len(self._gradients) == len(self.parameters)
+            self._gradients = [torch.cat(self._gradients) if is_whole else gradient_vector(self.parameters)]
+            self.joined.vector.grad = self._gradients[0]
         if self.pass_state.shard is not None:
             average(self._gradients)
         loss = loss.detach()
@@ -159,7 +150,7 @@ class AdaptiveNetwork(Network):
         """
         assert self.optimizer is not None, "a method that steps has trainable parameters"
         guard, gradients = self.guard, self._gradients
-        norm = torch.linalg.vector_norm(flatten(gradients))
+        norm = torch.linalg.vector_norm(gradients[0] if len(gradients) == 1 else flatten(gradients))
         values = {"loss": self._reduced[0], "grad_norm": norm, "selected": self._reduced[1]}
         if self._reset_if is not None:
             values["recovered"] = self._reset_if
@@ -182,8 +173,10 @@ class AdaptiveNetwork(Network):
     def zero_grad(self) -> None:
         """Drop the gradients of the trainable parameters."""
         self._gradients = []
-        for parameter in (*self.parameters, *self.leaves):
+        for parameter in self.parameters:
             parameter.grad = None
+        if self.joined is not None:
+            self.joined.vector.grad = None
 
     def reset(self) -> None:
         """Restore the source in the middle of a batch, on the method's own decision; counted in ``recoveries``."""

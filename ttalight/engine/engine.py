@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import Any
@@ -17,23 +17,15 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.state import State
 from ttalight.files.adaptation_states import check_form, check_values
-from ttalight.models.admission import Admission, pixel_fault
+from ttalight.models.admission import Admission, pixel_fault, warn_of_bad_batch
 from ttalight.models.call import Call, present_autocast
-from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
+from ttalight.models.takeover import Takeover, check_free, check_loaded
 from ttalight.seeding import global_generators
 
-__all__ = ["Engine", "release"]
+__all__ = ["Engine"]
 
 #: Number of batches after which ``check_progress`` is called a second time.
 MANY = 50
-
-
-def release(network: nn.Module) -> nn.Module:
-    """Stop the adaptation of a network whose handle is lost, and return the network as ``Adapter.wrap`` got it."""
-    for part in network.modules():
-        if owner := owner_of(part):
-            owner.release()
-    return network
 
 
 class Engine:
@@ -96,6 +88,8 @@ class Engine:
         for norm in self.net.norms:
             norm.detach()
         self.net.release()
+        if self.net.joined is not None:
+            self.net.joined.separate()
         self._takeover.end()
         self._takeover = None
 
@@ -193,7 +187,8 @@ class Engine:
 
     def _unconfigure(self) -> None:
         self.reset()
-        self.net.separate()
+        if self.net.joined is not None:
+            self.net.joined.separate()
         self.state = self.net.optimizer = self.net.joined = None
         self.net.parameters, self.net.own = [], {}
 
@@ -206,9 +201,7 @@ class Engine:
         if policy == "error":
             raise fault
         if counters.bad_batches == 0:
-            model = "the source model" if policy == "source" else "the model as it is"
-            more = f"predicted with {model}, as on_bad_batch={policy!r} says. Further such batches are only counted"
-            warnings.warn(f"{fault}: {more}", stacklevel=2)
+            warn_of_bad_batch(fault, policy)
         counters.bad_batches += 1
         self.net.last = {}
         return self._predict_source() if policy == "source" or logits is None else logits
@@ -348,11 +341,9 @@ class Engine:
         self.net.generator, self._generators = torch.Generator(device=device), global_generators(device)
         self.restore(state)
 
-    @contextmanager
-    def at_source(self) -> Iterator[None]:
+    def at_source(self) -> AbstractContextManager[None]:
         """Set weights, statistics and method state to the source for a while."""
-        with nullcontext() if self.state is None else self.state.at_source():
-            yield
+        return nullcontext() if self.state is None else self.state.at_source()
 
     def source_copy(self) -> nn.Module:
         """Return a copy of the network as it was before adaptation."""

@@ -57,8 +57,9 @@ class State:
     @torch.no_grad()
     def begin(self) -> None:
         """Remember the present values for ``rollback``."""
-        optimizer = self.net.optimizer
-        self._refresh()
+        net, optimizer = self.net, self.net.optimizer
+        if net.joined is not None and list(map(Tensor.data_ptr, net.parameters)) != net.joined.addresses:
+            net.joined.refresh()
         states = {} if optimizer is None else optimizer.state
         kept = [value for entries in states.values() for value in entries.values()]
         seen = [*self._held, *kept]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Admission", "pixel_fault"]
+__all__ = ["Admission", "pixel_fault", "warn_of_bad_batch"]
 
 
 class Admission:
@@ -96,3 +97,15 @@ def pixel_fault(images: Tensor, batch: int, visit: int) -> ValueError:
         f"{bad} of {len(images)} images in batch {batch} of visit {max(visit, 0)} (counted from 0) have NaN or "
         "infinite pixels: repair or remove them. Nothing was adapted to this batch"
     )
+
+
+def warn_of_bad_batch(fault: Exception, policy: str) -> None:
+    """Warn of a batch that is predicted without adapting to it.
+
+    Args:
+        fault: What is wrong with it.
+        policy: ``skip`` or ``source``: which model predicts it.
+    """
+    model = "the source model" if policy == "source" else "the model as it is"
+    more = f"predicted with {model}, as on_bad_batch={policy!r} says. Further such batches are only counted"
+    warnings.warn(f"{fault}: {more}", stacklevel=3)

@@ -39,7 +39,7 @@ def gradient_vector(parameters: Sequence[Tensor]) -> Tensor:
 class JoinedParameters:
     """Parameters that share the memory of one vector for a while: what moves the vector moves them all, in one go.
 
-    They stay the same objects. Until ``separate`` each is a view of the vector; then it has its own memory back, with
+    They stay the same objects. Until ``separate`` each is a view of the vector. Then it has its own memory back, with
     the values that it had before.
 
     Args:
@@ -52,7 +52,8 @@ class JoinedParameters:
         #: The vector, (N,), as the one parameter that an optimizer moves.
         self.vector = nn.Parameter(flatten(self._own))
         self._parts = divide(self.vector.data, self._own)
-        self._addresses = [part.data_ptr() for part in self._parts]
+        #: Where the values of each parameter are in memory.
+        self.addresses = [part.data_ptr() for part in self._parts]
         self._join()
 
     def _join(self) -> None:
@@ -60,12 +61,12 @@ class JoinedParameters:
             parameter.data = part
 
     def refresh(self) -> None:
-        """Take over the values of parameters whose memory was replaced since.
+        """Take over the values of parameters whose memory is another one by now.
 
         Raises:
             RuntimeError: If they are on another device, or of another type.
         """
-        if [parameter.data_ptr() for parameter in self._parameters] == self._addresses:
+        if list(map(Tensor.data_ptr, self._parameters)) == self.addresses:
             return
         kinds = {(parameter.dtype, parameter.device) for parameter in self._parameters}
         if kinds != {(self.vector.dtype, self.vector.device)}:
@@ -75,10 +76,6 @@ class JoinedParameters:
             )
         self.vector.data.copy_(flatten(self._parameters))
         self._join()
-
-    def join_gradients(self) -> None:
-        """Give the vector the gradients of the parameters; that of a parameter without one is zero."""
-        self.vector.grad = gradient_vector(self._parameters)
 
     def separate(self) -> None:
         """Give the parameters their own memory back, with the values that it had."""
