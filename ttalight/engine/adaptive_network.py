@@ -128,8 +128,10 @@ class AdaptiveNetwork(Network):
             )
         if self.joined is not None:
             is_whole = len(self._gradients) == len(self.parameters)
-            self._gradients = [torch.cat(self._gradients) if is_whole else gradient_vector(self.parameters)]
-            self.joined.vector.grad = self._gradients[0]
+            gradient = torch.cat(self._gradients) if is_whole else gradient_vector(self.parameters)
+            self.joined.vector.grad, self._gradients = gradient, [gradient]
+            for parameter, part in zip(self.parameters, gradient.split_with_sizes(self.joined.sizes), strict=True):
+                parameter.grad = part
         if self.pass_state.shard is not None:
             average(self._gradients)
         loss = loss.detach()

@@ -329,9 +329,10 @@ class Engine:
             self.net.classifier.know(state["facts"], self.net.device)
             with torch.inference_mode(False), torch.enable_grad():
                 self._configure()
+        saved_as = None if self.net.joined is None else self.net.joined.divide_state
         for part in (state, state["before_probe"]):
             if self.state is not None and part is not None and part["configured"]:
-                check_values(part, self.state.live, self.state.source, self.net.optimizer)
+                check_values(part, self.state.live, self.state.source, self.net.optimizer, saved_as)
 
     def to(self, device: torch.device) -> None:
         """Move the network and all adaptation state to a device."""

@@ -124,11 +124,13 @@ class State:
 
     def capture(self) -> dict[str, Any]:
         """Return copies of all that later batches depend on: tensors and plain values only."""
-        optimizer = self.net.optimizer
+        optimizer = None if self.net.optimizer is None else tree_map(_copied, self.net.optimizer.state_dict())
+        if optimizer is not None and self.net.joined is not None:
+            optimizer = self.net.joined.divide_state(optimizer)
         return {
             "tensors": {name: value.detach().clone() for name, value in self.live.items()},
             "source": {name: value.clone() for name, value in self._method_source().items()},
-            "optimizer": None if optimizer is None else tree_map(_copied, optimizer.state_dict()),
+            "optimizer": optimizer,
         }
 
     @torch.no_grad()
@@ -137,7 +139,8 @@ class State:
         for name, value in self.live.items():
             value.copy_(state["tensors"][name])
         if self.net.optimizer is not None:
-            adopted = adopted_state(self.net.optimizer, state["optimizer"])
+            whole = state["optimizer"] if self.net.joined is None else self.net.joined.join_state(state["optimizer"])
+            adopted = adopted_state(self.net.optimizer, whole)
             self.net.optimizer.load_state_dict(copy.deepcopy(adopted))
         for name, value in self._method_source().items():
             value.copy_(state["source"][name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ class JoinedParameters:
         #: The vector, (N,), as the one parameter that an optimizer moves.
         self.vector = nn.Parameter(flatten(self._own))
         self._parts = divide(self.vector.data, self._own)
-        #: Where the values of each parameter are in memory.
+        #: Numbers of each parameter, and where they are in memory.
+        self.sizes = [own.numel() for own in self._own]
         self.addresses = [part.data_ptr() for part in self._parts]
         self._join()
 
@@ -81,6 +83,34 @@ class JoinedParameters:
         """Give the parameters their own memory back, with the values that it had."""
         for parameter, own in zip(self._parameters, self._own, strict=True):
             parameter.data = own
+
+    def divide_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the ``state_dict()`` of an optimizer of the vector as that of an optimizer of the parameters."""
+        numbers, entries = list(range(len(self._own))), state["state"].get(0)
+        divided = {name: self._divided(value) for name, value in (entries or {}).items()}
+        parts = {number: {name: values[number] for name, values in divided.items()} for number in numbers}
+        groups = [group | {"params": numbers} for group in state["param_groups"]]
+        return {"state": {} if entries is None else parts, "param_groups": groups}
+
+    def _divided(self, value: Any) -> list[Any]:
+        if not isinstance(value, Tensor):
+            return [value] * len(self._own)
+        return [part.clone() for part in (divide(value, self._own) if value.ndim == 1 else [value] * len(self._own))]
+
+    def join_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return what ``divide_state`` was made from. Counts of steps that differ become the largest of them."""
+        entries = [state["state"].get(number, {}) for number in range(len(self._own))]
+        names = {name: None for own in entries for name in own}
+        joined = {name: self._whole([own.get(name) for own in entries]) for name in names}
+        groups = [group | {"params": [0]} for group in state["param_groups"]]
+        return {"state": {0: joined} if joined else {}, "param_groups": groups}
+
+    def _whole(self, values: list[Any]) -> Any:
+        known = [value for value in values if value is not None]
+        if not known or not isinstance(known[0], Tensor) or known[0].ndim == 0:
+            return max(known, default=None)
+        pairs = zip(values, self._own, strict=True)
+        return flatten([known[0].new_zeros(own.shape) if value is None else value for value, own in pairs])
 
 
 def can_join(parameters: Sequence[nn.Parameter]) -> bool:
