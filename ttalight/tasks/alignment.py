@@ -111,7 +111,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
         self.encoder.load_state_dict(self.teacher["encoder"].state_dict())
         nn.init.eye_(self.projector.weight)
         nn.init.zeros_(self.projector.bias)
-        if self._given is None:
+        if not self.preparation.is_given:
             self.normalize.load_state_dict(self.teacher["normalize"].state_dict())
         self.teacher["normalize"] = self.normalize  # one module: what changes it changes both
         rank_zero_info("self_supervised: none given, the student starts as a copy of the supervised model")
