@@ -15,6 +15,7 @@ from ttalight.data.streams.shares import StreamShare
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
+from ttalight.errors import InputError, InputTypeError, UsageError
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
 from ttalight.models.stand_in import StepForward
@@ -64,11 +65,11 @@ class Adapter(CheckedArguments, Callback, Method):
         passes: PassPolicy | None = None,
     ) -> None:
         if on_bad_batch not in ("error", "skip", "source"):
-            raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
+            raise InputError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
         if reset not in ("domain", "batch", "never") and not (type(reset) is int and reset >= 1):
-            raise ValueError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
+            raise InputError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
         if passes is not None and not isinstance(passes, PassPolicy):
-            raise TypeError(f"passes must be a way to compute passes, for example FastPass(), got {passes!r:.60}")
+            raise InputTypeError(f"passes must be a way to compute passes, for example FastPass(), got {passes!r:.60}")
         self.reset = reset
         self.classifier = classifier
         self.output = output
@@ -107,7 +108,7 @@ class Adapter(CheckedArguments, Callback, Method):
     def check_batch_shard(self, module: nn.Module) -> None:
         """Check that shard='batch' gives what one process gives on a model; raises ValueError or TypeError."""
         if not self.shards_batches:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} cannot share a batch among processes: it needs the images of a batch together "
                 "inside the network, or was not checked to give the same numbers. Use shard='domain', or one process"
             )
@@ -133,14 +134,14 @@ class Adapter(CheckedArguments, Callback, Method):
             RuntimeError: If the network, or a part of it, is being adapted already.
         """
         if not isinstance(self, Adapter):  # Tent.wrap(network)
-            raise TypeError("wrap belongs to an adapter, not to its class: write Tent().wrap(network)")
+            raise InputTypeError("wrap belongs to an adapter, not to its class: write Tent().wrap(network)")
         if not isinstance(network, nn.Module):
-            raise TypeError(f"wrap takes a network (nn.Module), got {type(network).__name__}")
+            raise InputTypeError(f"wrap takes a network (nn.Module), got {type(network).__name__}")
         return AdaptedNetwork(self, self._begin(network))
 
     def _begin(self, module: nn.Module, forward: Any = None) -> Engine:
         if self._engine is not None:
-            raise RuntimeError(f"this {type(self).__name__} is adapting a network already: make another one")
+            raise UsageError(f"this {type(self).__name__} is adapting a network already: make another one")
         self._constructed = self._constructed or frozenset(vars(self))
         self._engine = Engine(self, module, global_seed() if self.seed is None else self.seed, forward)
         return self._engine
@@ -192,7 +193,7 @@ class Adapter(CheckedArguments, Callback, Method):
         adapters = [callback for callback in trainer.callbacks if isinstance(callback, Adapter)]  # type: ignore[attr-defined]
         if len(adapters) > 1:
             names = ", ".join(type(adapter).__name__ for adapter in adapters)
-            raise ValueError(f"a run takes exactly one adapter, got {len(adapters)} among the callbacks: {names}")
+            raise InputError(f"a run takes exactly one adapter, got {len(adapters)} among the callbacks: {names}")
         check_sharding(trainer, self.shard, self.reset)
         self._share = None
         if trainer.world_size > 1 and self.shard == "batch":
@@ -244,7 +245,7 @@ class Adapter(CheckedArguments, Callback, Method):
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Check that the first batch was adapted to."""
         if self._engine is not None and self._engine.batches == 0:
-            raise RuntimeError(
+            raise UsageError(
                 f"{type(self).__name__} was never reached: the step of {type(pl_module).__name__} does not call "
                 "self(images), so its numbers would be those of the unadapted model. Let the step call self(images), "
                 "or adapt the network inside with wrap()"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ttalight.callbacks.measurement import visit_starts
 from ttalight.data.streams import Stream
+from ttalight.errors import InputError
 from ttalight.files.untrusted import Between, difference
 from ttalight.metrics import ClassificationValues, RunningCurve
 from ttalight.metrics.functional import classification_sums
@@ -39,7 +40,7 @@ def read_identity(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         identity = None
     if not isinstance(identity, dict):
-        raise ValueError("does not say which run it is of: start the run again")
+        raise InputError("does not say which run it is of: start the run again")
     return identity
 
 
@@ -62,7 +63,7 @@ def check_states(random: dict[str, Any], events: dict[str, Any]) -> None:
 
 
 def _refusal(fault: str) -> ValueError:
-    return ValueError(f"was changed ({fault}): remove the file to resume from the one before, or start the run again")
+    return InputError(f"was changed ({fault}): remove the file to resume from the one before, or start the run again")
 
 
 def _is_state(device: str, state: Any) -> bool:

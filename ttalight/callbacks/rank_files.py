@@ -12,6 +12,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ttalight.errors import UsageError
 from ttalight.files.atomic import write_files
 from ttalight.files.untrusted import load_tensors
 from ttalight.reporting.predictions import PREDICTIONS
@@ -72,7 +73,7 @@ class RankFiles:
         contents = self.read()
         missing = [str(rank) for rank in range(self.ranks) if rank not in contents]
         if missing:
-            raise RuntimeError(
+            raise UsageError(
                 f"process {', '.join(missing)} of {self.ranks} left no measurements in {self.folder}: the folder of a "
                 "run on several machines must be on a file system that all of them share (trainer.default_root_dir)"
             )

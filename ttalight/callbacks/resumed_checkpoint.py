@@ -9,6 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
+from ttalight.callbacks.search import callbacks_of
+from ttalight.errors import InputError
 from ttalight.files.optimizer_state import adopted_state, optimizer_fault
 from ttalight.files.untrusted import Between, difference, known
 
@@ -39,7 +41,7 @@ class ResumedCheckpoint(Callback):
             fault = difference(known(form, loops) if _OLDER in checkpoint else form, loops, "loops")
             _refuse(fault)
             checkpoint["loops"] = known(loops, form)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks_of(trainer):
             state = checkpoint["callbacks"].get(callback.state_key)
             _refuse(None if state is None else difference(dict, state, f"callbacks.{type(callback).__name__}"))
             if isinstance(callback, ModelCheckpoint) and state:
@@ -70,7 +72,7 @@ class ResumedCheckpoint(Callback):
 
 def _refuse(fault: str | None) -> None:
     if fault is not None:
-        raise ValueError(
+        raise InputError(
             f"ckpt_path: the checkpoint does not fit this run ({fault}): name another one, or start from its weights "
             "with the task's own argument"
         )

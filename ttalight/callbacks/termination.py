@@ -19,7 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.recorder import Recorder
-from ttalight.callbacks.search import callbacks_of, find_callback
+from ttalight.callbacks.search import find_callback, get_callback
 
 __all__ = ["TERMINATED", "Termination", "spawned"]
 
@@ -117,7 +117,7 @@ class Termination(Callback):
         if shard == "batch":
             self._decide(trainer)
         elif shard == "domain":
-            recorder = next(callback for callback in callbacks_of(trainer) if isinstance(callback, Recorder))
+            recorder = get_callback(trainer, Recorder)
             self.ends = recorder.ends_everywhere(self.received)
             self._take_over(trainer)
 

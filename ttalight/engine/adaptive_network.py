@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ttalight.distributed import average
 from ttalight.engine.guard import Guard
+from ttalight.errors import UsageError
 from ttalight.models.network import Network
 from ttalight.models.vectors import divide
 from ttalight.seeding import derive_seed
@@ -110,7 +111,7 @@ class AdaptiveNetwork(Network):
                 loss.backward()  # type: ignore[no-untyped-call]
         self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if not self._gradients:
-            raise RuntimeError(
+            raise UsageError(
                 "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, "
                 "freeze its parameters, detach its outputs, or have all that adapts inside a checkpoint with "
                 "use_reentrant=True?"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.state import State
+from ttalight.errors import InputError
 from ttalight.files.untrusted import Between, difference
 from ttalight.models.admission import Admission, pixel_fault
 from ttalight.models.call import Call, present_autocast
@@ -330,7 +331,7 @@ class Engine:
             if not isinstance(error, ValueError):
                 raise
             names = f"{type(self.method).__name__} on {type(self.net.module).__name__}"
-            raise ValueError(f"the adaptation state does not fit {names}: {error}") from None
+            raise InputError(f"the adaptation state does not fit {names}: {error}") from None
         self.net.counters, self._before_probe = _counters(state), state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
         self._keeps_place = keep_place
@@ -343,7 +344,7 @@ class Engine:
         if probed is not None:
             fault = difference(_FORM | {"before_probe": type(None)}, probed, "before_probe")
         if fault or state["method"] != type(self.method).__name__:
-            raise ValueError(fault or f"it is of {state['method']!r:.50}")
+            raise InputError(fault or f"it is of {state['method']!r:.50}")
         if state["configured"] and self.state is None:
             self.net.classifier.know(state["facts"], self.net.device)
             with torch.inference_mode(False), torch.enable_grad():

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.files.optimizer_state import adopted_state, optimizer_fault
 from ttalight.files.untrusted import difference
 from ttalight.models.vectors import divide, flatten
@@ -142,7 +143,7 @@ class State:
         if fault is None and optimizer is not None:
             fault = optimizer_fault(optimizer, state["optimizer"])
         if fault is not None:
-            raise ValueError(fault)
+            raise InputError(fault)
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ttalight.errors import InputError
+
 try:
     import fcntl
 except ImportError:  # pragma: no cover  (Windows)
@@ -188,7 +190,7 @@ def _check_owner(folder: Path) -> None:
 def _refusal(folder: Path, owner: str, advice: str = "") -> ValueError:
     words = owner.split("\n")
     who = f" (process {words[1]} on {words[0]})" if len(words) > 1 else ""
-    return ValueError(
+    return InputError(
         f"a run in {folder} is still running{who}: wait until it has ended, or give this one another name or "
         f"folder{advice}"
     )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from timm.models import EfficientNet, ResNet
 from torch import Tensor, nn
 
+from ttalight.errors import InputError, MissingFileError, UsageError
 from ttalight.files.untrusted import load_tensors
 
 # What registers the networks for 32-pixel images with timm.
@@ -64,10 +65,10 @@ def create_encoder(
         RuntimeError: If timm cannot get pretrained weights.
     """
     if stem not in ("cifar", "imagenet"):
-        raise ValueError(f"stem must be cifar or imagenet, got {stem!r}")
+        raise InputError(f"stem must be cifar or imagenet, got {stem!r}")
     file = None if isinstance(pretrained, bool) else Path(pretrained).expanduser()
     if file is not None and not file.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"pretrained: there is no file {pretrained}. Give the path of a local weight file, true to let timm "
             "download weights, or false for random ones"
         )
@@ -99,14 +100,14 @@ def _from_timm(name: str, *, download: bool, **kwargs: Any) -> nn.Module:
         known = tags or timm.list_models()
         near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() has all names"
-        raise ValueError(f"timm {timm.__version__} has no network named {name!r}; {hint}")
+        raise InputError(f"timm {timm.__version__} has no network named {name!r}; {hint}")
     try:
         encoder: nn.Module = timm.create_model(name, pretrained=download, **kwargs)
     except Exception as error:  # the hub's, the network's and timm's own errors share no base class
         if not download:
             raise
         reason = str(error).strip().partition("\n")[0]
-        raise RuntimeError(
+        raise UsageError(
             f"timm could not get pretrained weights for {name!r} ({type(error).__name__}: {reason}). Download them "
             "elsewhere and give the path of the file instead of true, or set pretrained to false for random ones"
         ) from error
@@ -128,7 +129,7 @@ def _replace_resnet_stem(encoder: nn.Module, name: str, *, keep_weights: bool) -
         reason = (
             "a stem of several convolutions" if isinstance(encoder, ResNet) else "no ResNet stem (7x7 and max-pooling)"
         )
-        raise ValueError(
+        raise InputError(
             f'{name} has {reason} that stem="cifar" could replace: use stem="imagenet", or a plain ResNet (resnet18, '
             "resnet50), an EfficientNet or cifar_*"
         )
@@ -166,7 +167,7 @@ def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
     }
     if any(faults.values()):
         listing = "; ".join(f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in faults.items() if keys)
-        raise ValueError(
+        raise InputError(
             f"pretrained: the weights in {path} do not fit {name} ({listing}). Is it the same architecture, with the "
             "same stem and in_chans?"
         )
@@ -193,14 +194,14 @@ def _read(path: Path, encoder: nn.Module) -> PublicWeights:
         reason = (
             said[-1 if isinstance(error, pickle.UnpicklingError) else 0].strip()[:200] if said else "no reason given"
         )
-        raise ValueError(
+        raise InputError(
             f"pretrained: {path} is not a file of weights ({type(error).__name__}: {reason}). It must be complete and "
             "hold tensors and plain values only"
         ) from error
     try:
         return public_weights(content, encoder)
     except ValueError as error:
-        raise ValueError(f"pretrained: {path} holds no state dict ({error})") from error
+        raise InputError(f"pretrained: {path} holds no state dict ({error})") from error
 
 
 def _without_classifier(weights: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
@@ -221,7 +222,7 @@ def _with_measured_features(encoder: nn.Module, name: str, in_chans: int) -> nn.
         features = encoder.eval()(weight.new_zeros(1, in_chans, *size))
     if not isinstance(features, Tensor) or features.ndim != 2:
         seen = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(
+        raise InputError(
             f"{name} puts out {seen} for one image, expected pooled features (1, D): choose another network"
         )
     if getattr(encoder, "num_features", None) != features.shape[1]:

@@ -25,6 +25,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
 from ttalight.reproduce.estimate import plan_text, probe
 from ttalight.reproduce.figures import draw
@@ -108,7 +109,7 @@ def _data(options: Namespace) -> str:
         return options.data or "digits"
     usual = TABLE_DATA.get(options.table, "cifar10")
     if options.table in (4, 5) and options.data not in (None, usual):
-        raise ValueError(f"Table {options.table} is of {usual}: leave --data out, got {options.data}")
+        raise InputError(f"Table {options.table} is of {usual}: leave --data out, got {options.data}")
     return options.data or usual
 
 

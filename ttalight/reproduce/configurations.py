@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from ttalight.errors import MissingFileError
 from ttalight.reproduce.recipes import DATA, METHODS, OTHER_DATA, Config, Recipe
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ def configs_folder(package: Path = PACKAGE) -> Path:
     for place in places:
         if (place / "cifar10_matched").is_dir():
             return place
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"the configurations of the runs are missing: there is no folder configs in {package} or beside it; install "
         "ttalight again, or run the command in a clone"
     )

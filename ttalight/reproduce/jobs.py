@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from ttalight.errors import InputError, UsageError
 from ttalight.files.atomic import write_files
 from ttalight.files.checkpoints import LAST, PREVIOUS, last_whole
 from ttalight.reporting import read_results
@@ -31,7 +32,7 @@ def state(job: Job, root: Path) -> str:
     """
     path, run = _plan_file(job, root), root / job.name
     if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != job.config and run.is_dir():
-        raise ValueError(
+        raise InputError(
             f"{run} was run with another configuration than this plan has ({path}): give another --output, or take "
             "the folder away"
         )
@@ -56,7 +57,7 @@ def _fit_state(job: Job, run: Path) -> str:
             warnings.simplefilter("ignore")  # fit itself says which one it resumes from
             whole = last_whole(run / "checkpoints")
     except ValueError as error:
-        raise ValueError(f"{job.name} has no whole checkpoint: take {run} away to train it again ({error})") from error
+        raise InputError(f"{job.name} has no whole checkpoint: take {run} away to train it again ({error})") from error
     if whole is None:
         return "to do"
     epochs = int(read_checkpoint(str(whole), job.name)["epoch"]) + 1
@@ -118,7 +119,7 @@ def execute(job: Job, root: Path, command: Command) -> None:
         words += ["--overwrite"]  # what a run left that had not begun, or that began from another file
     code = command(words)
     if code:
-        raise RuntimeError(f"{job.verb} {job.name} stopped with code {code}: the same command resumes it")
+        raise UsageError(f"{job.verb} {job.name} stopped with code {code}: the same command resumes it")
 
 
 def _remove_results(job: Job, root: Path) -> None:

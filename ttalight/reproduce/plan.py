@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ttalight import data as data_modules
+from ttalight.errors import InputError
 from ttalight.reproduce.configurations import Configurations
 from ttalight.reproduce.recipes import (
     ADAPTING,
@@ -96,17 +97,17 @@ class Planner:
     ) -> None:
         for name, known in ((recipe, RECIPES), (data, DATA), (budget, ("matched", "paper"))):
             if name not in known:
-                raise ValueError(f"{name!r} is none of {', '.join(known)}")
+                raise InputError(f"{name!r} is none of {', '.join(known)}")
         if (data == "digits") != (recipe == "demo"):
-            raise ValueError(f"the digits are the data of the recipe demo and of no other, got {data} with {recipe}")
+            raise InputError(f"the digits are the data of the recipe demo and of no other, got {data} with {recipe}")
         if budget == "paper" and recipe != "paper":
-            raise ValueError(
+            raise InputError(
                 f"the budget paper, schedules of the methods' authors, belongs to the recipe paper: {recipe} has a "
                 "number of epochs of its own, leave --budget out"
             )
         unknown = [method for method in methods or () if method not in METHODS]
         if unknown:
-            raise ValueError(f"--methods: {', '.join(unknown)} unknown, there are {', '.join(METHODS)}")
+            raise InputError(f"--methods: {', '.join(unknown)} unknown, there are {', '.join(METHODS)}")
         self.recipe, self.data, self.root, self.budget = RECIPES[recipe], data, Path(root), budget
         self.methods, self.generate = methods, generate
         self.configs = Configurations(self.recipe, data, budget, pretrained)

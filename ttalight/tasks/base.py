@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.search import find_callback
+from ttalight.errors import InputError
 from ttalight.models import Preprocessing, create_encoder
 from ttalight.models.encoder import download_weights
 from ttalight.seeding import derive_seed, global_seed
@@ -75,9 +76,9 @@ class BaseTask(LightningModule, ABC):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])
         if lr <= 0 or final_lr <= 0 or final_lr > lr:
-            raise ValueError(f"learning rates must satisfy 0 < final_lr <= lr, got lr={lr}, final_lr={final_lr}")
+            raise InputError(f"learning rates must satisfy 0 < final_lr <= lr, got lr={lr}, final_lr={final_lr}")
         if warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be at least 0, got {warmup_epochs}")
+            raise InputError(f"warmup_epochs must be at least 0, got {warmup_epochs}")
         self.lr, self.final_lr, self.warmup_epochs = lr, final_lr, warmup_epochs
         self.optimizer, self.scheduler = optimizer, scheduler
         self.channels_last = channels_last
@@ -146,7 +147,7 @@ class BaseTask(LightningModule, ABC):
         self._label_space.restrict(self, getattr(data, "source_classes", None))
         own, theirs = getattr(self, "num_classes", None), getattr(data, "num_classes", None)
         if None not in (own, theirs) and own != theirs:
-            raise ValueError(
+            raise InputError(
                 f"{type(data).__name__} has {theirs} classes, {type(self).__name__} was made for {own}: "
                 f"set --model.num_classes {theirs}"
             )
@@ -221,7 +222,7 @@ class BaseTask(LightningModule, ABC):
     def _warmup_cosine(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         epochs, steps = self.trainer.max_epochs, self.trainer.estimated_stepping_batches
         if not epochs or epochs < 0 or steps == float("inf"):
-            raise ValueError("the cosine schedule needs an end: set trainer.max_epochs, or give another scheduler")
+            raise InputError("the cosine schedule needs an end: set trainer.max_epochs, or give another scheduler")
         steps = max(1, int(steps))
         return warmup_cosine(optimizer, steps, steps * self.warmup_epochs // epochs, self.final_lr)
 

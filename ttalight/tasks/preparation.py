@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ttalight.errors import InputError
 from ttalight.models import CenterCrop, Normalize, Preprocessing, preprocessing_of
 
 __all__ = ["InputPreparation"]
@@ -34,7 +35,7 @@ class InputPreparation:
 
     def __init__(self, image_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         if (mean is None) != (std is None):
-            raise ValueError("give both mean and std, or neither")
+            raise InputError("give both mean and std, or neither")
         self.crop = CenterCrop(image_size)
         self.normalize = Normalize(mean, std)
         #: How pretrained weights expect their images, None without such weights.

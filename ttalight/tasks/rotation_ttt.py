@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import Adapter, TestTimeTraining
+from ttalight.errors import InputError
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.base import BaseTask
 from ttalight.tasks.steps import ClassifierSteps
@@ -79,9 +80,9 @@ class RotationTTT(ClassifierSteps, BaseTask):
         super().__init__(**kwargs)
         check_rotation(rotation)
         if rotation_weight < 0:
-            raise ValueError(f"rotation_weight must be at least 0, got {rotation_weight}")
+            raise InputError(f"rotation_weight must be at least 0, got {rotation_weight}")
         if copies < 1:
-            raise ValueError(f"copies must be at least 1, got {copies}")
+            raise InputError(f"copies must be at least 1, got {copies}")
         self.num_classes = num_classes
         self.rotation: Literal["expand", "random"] = rotation
         self.rotation_weight, self.copies, self.adapt_head = rotation_weight, copies, adapt_head
@@ -158,9 +159,9 @@ def _cut(encoder: nn.Module, name: str, branch: str) -> tuple[list[str], list[nn
     """
     names = [child for child, _ in encoder.named_children()]
     if branch not in names:
-        raise ValueError(f"branch: {name} has no module {branch!r}, it has {', '.join(names)}")
+        raise InputError(f"branch: {name} has no module {branch!r}, it has {', '.join(names)}")
     if not _is_sequence(encoder):
-        raise ValueError(
+        raise InputError(
             f"{name} does more than to run its modules one after the other, so no branch can leave it at {branch}: "
             "use a ResNet"
         )

@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule
 from torch import nn
 
+from ttalight.errors import InputError
 from ttalight.models.encoder import with_normalisation
 from ttalight.models.weight_files import public_weights
 from ttalight.tasks.checkpoint import check_architecture, check_weights, load_weights, read_checkpoint, select
@@ -43,7 +44,7 @@ def load_stage_modules(
     checkpoint = read_checkpoint(path, argument)
     writer = checkpoint.get("ttalight", {}).get("task")
     if writer != task:
-        raise ValueError(
+        raise InputError(
             f"{argument}: {path} was written by {writer or 'something other than this package'}, expected the "
             f"checkpoint of a {task}"
         )
@@ -73,7 +74,7 @@ def load_public_classifier(
     try:
         file = public_weights(checkpoint, encoder)
     except ValueError as error:
-        raise ValueError(f"{argument}: {path} holds no weights: it is {error}") from error
+        raise InputError(f"{argument}: {path} holds no weights: it is {error}") from error
     config: Any = getattr(encoder, "pretrained_cfg", {})
     theirs = f"{config.get('classifier', 'fc')}."
     named = {
@@ -95,7 +96,7 @@ def check_resumed(task: LightningModule, checkpoint: Mapping[str, Any]) -> None:
     """
     writer = checkpoint.get("ttalight", {}).get("task")
     if writer is not None and writer != type(task).__name__:
-        raise ValueError(
+        raise InputError(
             f"the checkpoint was written by {writer}, and ckpt_path resumes the same class only, here "
             f"{type(task).__name__}. To start from its weights, name the file with one of the task's own arguments"
         )

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from ttalight.adapters import Adapter, TestTimeTraining
+from ttalight.errors import InputError
 from ttalight.losses.moments import MomentAlignment, MomentSummary
 from ttalight.seeding import derive_seed, global_seed
 from ttalight.tasks.augmentation import supervised_augmentation
@@ -103,11 +104,11 @@ class TTTPlusPlus(ContrastiveTTT):
             temperature=temperature, crop_scale=crop_scale, flip=flip, **kwargs,
         )  # fmt: skip
         if supervised is not None and weights is not None:
-            raise ValueError("give supervised (a model to start training from) or weights (a trained one), not both")
+            raise InputError("give supervised (a model to start training from) or weights (a trained one), not both")
         if not 0 <= contrastive_weight <= 1:
-            raise ValueError(f"contrastive_weight must lie in [0, 1], got {contrastive_weight}")
+            raise InputError(f"contrastive_weight must lie in [0, 1], got {contrastive_weight}")
         if projection < 1 or calibration_images < 2:
-            raise ValueError(
+            raise InputError(
                 f"projection must be at least 1 and calibration_images at least 2, got {projection} and "
                 f"{calibration_images}"
             )
@@ -178,7 +179,7 @@ class TTTPlusPlus(ContrastiveTTT):
         images = len(data.train_set)
         size = min(self.calibration_images, images // 2)
         if size < 2:
-            raise ValueError(f"the moments of a source need at least four training images, got {images}")
+            raise InputError(f"the moments of a source need at least four training images, got {images}")
         if size < self.calibration_images:
             rank_zero_info(f"Calibration on batches of {size}: {images} training images make no two larger ones")
         order = torch.randperm(images, generator=torch.Generator().manual_seed(derive_seed(global_seed(), "summary")))
@@ -211,7 +212,7 @@ class TTTPlusPlus(ContrastiveTTT):
             ValueError: If there are no source moments.
         """
         if not self.encoder_alignment.is_summarized:
-            raise ValueError(
+            raise InputError(
                 "these weights have no moments of the source, which training takes at its end: let fit reach its last "
                 "epoch, or call summarize(datamodule) before the weights are saved"
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.models.network import Network, Outputs
 
 __all__ = ["check_readings", "predict", "steps_with_readings"]
@@ -26,9 +27,9 @@ def check_readings(read_at: Sequence[int], steps: int, reset: object) -> tuple[i
     """
     chosen = tuple(sorted(set(read_at)))
     if chosen and (chosen[0] < 0 or chosen[-1] >= steps):
-        raise ValueError(f"read_at takes numbers of steps from 0 to {steps - 1} (steps - 1), got {list(read_at)}")
+        raise InputError(f"read_at takes numbers of steps from 0 to {steps - 1} (steps - 1), got {list(read_at)}")
     if chosen and reset != "batch":
-        raise ValueError(
+        raise InputError(
             f"read_at needs reset='batch', got reset={reset!r}: only where every batch starts from the source are "
             "predictions in between those of a run with fewer steps; make a run for each number of steps instead"
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.intermediate_predictions import check_readings, predict, steps_with_readings
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.network import Network
 
 __all__ = ["EMABN", "move_statistics"]
@@ -40,7 +41,7 @@ class EMABN(Adapter):
     def __init__(self, steps: int = 1, momentum: float = 0.1, read_at: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+            raise InputError(f"steps must be at least 0, got {steps}")
         self.steps = steps
         self.momentum = check_momentum(momentum)
         self.read_at = check_readings(read_at, steps, self.reset)
@@ -85,5 +86,5 @@ def move_statistics(net: AdaptiveNetwork, norm: str, momentum: float) -> None:
 def check_momentum(momentum: float) -> float:
     """Return the momentum if it lies in (0, 1]."""
     if not 0 < momentum <= 1:
-        raise ValueError(f"momentum must lie in (0, 1], got {momentum}")
+        raise InputError(f"momentum must lie in (0, 1], got {momentum}")
     return momentum

@@ -10,6 +10,7 @@ from torch import Tensor
 from ttalight.adapters.components.filters import confidence_weight, entropy_margins, redundancy, update_mean
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.network import Outputs
 
 __all__ = ["ETA"]
@@ -52,9 +53,9 @@ class ETA(SelfTrainingAdapter):
     def __init__(self, margin: float = 0.4, redundancy: float = 0.4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < margin <= 1:
-            raise ValueError(f"margin must be a share of ln C in (0, 1], got {margin}")
+            raise InputError(f"margin must be a share of ln C in (0, 1], got {margin}")
         if not 0 < redundancy <= 1:
-            raise ValueError(f"redundancy must be a cosine in (0, 1], got {redundancy}")
+            raise InputError(f"redundancy must be a cosine in (0, 1], got {redundancy}")
         self.margin = margin
         self.redundancy = redundancy
 

@@ -17,6 +17,7 @@ from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.methods.ema_bn import check_momentum, move_statistics
 from ttalight.adapters.term import add_terms
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError, InputTypeError
 from ttalight.models.network import Network
 
 __all__ = ["TestTimeTraining"]
@@ -72,7 +73,7 @@ class TestTimeTraining(GradientAdapter):
     ) -> None:
         super().__init__(lr=lr, steps=steps, reset=reset, **kwargs)
         if norm not in ("ema", "batch", "source"):
-            raise ValueError(f"norm must be 'ema', 'batch' or 'source', got {norm!r}")
+            raise InputError(f"norm must be 'ema', 'batch' or 'source', got {norm!r}")
         self.norm = norm
         self.momentum = check_momentum(momentum)
         self.read_at = check_readings(read_at, steps, reset)
@@ -82,7 +83,7 @@ class TestTimeTraining(GradientAdapter):
         """Make sure that the task says which modules its images go through."""
         super().check_batch_shard(module)
         if not hasattr(module, "auxiliary_encoders"):
-            raise TypeError(
+            raise InputTypeError(
                 f"the auxiliary loss of {type(module).__name__} cannot be shared among processes batch by batch: it "
                 "has no auxiliary_encoders(), the modules that its images go through one by one. Use shard='domain'"
             )
@@ -96,7 +97,7 @@ class TestTimeTraining(GradientAdapter):
         task: Any = net.module
         missing = [name for name in ("auxiliary_loss", "adaptable_parameters") if not hasattr(task, name)]
         if missing:
-            raise TypeError(
+            raise InputTypeError(
                 f"{type(task).__name__} has no {' and no '.join(missing)}: test-time training needs a task that was "
                 "trained with a self-supervised loss, such as CrossTaskTTT; for any other model use a TTA method"
             )

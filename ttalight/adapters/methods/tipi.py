@@ -12,6 +12,7 @@ from ttalight.adapters.components.intermediate_predictions import predict
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError, UsageError
 from ttalight.losses.entropy import expectation, log_probabilities
 from ttalight.models.network import Outputs
 from ttalight.models.norm import PassState
@@ -83,11 +84,11 @@ class TIPI(SelfTrainingAdapter):
     ) -> None:
         super().__init__(lr=lr, prediction=prediction, **kwargs)
         if epsilon <= 0:
-            raise ValueError(f"epsilon must be above 0, got {epsilon}")
+            raise InputError(f"epsilon must be above 0, got {epsilon}")
         if entropy_weight < 0:
-            raise ValueError(f"entropy_weight must be at least 0, got {entropy_weight}")
+            raise InputError(f"entropy_weight must be at least 0, got {entropy_weight}")
         if large_batch is not None and large_batch < 0:
-            raise ValueError(f"large_batch must be at least 0 or None, got {large_batch}")
+            raise InputError(f"large_batch must be at least 0 or None, got {large_batch}")
         check_normalization(mean, std)
         self.epsilon = epsilon
         self.entropy_weight = entropy_weight
@@ -202,7 +203,7 @@ def input_gradient(
             parameter.requires_grad_(True)
             parameter.grad = None  # of a forward that lets everything require gradients
     if images.grad is None:
-        raise RuntimeError(
+        raise UsageError(
             "the prediction does not depend on the pixels: does the model's forward run under no_grad, freeze its "
             "parameters or detach its outputs?"
         )
