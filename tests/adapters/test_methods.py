@@ -166,18 +166,3 @@ class TestTent:
     @pytest.mark.filterwarnings("error")
     def test_does_not_warn_when_told_a_rate(self, make_net, images):
         assert Tent(lr=1e-4).wrap(make_net(classes=200))(images.repeat(2, 1, 1, 1)).shape == (12, 200)
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"lr": 1e-3, "optimizer": torch.optim.SGD}, "not both"),
-            ({"lr": -1.0}, "lr must be at least 0, got -1"),
-            ({"steps": 0}, "steps must be at least 1, got 0"),
-            ({"prediction": "never"}, "prediction must be 'before' or 'after', got 'never'"),
-            ({"reset": "sometimes"}, "reset must be 'domain', 'batch', 'never' or a number"),
-            ({"reset": 0}, "reset must be"),
-        ],
-    )
-    def test_says_what_is_wrong_with_arguments(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            Tent(**arguments)

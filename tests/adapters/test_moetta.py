@@ -398,18 +398,3 @@ def test_does_not_warn_on_many_classes(make_net, images):
 def test_says_which_layers_there_are(three_norms, images, arguments, message):
     with pytest.raises(ValueError, match=message):
         MoETTA(**arguments).wrap(three_norms)(images)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"top": 3, "experts": 2}, "top must lie between 1 and experts, got top=3 and experts=2"),
-        ({"frozen": 1}, r"frozen must be a list of indices or a share of the layers in \[0, 1\), got 1"),
-        ({"balance": -0.1}, "balance must be at least 0, got -0.1"),
-        ({"margin": 0.0}, "margin must be a positive share"),
-        ({"parameters": "all"}, "choose layers with frozen and plain, not parameters"),
-    ],
-)
-def test_says_what_is_wrong_with_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        MoETTA(**arguments)

@@ -118,17 +118,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"test_batch is not the published file.*is {found}, expected {expected}"):
             CIFARDataModule(root=str(twin)).load("test")
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"dataset": "cifar11"}, "dataset must be one of cifar10, cifar100, .*got 'cifar11'"),
-            ({"validation": -1}, "validation must be at least 0, got -1"),
-        ],
-    )
-    def test_arguments(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            CIFARDataModule(**arguments)
-
 
 class TestValidation:
     def test_parts_are_disjoint_complete_and_stratified(self, twin):

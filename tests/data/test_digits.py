@@ -206,16 +206,3 @@ class TestImageArrays:
     def test_says_what_is_wrong(self, images, labels, message):
         with pytest.raises(ValueError, match=message):
             ImageArrays(images, labels)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"domains": []}, "domains is empty"),
-        ({"limit": 0}, "limit must be at least 1, got 0"),
-    ],
-)
-def test_says_what_is_wrong_with_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        DigitsDataModule(**arguments)

@@ -75,8 +75,3 @@ def test_default_is_cta_s_test_time():
     protocol = JointTask(encoder="cifar_resnet8").default_adapter().protocol()
     assert (protocol["steps"], protocol["lr"], protocol["optimizer"]) == (20, 1e-6, "Adam")
     assert (protocol["reset"], protocol["norm"]) == ("batch", "ema")
-
-
-def test_weight_out_of_range():
-    with pytest.raises(ValueError, match="contrastive_weight must be at least 0, got -1"):
-        JointTask(encoder="cifar_resnet8", contrastive_weight=-1)

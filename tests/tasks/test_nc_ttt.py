@@ -111,17 +111,3 @@ def test_published_settings():
     assert (protocol["reset"], protocol["norm"]) == ("batch", "ema")
     assert (task.small_noise, task.large_noise) == (0.015, 0.1)
     assert task.discriminator[3].bias is None
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"layer": 4}, r"layers must be different numbers from 1 to 3, .* got \[4\]"),
-        ({"small_noise": 0.2}, "0 < small_noise < large_noise, got 0.2 and 0.1"),
-        ({"small_noise": 0.0}, "0 < small_noise < large_noise"),
-        ({"hidden": 0}, "at least 1, got 4 and 0"),
-    ],
-)
-def test_says_what_is_wrong_with_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        NCTTT(**(SMALL | arguments))

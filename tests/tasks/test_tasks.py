@@ -323,19 +323,6 @@ class TestSchedule:
         make_trainer(tmp_path).fit(task, datamodule=make_data())
         assert isinstance(task.optimizers().optimizer, torch.optim.SGD)
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"lr": 1e-7}, "0 < final_lr <= lr, got lr=1e-07"),
-            ({"warmup_epochs": -1}, "warmup_epochs must be at least 0"),
-            ({"mean": [0.5, 0.5, 0.5]}, "give both mean and std"),
-            ({"encoder": "cifar_resnet9"}, "cifar_resnet8"),
-        ],
-    )
-    def test_says_what_is_wrong_with_arguments(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            SupervisedTask(**({"encoder": "cifar_resnet8"} | arguments))
-
 
 class TestResume:
     @pytest.mark.parametrize("stage", ["source", "align", "align, trained teacher"])

@@ -180,18 +180,3 @@ def test_default_adapter_has_the_published_optimizer():
     group = adapter.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
     assert (group["lr"], group["momentum"]) == (0.01, 0.9)
     assert (adapter.steps, adapter.reset) == (20, "batch")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"supervised": "a", "weights": "b"}, "give supervised .* or weights .*, not both"),
-        ({"contrastive_weight": 2}, r"contrastive_weight must lie in \[0, 1\], got 2"),
-        ({"calibration_images": 1}, "calibration_images at least 2, got 128 and 1"),
-        ({"queue": -1}, "queue must be at least 0"),
-        ({"head_weight": -1.0}, "weight of moment alignment must be at least 0"),
-    ],
-)
-def test_what_is_wrong_is_said(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        TTTPlusPlus(encoder="cifar_resnet8", **arguments)
