@@ -107,7 +107,7 @@ class TestDeYO:
         weights = torch.exp(0.4 * torch.log(torch.tensor(4.0, dtype=torch.float64)) - entropies) + drops.exp()
         assert adapted.engine.last["loss"] == pytest.approx((weights * entropies).mean().item())
 
-    def test_a_prediction_that_needs_no_shape_does_not_count(self, make_net, images):
+    def test_shape_independent_predictions_are_left_out(self, make_net, images):
         """Shuffled patches of a constant image are the image."""
         group = lambda channels: torch.nn.GroupNorm(2, channels)  # noqa: E731
         flat = images.mean((2, 3), keepdim=True).expand_as(images).clone()

@@ -64,7 +64,7 @@ def test_the_margin_follows_the_number_of_classes(make_net, images, method, clas
         SHOT,
     ],
 )
-def test_steps_on_a_batch_are_steps_on_repetitions_of_it(make_net, images, method):
+def test_steps_equal_repeated_batches(make_net, images, method):
     single, before, after = (
         method(lr=0.02, reset="never", **arguments).wrap(make_net())
         for arguments in ({}, {"steps": 3}, {"steps": 3, "prediction": "after"})

@@ -179,7 +179,7 @@ def test_begins_as_the_source_on_batch_statistics(network, logits_in):
     assert len(adapted.engine.method._routed) == len(adapted.engine.net.norms)
 
 
-def test_layers_that_compute_something_else_are_not_counted():
+def test_other_layers_are_not_counted():
     net = timm.create_model("test_convnext", num_classes=4).eval()  # has LayerNorm and, over dimension 1, LayerNorm2d
     kinds = [type(module).__name__ for module in net.modules() if isinstance(module, nn.LayerNorm)]
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

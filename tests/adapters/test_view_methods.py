@@ -92,7 +92,7 @@ class TestSHOT:
         assert {name for name in changed if name.startswith("9.") or "running" in name} == set()
         assert {"0.weight", "1.weight", "3.weight"} <= changed
 
-    def test_without_a_sure_prediction_is_information_maximisation(self, net, pixels):
+    def test_no_sure_prediction_maximises_information(self, net, pixels):
         plain = SHOT(pseudo_weight=0.0).wrap(copy.deepcopy(net))
         unsure = SHOT(confidence=0.999999).wrap(net)
         assert torch.equal(unsure(pixels), plain(pixels))
@@ -241,14 +241,14 @@ class TestROIDMathematics:
             equal = torch.randn(1, 5, generator=generator).expand(6, -1).softmax(1)
             assert torch.equal(certainty_diversity_weights(equal, mean, 1 / 3), torch.ones(6))
 
-    def test_the_log_prior_is_bayes_rule_and_the_published_product_is_not(self):
+    def test_log_prior_is_bayes_rule(self):
         """Two classes with logits (-1, -1.2) under a prior of (0.52, 0.48): the likelier class must gain."""
         logits, prior = torch.tensor([-1.0, -1.2]).double(), torch.tensor([0.52, 0.48]).double()
         odds = logits.softmax(0) * prior / (logits.softmax(0) * prior).sum()
         torch.testing.assert_close((logits + prior.log()).softmax(0), odds)
         assert (logits * prior).softmax(0)[0] < logits.softmax(0)[0] < odds[0]
 
-    def test_the_smoothed_prior_is_a_distribution_nearer_to_uniform(self):
+    def test_smoothed_prior_is_nearer_to_uniform(self):
         logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).double() * 3
         prior, smoothed = logits.softmax(1).mean(0), smoothed_prior(logits)
         assert smoothed.sum().item() == pytest.approx(1)

@@ -126,7 +126,7 @@ class TestDomains:
             with Image.open(root / "ImageNet-C" / "fog" / "5" / WNIDS[label] / "a.JPEG") as picture:
                 assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(picture))
 
-    def test_beside_published_images_the_others_are_centres(self, make, root):
+    def test_generated_images_beside_published_are_centres(self, make, root):
         data = make(domains=["fog", "imagenet_r"], stream=Mixed())
         images, labels = shown(data)
         assert images.shape == (len(ALL) + 3, 3, 224, 224)

@@ -127,7 +127,7 @@ class TestTask:
             task.setup("fit")
         assert said in caplog.text
 
-    def test_the_line_tells_of_a_data_module_that_scales_otherwise(self, weights, caplog):
+    def test_line_names_another_scaling(self, weights, caplog):
         class Scaled(Data):
             resize, interpolation = 70, "bilinear"
 

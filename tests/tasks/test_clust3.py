@@ -46,7 +46,7 @@ def test_loss_does_not_depend_on_the_order_of_samples(images, variant):
     torch.testing.assert_close(loss, reordered)
 
 
-def test_a_batch_of_one_has_logits_and_a_loss_of_its_own(images):
+def test_batch_of_one_has_logits_and_loss(images):
     task = ClusT3(**SMALL).eval()
     assert task(images[:1]).shape == (1, 10)
     loss = task.auxiliary_loss(images[:1], torch.Generator())

@@ -27,7 +27,7 @@ def test_loss_is_the_sum_of_both_on_three_views(weight, make_trainer, make_data,
     assert seen["train/loss"].item() == pytest.approx((supervised + weight * contrastive).item(), rel=1e-5)
 
 
-def test_both_losses_reach_the_encoder_and_each_its_own_layer(make_trainer, make_data, tmp_path):
+def test_both_losses_reach_the_encoder(make_trainer, make_data, tmp_path):
     def fit(**kwargs):
         torch.manual_seed(0)
         task = JointTask(**SMALL, **kwargs)
@@ -42,7 +42,7 @@ def test_both_losses_reach_the_encoder_and_each_its_own_layer(make_trainer, make
     assert "projector.weight" not in moved
 
 
-def test_classifier_reads_the_encoder_and_not_the_projector():
+def test_classifier_reads_encoder_not_projector():
     task = JointTask(encoder="cifar_resnet8").eval()
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():

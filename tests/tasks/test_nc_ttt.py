@@ -31,7 +31,7 @@ def inputs_of(task):
     return seen
 
 
-def test_source_training_tells_much_noise_from_little_on_the_same_projections(images, draws):
+def test_training_separates_large_and_small_noise(images, draws):
     task = NCTTT(small_noise=0.02, large_noise=0.3, **SMALL)
     draws(task)
     seen = inputs_of(task)
@@ -59,7 +59,7 @@ def test_noise_of_a_batch_is_keyed(images, draws):
     assert torch.equal(*losses)
 
 
-def test_test_time_adds_no_noise_and_wants_the_small_kind(images):
+def test_test_time_wants_small_noise(images):
     task = NCTTT(**SMALL).eval()
     seen = inputs_of(task)
     loss = task.auxiliary_loss(images, torch.Generator())

@@ -108,7 +108,7 @@ def test_what_moves(adapt_head):
     }
 
 
-def test_statistics_behind_the_branch_stay_those_of_the_source():
+def test_statistics_behind_the_branch_stay():
     task = RotationTTT(encoder="cifar_resnet8", branch="layer2")
     adapter = EMABN(steps=2, reset="never")
     adapted = adapter.wrap(task)

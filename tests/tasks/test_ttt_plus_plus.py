@@ -51,7 +51,7 @@ def test_training_loss(objective, make_trainer, make_data, tmp_path):
     assert seen["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_file_has_the_moments_of_all_training_images(load, make_data):
+def test_file_has_moments_of_training_images(load, make_data):
     task = load().eval()
     data = make_data()
     data.setup("fit")
@@ -92,7 +92,7 @@ def test_moments_are_taken_once_at_the_end(make_trainer, make_data, tmp_path, mo
     assert task.training
 
 
-def test_weights_from_the_middle_of_training_are_refused_at_the_first_batch():
+def test_unfinished_weights_are_refused():
     task = TTTPlusPlus(encoder="cifar_resnet8")
     adapted = TestTimeTraining(steps=1, lr=1e-3).wrap(task)
     with pytest.raises(ValueError, match="no moments of the source, which training takes at its end"):

@@ -180,7 +180,7 @@ def test_the_order_does_not_depend_on_the_batch_size(name):
 
 
 @pytest.mark.parametrize("name", ["Probed", "Probed Mixed", "Probed SingleSample"])
-def test_without_the_probes_the_order_does_not_depend_on_the_batch_size(name):
+def test_order_without_probes_ignores_batch_size(name):
     order, _ = ORDERS[name]
     for size in (3, 10):
         stream = build(order, batch_size=size)
@@ -190,7 +190,7 @@ def test_without_the_probes_the_order_does_not_depend_on_the_batch_size(name):
 
 
 @each_order
-def test_the_loader_delivers_the_samples_of_their_domains(name):
+def test_loader_delivers_domain_samples(name):
     order, _ = ORDERS[name]
     domains, labels = material(order)
     stream = order.build(domains, labels, 8, 0)
