@@ -19,6 +19,7 @@ from ttalight.files.untrusted import load_tensors
 # What registers the networks for 32-pixel images with timm.
 from ttalight.models import cifar_preact_resnet, cifar_resnet, cifar_resnet_gn, cifar_resnext, cifar_wide_resnet  # noqa: F401
 from ttalight.models.cifar_network import CifarNetwork
+from ttalight.models.depthwise import with_fast_depthwise
 from ttalight.models.weight_files import PublicWeights, classifier_names, numbers_allowed, public_weights
 
 __all__ = ["create_encoder", "download_weights", "with_normalisation"]
@@ -40,6 +41,8 @@ def create_encoder(
     MNASNet) gets a stride of 1 and keeps its weights. The cifar_* networks have that stem already: cifar_resnet8, 14,
     20, 32, 44, 56 and 110, cifar_resnet26_gn, cifar_preact_resnet18, cifar_wrn28_10, cifar_wrn40_2 and
     cifar_resnext29_4x32d.
+
+    Depthwise convolutions are ``DepthwiseConv2d``, whose weight gradient is fast on small maps on the CPU.
 
     ``num_features`` of the result is what the encoder puts out. For networks with a hidden layer in their head
     (MobileNetV3 and others) timm gives that attribute another meaning, the channels before the head.
@@ -77,7 +80,7 @@ def create_encoder(
         _replace_stem(encoder, name, keep_weights=pretrained is True)
     if file is not None:
         _load_file(encoder, name, file)
-    return _with_measured_features(encoder, name, in_chans)
+    return with_fast_depthwise(_with_measured_features(encoder, name, in_chans))
 
 
 def download_weights(name: str) -> dict[str, Tensor]:
