@@ -63,7 +63,7 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _check_names(cls: type, given: Iterable[str]) -> None:
-    """Refuses names that no constructor of a class has."""
+    """Refuse names that no constructor of a class has."""
     signatures = [inspect.signature(owner.__init__) for owner in cls.__mro__ if "__init__" in vars(owner)]  # type: ignore[misc]
     known = {name for signature in signatures for name in signature.parameters}
     unknown = next((name for name in given if name not in known), None)
@@ -74,7 +74,7 @@ def _check_names(cls: type, given: Iterable[str]) -> None:
 
 @functools.cache
 def _plain_hints(init: Callable[..., None]) -> dict[str, tuple[Any, ...]]:
-    """Returns the types of each argument that takes these types only."""
+    """Return the types of each argument that takes these types only."""
     try:
         hints = get_type_hints(init)
     except NameError:  # a name that is known to type checkers only

@@ -41,7 +41,7 @@ def make_published_optimizer(settings: dict[str, Any], parameters: Sequence[nn.P
 
     Args:
         settings: Name of the optimizer (Adam by default), its rate, momentum and so on.
-        parameters: What it moves.
+        parameters: The parameters that it updates.
     """
     make: Any = getattr(torch.optim, settings.get("optimizer", "Adam"))
     options = {name: settings[name] for name in _OPTIONS if name in settings}

@@ -134,7 +134,7 @@ class SelfTrainingAdapter(GradientAdapter):
         net.backward(losses, weights, self.penalty(net), self.penalty_gradient(net))
 
     def optimizer_step(self, net: AdaptiveNetwork) -> None:
-        """Let the optimizer step, and what follows a step that has moved the parameters."""
+        """Let the optimizer step, and do what follows a step that has updated the parameters."""
         if net.optimizer_step():
             self.after_step(net)
 

@@ -27,8 +27,8 @@ def check_sharding(trainer: Trainer, shard: Shard | None, reset: object) -> None
     name = type(strategy).__name__
     if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
         raise InputError(
-            f"{name} keeps pieces of the parameters in each process, but adaptation snapshots, resets and moves whole "
-            "ones: use strategy='ddp' (trainer.strategy: ddp)"
+            f"{name} keeps pieces of the parameters in each process, but adaptation snapshots, resets and updates "
+            "whole ones: use strategy='ddp' (trainer.strategy: ddp)"
         )
     if ranks == 1:
         return

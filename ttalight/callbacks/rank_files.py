@@ -80,7 +80,7 @@ class RankFiles:
         return [contents[rank] for rank in range(self.ranks)]
 
     def ends_everywhere(self, ends: bool) -> bool:
-        """Returns whether any process is to end, and tells the others where this one is."""
+        """Return whether any process is to end and tell the others where this one is."""
         mark = self.folder / f"end-{self.token}"
         if ends:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class RankFiles:
         return mark.exists()
 
     def wait(self, trainer: Trainer) -> None:
-        """Waits until all processes have measured.
+        """Wait until all processes have measured.
 
         A barrier would handle no signal before all have come.
 

@@ -79,14 +79,14 @@ def _refuse(fault: str | None) -> None:
 
 
 def _counts(value: Any) -> Any:
-    """Returns the form of a loop's state: its integers are counts."""
+    """Return the form of a loop's state: its integers are counts."""
     if isinstance(value, dict):
         return {name: _counts(part) for name, part in value.items()}
     return Between(0, 2**62) if type(value) is int else value
 
 
 def _path_fault(callback: ModelCheckpoint, state: dict[str, Any]) -> str | None:
-    """Returns which path in the state of a callback leads out of its folder."""
+    """Return which path in the state of a callback leads out of its folder."""
     form = {"best_model_path": str, "last_model_path": str, "kth_best_model_path": str, "best_k_models": dict}
     fault = difference(known(form, state), state, "callbacks.ModelCheckpoint")
     if fault is not None:

@@ -349,7 +349,7 @@ class Engine:
 
     @contextmanager
     def at_source(self) -> Iterator[None]:
-        """Set weights, statistics and method state to the source for a while."""
+        """Set weights, statistics and method state to the source temporarily."""
         with nullcontext() if self.state is None else self.state.at_source():
             yield
 

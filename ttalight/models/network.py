@@ -181,7 +181,7 @@ class Network:
 
         Args:
             parameters: Parameters of the model.
-            own: Parameters of the method, by name. They move, reset and are saved like the model's.
+            own: Parameters of the method, by name. They are updated, reset and saved like the model's.
 
         Raises:
             ValueError: If there is none.
@@ -290,7 +290,7 @@ class Network:
 
     @contextmanager
     def norm_mode(self, mode: NormMode) -> Iterator[None]:
-        """Set the mode of all normalisation layers for a while."""
+        """Set the mode of all normalisation layers temporarily."""
         before = [layer.mode for layer in self.norms]
         self.set_norm_mode(mode)
         try:
@@ -301,7 +301,7 @@ class Network:
 
     @contextmanager
     def as_source(self) -> Iterator[None]:
-        """Normalise as the source model does for a while, without gradients."""
+        """Normalise temporarily as the source model does, without gradients."""
         with torch.no_grad(), ExitStack() as layers:
             for layer in self.norms:
                 layers.enter_context(layer.as_source())
@@ -309,7 +309,7 @@ class Network:
 
     @contextmanager
     def with_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Run with other values of the trainable parameters for a while: teachers, anchors, averages.
+        """Run temporarily with other values of the trainable parameters: teachers, anchors, averages.
 
         Args:
             weights: One tensor for each of ``parameters``, of the same shape; used as they are, not copied.

@@ -26,7 +26,7 @@ from ttalight.models.stand_in import StandIn
 __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "preserve_statistics"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
-#: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
+#: batch, which also update the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
 #: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images.
 NormMode = Literal["source", "batch", "ema", "alpha", "prior"]
 
@@ -38,7 +38,7 @@ class PassState:
     """The state of a network's pass in progress.
 
     Args:
-        repeating: Whether it repeats one for its gradient, as checkpointing does: statistics do not move again.
+        repeating: Whether it repeats one for its gradient, as checkpointing does: statistics are not updated again.
         shard: The division of passes over processes: statistics are then those of the whole batch.
     """
 
@@ -200,7 +200,7 @@ class NormLayer:
 
     @contextmanager
     def as_source(self) -> Iterator[None]:
-        """Normalise as the source model does for a while: by running statistics, nothing replaced."""
+        """Normalise temporarily as the source model does: by running statistics, nothing replaced."""
         before = self._mode, self._replacement
         self._mode, self._replacement = "source", None
         try:
@@ -317,7 +317,7 @@ def find_norms(network: nn.Module) -> list[NormLayer]:
 
 @contextmanager
 def exact_statistics(norms: Sequence[NormLayer]) -> Iterator[None]:
-    """Sum statistics of a batch up exactly for a while.
+    """Sum statistics of a batch exactly, temporarily.
 
     Args:
         norms: The layers.

@@ -25,7 +25,7 @@ class RecomputedBlocks(PassPolicy):
 
     Blocks are those entries of the network's ``nn.Sequential`` and ``nn.ModuleList`` that have normalisation layers
     inside and are no such list, nor hold one of blocks: residual blocks, transformer blocks. The second pass of a block
-    has the normalisation modes, the precision and the random state of the first, and moves no statistics, so that
+    has the normalisation modes, the precision and the random state of the first, and updates no statistics, so that
     gradients are the same bit for bit where the device computes the same twice. It takes the weights as they are then.
     Passes without gradients, and those that several processes share, stay as they are.
 

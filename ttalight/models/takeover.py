@@ -1,4 +1,4 @@
-"""Modules that are taken over for a while: flags and gradients are restored, and no part has two owners."""
+"""Modules that are taken over temporarily: flags and gradients are restored, and no part has two owners."""
 
 from __future__ import annotations
 
@@ -107,5 +107,5 @@ def check_loaded(module: nn.Module) -> None:
         if value.is_meta:
             raise InputError(
                 f"{name} of {type(module).__name__} is on the meta device, where it has no values: load it, and "
-                "take hooks away that move weights out of the network between passes"
+                "remove hooks that move weights out of the network between passes"
             )

@@ -42,7 +42,7 @@ _ABOUT = (
 
 
 def main(args: Sequence[str] | None = None, command: Command | None = None) -> None:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         args: The words after ``ttalight reproduce``; those of the process by default.
@@ -104,7 +104,7 @@ def _parse(args: Sequence[str] | None) -> Namespace:
 
 
 def _data(options: Namespace) -> str:
-    """Returns the name of the data set."""
+    """Return the name of the data set."""
     if options.recipe == "demo":
         return options.data or "digits"
     usual = TABLE_DATA.get(options.table, "cifar10")
@@ -124,7 +124,7 @@ def _subprocess(words: list[str]) -> int:
 
 
 def _write_table(plan: Plan, root: Path, oracle: bool) -> None:
-    """Writes and prints the table from what is done, and its figure and the page."""
+    """Write and print the table from what is done, and its figure and the page."""
     done = {job.name for job in plan.jobs if job.verb == "adapt" and state(job, root) == "done"}
     text = render(plan, root, done, oracle)
     # Only these have rows of other methods; the two budgets lie side by side.

@@ -25,7 +25,7 @@ Command = Callable[[list[str]], int]
 
 
 def state(job: Job, root: Path) -> str:
-    """Returns ``done``, ``unfinished``, ``outdated`` (a file that it started from has changed since) or ``to do``.
+    """Return ``done``, ``unfinished``, ``outdated`` (a file that it started from has changed since) or ``to do``.
 
     Raises:
         ValueError: If there is a run of that name with another configuration, or one without a whole checkpoint.
@@ -65,7 +65,7 @@ def _fit_state(job: Job, run: Path) -> str:
 
 
 def _is_outdated(job: Job, root: Path) -> bool:
-    """Returns whether a file that a run started from is another one now; what is not recorded or gone, is not."""
+    """Return whether a file that a run started from is another one now; what is not recorded or gone, is not."""
     started: dict[str, str | None] = {}
     if _started_file(job, root).is_file():
         started |= json.loads(_started_file(job, root).read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def _sha256_of(path: str, size: int, changed: int) -> str:
 
 
 def execute(job: Job, root: Path, command: Command) -> None:
-    """Runs a job unless it is done.
+    """Run a job unless it is done.
 
     Args:
         job: The job.
@@ -133,12 +133,12 @@ def _plan_file(job: Job, root: Path) -> Path:
 
 
 def _started_file(job: Job, root: Path) -> Path:
-    """Returns the file with the SHA-256 of what a job read when it began, by the name of the job that made it."""
+    """Return the file with the SHA-256 of what a job read when it began, by the name of the job that made it."""
     return root / "plans" / f"{job.name}.started.json"
 
 
 def _export(job: Job, root: Path) -> None:
-    """Writes the encoder of a supervised checkpoint as a file of weights, for methods that start from one."""
+    """Write the encoder of a supervised checkpoint as a file of weights, for methods that start from one."""
     weights = read_checkpoint(job.config["weights"], "weights")["state_dict"]
     encoder = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
     temporary = root / f".{job.name}.tmp"

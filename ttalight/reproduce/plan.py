@@ -116,7 +116,7 @@ class Planner:
     # -- tables
 
     def plan(self, table: int) -> Plan:
-        """Returns the plan of a table, 1 to 6."""
+        """Return the plan of a table, 1 to 6."""
         self.jobs = {}
         if table == 1:
             rows = list(self._table1())
@@ -155,7 +155,7 @@ class Planner:
     # -- training
 
     def source(self) -> str:
-        """Plans the supervised stage and returns its name."""
+        """Plan the supervised stage and return its name."""
         return self._fit("source", self.configs.own("source"))
 
     def _simclr(self, changes: Config | None = None) -> str:
@@ -164,7 +164,7 @@ class Planner:
         return self._fit("simclr" if not changes else "_".join(["simclr", *map(str, changes.values())]), config)
 
     def aligned(self, temperature: float = 0.5) -> str:
-        """Plans an alignment, with the stages before it, and returns its name."""
+        """Plan an alignment, with the stages before it, and return its name."""
         return self._align("align" if temperature == 0.5 else f"align_{temperature:g}", temperature, {}, {})
 
     def _variant(self, method: str) -> str:
@@ -183,7 +183,7 @@ class Planner:
         return self.aligned(0.5)
 
     def _rival(self, method: str) -> str:
-        """Plans the source training of another method and returns its name."""
+        """Plan the source training of another method and return its name."""
         config = self.configs.method(METHODS[method], fit=True)
         arguments = config["model"]["init_args"]
         reads: tuple[str, ...] = ()
@@ -199,11 +199,11 @@ class Planner:
         return self._fit(self._rival_name(method), config, reads)
 
     def _rival_name(self, method: str) -> str:
-        """Returns the name of a method's runs; budgets have names of their own, since they share a folder."""
+        """Return the name of a method's runs; budgets have names of their own, since they share a folder."""
         return METHODS[method] + ("_paper" if self.configs.has_own_budget(method) else "")
 
     def _share_start(self, config: Config) -> tuple[str, ...]:
-        """Lets a method start from the supervised stage, which stands in for weights from ImageNet."""
+        """Let a method start from the supervised stage, which stands in for weights from ImageNet."""
         source, arguments = self.source(), config["model"]["init_args"]
         if config["model"]["class_path"] in _SUPERVISED_START:
             arguments |= {"pretrained": False, "supervised": self._weights(source)}
@@ -228,7 +228,7 @@ class Planner:
     # -- adaptation
 
     def _ttt(self, method: str) -> Row:
-        """Plans the test-time training of a method, with its source training; features are measured along the way."""
+        """Plan the test-time training of a method, with its source training; features are measured along the way."""
         aligned = method == "CTA" or method in VARIANTS
         weights = self._variant(method) if method in VARIANTS else self._fit_cta() if aligned else self._rival(method)
         jobs = []
@@ -317,5 +317,5 @@ class Planner:
 
 
 def made_by(job: str, root: Path) -> Path:
-    """Returns the file that others read of a job."""
+    """Return the file that others read of a job."""
     return root / job if job == EXPORTED else root / job / "checkpoints" / "last.ckpt"

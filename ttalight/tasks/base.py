@@ -35,7 +35,7 @@ class BaseTask(LightningModule, ABC):
 
     The default schedule is the one of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*,
     arXiv 2507.05221, Table 3: Adam, two epochs of warm-up, cosine annealing from 5e-4 to 1e-6. The paper leaves the
-    shape of the warm-up open; here it is linear from the final learning rate, and both move at every step.
+    shape of the warm-up open; here it is linear from the final learning rate, and both are updated at every step.
 
     Args:
         lr: Learning rate after the warm-up.
@@ -134,7 +134,7 @@ class BaseTask(LightningModule, ABC):
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """How pretrained weights expect their images, None without such; data modules that scale images read it."""
+        """Preparation that pretrained weights expect, None without such; data modules that scale images read it."""
         return self.preparation.preprocessing
 
     def set_image_size(self, size: int | None) -> None:

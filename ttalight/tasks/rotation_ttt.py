@@ -27,7 +27,7 @@ class RotationTTT(ClassifierSteps, BaseTask):
     Y. Sun et al., *Test-Time Training with Self-Supervision for Generalization under Distribution Shifts*, ICML 2020,
     arXiv 1909.13231. The encoder is shared up to a stage; from there a copy of its later stages, with weights of its
     own, ends in four classes. Source: cross-entropy of both tasks, weights 1 and ``rotation_weight``, the second on
-    all four rotations of the same augmented images. Test: rotation loss of augmented images, which moves the shared
+    all four rotations of the same augmented images. Test: rotation loss of augmented images, which updates the shared
     stages and the branch; the later stages and the classifier stay.
 
     The published protocol is one image at a time: ``rotation: random``, ``copies: 32``, ``data.batch_size: 1``, on a
@@ -47,7 +47,7 @@ class RotationTTT(ClassifierSteps, BaseTask):
         rotation: ``expand`` for all four rotations of every image, ``random`` for one; in training and adaptation.
         rotation_weight: Weight of the rotation loss in training.
         copies: Augmented copies of each image in a step of adaptation.
-        adapt_head: Whether the branch moves at test time, or only the shared stages.
+        adapt_head: Whether the branch is trained at test time, or only the shared stages.
         crop: Augmentation in training and adaptation: ``padded``, ``resized`` or ``none``.
         crop_scale: Range of a resized crop's share of the image.
         padding: Pixels on each side for padded crops.

@@ -37,8 +37,8 @@ class TTTPlusPlus(ContrastiveTTT):
 
     As in the authors' code the contrastive loss, in training and at test time, is multiplied by temperature / 0.07
     (7.14 at 0.5), which its weights and learning rates were chosen with. A step passes the views, the images and the
-    images again, so that running statistics move three times as theirs do: the second pass of the images is without
-    gradient here, since its features are those of the first.
+    images again, so that running statistics are updated three times as theirs are: the second pass of the images is
+    without gradient here, since its features are those of the first.
 
     The authors' protocol is transductive: up to 500 epochs over a corruption's whole test set, the learning rate and
     the end chosen by its labels. Labels choose nothing here, so that protocol is not offered. By default every batch
@@ -219,7 +219,9 @@ class TTTPlusPlus(ContrastiveTTT):
         contrastive = super().auxiliary_loss(images, generator)
         features = self.encode(images)
         with torch.no_grad():
-            self.encode(images)  # the authors' pass for the projector: the same features, and statistics move again
+            self.encode(
+                images
+            )  # the authors' pass for the projector: the same features, and another update of the statistics
         aligned: Tensor = self.encoder_alignment(features) + self.head_alignment(self.projector(features))
         return contrastive + aligned
 

@@ -42,14 +42,14 @@ def predict(net: Network, images: Tensor, norm: str) -> Tensor:
     Args:
         net: The network.
         images: (B, 3, H, W).
-        norm: ``batch`` for statistics of these images; anything else for the running ones, which may have moved.
+        norm: ``batch`` for statistics of these images; anything else for the running ones, which may have been updated.
     """
     with torch.no_grad():
         return pass_for_prediction(net, images, norm).logits
 
 
 def pass_for_prediction(net: Network, images: Tensor, norm: str) -> Outputs:
-    """Return the outputs that a prediction is made from; see ``predict``. No statistics move."""
+    """Return the outputs that a prediction is made from; see ``predict``. No statistics are updated."""
     return net(images, norm="batch" if norm == "batch" else "source")
 
 
@@ -58,7 +58,7 @@ def steps_with_readings(
 ) -> Iterator[int]:
     """Count steps from 0, and before those named put the prediction into ``net.readings``.
 
-    A reading is one more forward; it moves no statistics and draws nothing, so that the run continues as without it.
+    A reading is one more forward; it updates no statistics and draws nothing, so that the run continues as without it.
 
     Args:
         net: The network.

@@ -82,7 +82,7 @@ class CMF(ROID):
 
     @torch.no_grad()
     def after_step(self, net: AdaptiveNetwork) -> None:
-        """Filter the hidden model and move the weights towards it."""
+        """Filter the hidden model and average the weights with it."""
         beta, variance = filter_gain(self._variance, self._scaled_variance, 1 - self.source_share)
         self._variance.copy_(variance)
         weights = flatten(net.parameters)

@@ -1,4 +1,4 @@
-"""Running statistics moved toward the target: the control of test-time training."""
+"""Running statistics updated by the target: the control of test-time training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["EMABN", "move_statistics"]
 
 
 class EMABN(Adapter):
-    """Moves the running statistics by N forwards, takes no gradient step, and predicts with the moved statistics.
+    """Updates the running statistics by N forwards, takes no gradient step, and predicts with them.
 
     After N forwards the statistics hold 1 - (1 - momentum)^N of the batch. Where the module is a task with an
     auxiliary loss, the forwards are those of the task's views, keyed as in ``TestTimeTraining``: what test-time
@@ -26,8 +26,8 @@ class EMABN(Adapter):
     N + 1 forwards a batch.
 
     Args:
-        steps: Number N of forwards that move the statistics; 0 is the source model.
-        momentum: Weight of the batch in each move.
+        steps: Number N of forwards that update the statistics; 0 is the source model.
+        momentum: Weight of the batch in each update.
         read_at: Numbers of forwards after which the results have predictions too; needs ``reset="batch"``.
         kwargs: See ``Adapter``.
 
@@ -52,7 +52,7 @@ class EMABN(Adapter):
             layer.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Let the BatchNorm layers move their statistics."""
+        """Let the BatchNorm layers update their statistics."""
         net.batch_norms()
         move_statistics(net, "ema", self.momentum)
 

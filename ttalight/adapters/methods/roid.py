@@ -122,7 +122,7 @@ class ROID(SelfTrainingAdapter):
         return logits.detach()
 
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return the weights of the samples and move the mean prediction.
+        """Return the weights of the samples and update the mean prediction.
 
         They contain the fraction kept: the authors divide the sum of the kept losses by the size of the whole batch.
         """

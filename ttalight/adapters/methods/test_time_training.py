@@ -42,7 +42,7 @@ class TestTimeTraining(GradientAdapter):
         lr: Learning rate of Adam; 1e-6 by default.
         norm: BatchNorm statistics at prediction: ``ema`` (running statistics that moved along while adapting),
             ``batch`` (of the predicted batch) or ``source``.
-        momentum: Weight of a batch when running statistics move.
+        momentum: Weight of a batch when running statistics are updated.
         reset: See ``Adapter``.
         read_at: Numbers of steps after which the results have predictions too, for accuracy against iterations from
             one run; needs ``reset="batch"``.

@@ -27,10 +27,10 @@ class TIPI(SelfTrainingAdapter):
     that range and g the gradient of the divergence with respect to the pixels at the start. The prediction of the clean
     images is a target without gradient.
 
-    BatchNorm works in two ways. The pass of the clean images uses the batch's statistics and moves the running ones;
+    BatchNorm works in two ways. The pass of the clean images uses the batch's statistics and updates the running ones;
     passes of perturbed images use their own batch's statistics and leave the running ones alone. The authors keep a
     second set of running statistics for the latter, which no prediction reads, so this is the same. The prediction
-    (``after``) is made with the moved running statistics; batches of more than ``large_batch`` images are predicted
+    (``after``) is made with the updated running statistics; batches of more than ``large_batch`` images are predicted
     with their own. The loss is still made with the statistics of the batch: fewer than 8 images have none worth the
     name.
 
@@ -98,13 +98,13 @@ class TIPI(SelfTrainingAdapter):
         self._space = PixelSpace()
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Set the trainable parameters, and let clean passes move the running statistics."""
+        """Set the trainable parameters, and let clean passes update the running statistics."""
         super().configure(net)
         net.set_norm_mode("ema")
         self._space = pixel_space(net, self.mean, self.std)
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
-        """Return the logits of the batch from the moved statistics, or from the batch's own where it is large."""
+        """Return the logits of the batch from the updated statistics, or from the batch's own where it is large."""
         large = self.large_batch is not None and len(images) > self.large_batch
         return predict(net, images, "batch" if large else "source")
 
