@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
 from ttalight.adapters.evaluation import EvaluationCallback
+from ttalight.adapters.protocol import describe_method
 from ttalight.adapters.wrapper import AdaptedNetwork
 from ttalight.arguments import CheckedArguments
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
+from ttalight.errors import InputError, InputTypeError, UsageError
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
 from ttalight.seeding import global_seed
@@ -56,11 +58,11 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
     ) -> None:
         super().__init__()
         if on_bad_batch not in ("error", "skip", "source"):
-            raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
+            raise InputError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
         if reset not in ("domain", "batch", "never") and not (type(reset) is int and reset >= 1):
-            raise ValueError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
+            raise InputError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
         if passes is not None and not isinstance(passes, PassPolicy):
-            raise TypeError(f"passes must be a way to compute passes, for example FastPass(), got {passes!r:.60}")
+            raise InputTypeError(f"passes must be a way to compute passes, for example FastPass(), got {passes!r:.60}")
         self.reset = reset
         self.classifier = classifier
         self.output = output
@@ -73,17 +75,7 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""
-        tolerant = {} if self.on_bad_batch == "error" else {"on_bad_batch": self.on_bad_batch}
-        return {
-            "reset": self.reset,
-            "prediction": self.prediction,
-            "steps": getattr(self, "steps", None),
-            "optimizer": None,
-            "lr": None,
-            "norm": getattr(self, "norm", None),
-            **tolerant,
-            **({} if self.passes is None else {"passes": type(self.passes).__name__}),
-        }
+        return describe_method(self)
 
     def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:
         """Warn of batches too small for batch statistics, and of a method that makes no step."""
@@ -106,15 +98,15 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
             RuntimeError: If the network, or a part of it, is being adapted already.
         """
         if not isinstance(self, Adapter):  # Tent.wrap(network)
-            raise TypeError("wrap belongs to an adapter, not to its class: write Tent().wrap(network)")
+            raise InputTypeError("wrap belongs to an adapter, not to its class: write Tent().wrap(network)")
         if not isinstance(network, nn.Module):
-            raise TypeError(f"wrap takes a network (nn.Module), got {type(network).__name__}")
+            raise InputTypeError(f"wrap takes a network (nn.Module), got {type(network).__name__}")
         return AdaptedNetwork(self, self.begin(network))
 
     def begin(self, module: nn.Module, forward: Any = None) -> Engine:
         """Return the engine of a new adaptation; a RuntimeError where there is one already."""
         if self._engine is not None:
-            raise RuntimeError(f"this {type(self).__name__} is adapting a network already: make another one")
+            raise UsageError(f"this {type(self).__name__} is adapting a network already: make another one")
         self._constructed = self._constructed or frozenset(vars(self))
         self._engine = Engine(self, module, global_seed() if self.seed is None else self.seed, forward)
         return self._engine

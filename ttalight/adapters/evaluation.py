@@ -12,6 +12,7 @@ from ttalight.adapters.sharding import Shard, check_sharding
 from ttalight.data.streams.shares import StreamShare
 from ttalight.engine.engine import Engine
 from ttalight.engine.method import Reset
+from ttalight.errors import InputError, UsageError
 from ttalight.models.stand_in import StepForward
 
 __all__ = ["EvaluationCallback"]
@@ -85,7 +86,7 @@ class EvaluationCallback(Callback, ABC):
     def check_batch_shard(self, module: nn.Module) -> None:
         """Check that shard='batch' gives what one process gives on a model; raises ValueError or TypeError."""
         if not self.shards_batches:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} cannot share a batch among processes: it needs the images of a batch together "
                 "inside the network, or was not checked to give the same numbers. Use shard='domain', or one process"
             )
@@ -98,7 +99,7 @@ class EvaluationCallback(Callback, ABC):
         adapters = [callback for callback in trainer.callbacks if isinstance(callback, EvaluationCallback)]  # type: ignore[attr-defined]
         if len(adapters) > 1:
             names = ", ".join(type(adapter).__name__ for adapter in adapters)
-            raise ValueError(f"a run takes exactly one adapter, got {len(adapters)} among the callbacks: {names}")
+            raise InputError(f"a run takes exactly one adapter, got {len(adapters)} among the callbacks: {names}")
         check_sharding(trainer, self.shard, self.reset)
         self._share = None
         if trainer.world_size > 1 and self.shard == "batch":
@@ -150,7 +151,7 @@ class EvaluationCallback(Callback, ABC):
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Check that the first batch was adapted to."""
         if self._engine is not None and self._engine.batches == 0:
-            raise RuntimeError(
+            raise UsageError(
                 f"{type(self).__name__} was never reached: the step of {type(pl_module).__name__} does not call "
                 "self(images), so its numbers would be those of the unadapted model. Let the step call self(images), "
                 "or adapt the network inside with wrap()"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.advice import warn_of_defaults
+from ttalight.adapters.protocol import describe_optimizer
 from ttalight.adapters.published import ChosenOptimizer, split_settings
 from ttalight.adapters.term import Term
+from ttalight.errors import InputError, InputTypeError
 
 __all__ = ["GradientAdapter"]
 
@@ -47,11 +48,11 @@ class GradientAdapter(Adapter):
         super().__init__(**kwargs)
         self._optimizer = ChosenOptimizer(type(self).__name__, self.published, lr, optimizer)
         if terms is not None and not (isinstance(terms, (list, tuple)) and all(isinstance(t, Term) for t in terms)):
-            raise TypeError(f"terms must be a list of terms, for example [STAG()], got {terms!r:.60}")
+            raise InputTypeError(f"terms must be a list of terms, for example [STAG()], got {terms!r:.60}")
         if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+            raise InputError(f"steps must be at least 0, got {steps}")
         if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, or None for no limit, got {clip_norm}")
+            raise InputError(f"clip_norm must be positive, or None for no limit, got {clip_norm}")
         self.steps = steps
         self.clip_norm = clip_norm
         self.terms = terms or []
@@ -67,7 +68,7 @@ class GradientAdapter(Adapter):
             overrides: Arguments that replace published ones, and ``batch_size`` for a rate published for each image.
         """
         if not isinstance(benchmark, str) or benchmark not in cls.published:
-            raise ValueError(f"{cls.__name__} has settings for {', '.join(cls.published)}, got {benchmark!r}")
+            raise InputError(f"{cls.__name__} has settings for {', '.join(cls.published)}, got {benchmark!r}")
         arguments, settings = split_settings(cls.published[benchmark], overrides.pop("batch_size", None))
         method = cls(**(arguments | overrides))
         if "optimizer" not in overrides:
@@ -80,11 +81,8 @@ class GradientAdapter(Adapter):
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""
-        optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
-        lr = float(optimizer.param_groups[0]["lr"])
-        clipped = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
-        added = {"terms": [repr(term) for term in self.terms]} if self.terms else {}
-        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr} | clipped | added
+        terms = {"terms": [repr(term) for term in self.terms]} if self.terms else {}
+        return super().protocol() | describe_optimizer(self) | terms
 
     def check_defaults(self, classes: int) -> None:
         """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""

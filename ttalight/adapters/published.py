@@ -10,6 +10,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
 
+from ttalight.errors import InputError, InputTypeError
+
 __all__ = ["ChosenOptimizer", "make_published_optimizer", "split_settings"]
 
 #: Settings that belong to the optimizer, and those that are neither its nor an argument.
@@ -30,7 +32,7 @@ def split_settings(settings: dict[str, Any], batch_size: int | None) -> tuple[di
     settings = dict(settings)
     if "lr" not in settings or (batch_size is not None and "lr_per_image" in settings):
         if batch_size is None:
-            raise ValueError("its learning rate is published for each image: give batch_size=")
+            raise InputError("its learning rate is published for each image: give batch_size=")
         settings["lr"] = settings["lr_per_image"] * batch_size
     return {name: value for name, value in settings.items() if name not in (*_OPTIONS, *_OTHERS)}, settings
 
@@ -53,17 +55,17 @@ class ChosenOptimizer:
         self, method: str, published: dict[str, dict[str, Any]], lr: float | None, make: OptimizerCallable | None
     ) -> None:
         if lr is not None and make is not None:
-            raise ValueError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
+            raise InputError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
         if make is not None and not callable(make):
-            raise TypeError(
+            raise InputTypeError(
                 "optimizer must make an optimizer of parameters, for example lambda parameters: SGD(parameters, "
                 f"lr=0.1), got a {type(make).__name__}"
             )
         if lr is not None and not lr >= 0:
-            raise ValueError(f"lr must be at least 0, got {lr}")
+            raise InputError(f"lr must be at least 0, got {lr}")
         self._settings = {**published.get("cifar", {}), **({} if lr is None else {"lr": lr})}
         if make is None and "lr" not in self._settings:
-            raise ValueError(f"{method} has no published learning rate: give lr or optimizer")
+            raise InputError(f"{method} has no published learning rate: give lr or optimizer")
         self._make = make
         #: Whether the settings are those for CIFAR because nothing else was said.
         self.is_default = lr is None and make is None
@@ -89,7 +91,7 @@ def make_published_optimizer(settings: dict[str, Any], parameters: Sequence[nn.P
 
     Args:
         settings: Name of the optimizer (Adam by default), its rate, momentum and so on.
-        parameters: What it moves.
+        parameters: The parameters that it updates.
     """
     make: Any = getattr(torch.optim, settings.get("optimizer", "Adam"))
     options = {name: settings[name] for name in _OPTIONS if name in settings}

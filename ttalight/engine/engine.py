@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.state import State
+from ttalight.errors import InputError
 from ttalight.files.adaptation_states import check_form, check_values
 from ttalight.models.admission import Admission, pixel_fault, warn_of_bad_batch
 from ttalight.models.call import Call, present_autocast
 from ttalight.models.takeover import Takeover, check_free, check_loaded
+from ttalight.models.vectors import JoinedParameters, can_join
 from ttalight.seeding import global_generators
 
 __all__ = ["Engine"]
@@ -179,8 +181,8 @@ class Engine:
         if getattr(method, "terms", None):
             _ = net.head  # from here on passes keep the features that terms read
         method.configure(net)
-        if method.is_elementwise:
-            net.join()
+        is_joined = method.is_elementwise and can_join(net.parameters)
+        net.joined = JoinedParameters(net.parameters) if is_joined else None
         net.optimizer = method.make_optimizer(net.leaves) if net.parameters else None
         self.state = State(net, method.method_state())
         net.restore_source = self.state.reset
@@ -315,7 +317,7 @@ class Engine:
             if not isinstance(error, ValueError):
                 raise
             names = f"{type(self.method).__name__} on {type(self.net.module).__name__}"
-            raise ValueError(f"the adaptation state does not fit {names}: {error}") from None
+            raise InputError(f"the adaptation state does not fit {names}: {error}") from None
         self.net.counters = Counters(**{name: state["counters"][name] for name in asdict(self.net.counters)})
         self._before_probe = state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
@@ -343,7 +345,7 @@ class Engine:
         self.restore(state)
 
     def at_source(self) -> AbstractContextManager[None]:
-        """Set weights, statistics and method state to the source for a while."""
+        """Set weights, statistics and method state to the source temporarily."""
         return nullcontext() if self.state is None else self.state.at_source()
 
     def source_copy(self) -> nn.Module:

@@ -108,7 +108,7 @@ class State:
 
     @contextmanager
     def at_source(self) -> Iterator[None]:
-        """Set weights, statistics and method state to those of the source for a while."""
+        """Set weights, statistics and method state to those of the source temporarily."""
         before = [value.detach().clone() for value in self._held]
         try:
             self._set(self._source)

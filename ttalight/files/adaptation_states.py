@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ttalight.errors import InputError
 from ttalight.files.optimizer_state import optimizer_fault
 from ttalight.files.untrusted import Between, difference
 
@@ -45,7 +46,7 @@ def check_form(state: Any, method: str, counters: Iterable[str]) -> None:
     if fault is None and state["method"] != method:
         fault = f"it is of {state['method']!r:.50}"
     if fault is not None:
-        raise ValueError(fault)
+        raise InputError(fault)
 
 
 def check_values(
@@ -83,7 +84,7 @@ def check_values(
     if fault is None and optimizer is not None:
         fault = optimizer_fault(optimizer, state["optimizer"], saved_as)
     if fault is not None:
-        raise ValueError(fault)
+        raise InputError(fault)
 
 
 def _is_finite(value: Tensor) -> bool:

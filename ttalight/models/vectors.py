@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import UsageError
+
 __all__ = ["JoinedParameters", "can_join", "divide", "flatten", "gradient_vector"]
 
 
@@ -38,7 +40,7 @@ def gradient_vector(parameters: Sequence[Tensor]) -> Tensor:
 
 
 class JoinedParameters:
-    """Parameters that share the memory of one vector for a while: what moves the vector moves them all, in one go.
+    """Parameters that share the memory of one vector temporarily: what moves the vector moves them all, in one go.
 
     They stay the same objects. Until ``separate`` each is a view of the vector. Then it has its own memory back, with
     the values that it had before.
@@ -72,7 +74,7 @@ class JoinedParameters:
             return
         kinds = {(parameter.dtype, parameter.device) for parameter in self._parameters}
         if kinds != {(self.vector.dtype, self.vector.device)}:
-            raise RuntimeError(
+            raise UsageError(
                 "the network was moved or converted while it adapts: use to() of what wrap() returned to move it, and "
                 "release() before it is converted"
             )
