@@ -66,7 +66,7 @@ class AdaptiveNetwork(Network):
 
     @property
     def leaves(self) -> list[nn.Parameter]:
-        """What the optimizer moves: the trainable parameters, or the vector that holds them."""
+        """Parameters that the optimizer moves: the trainable ones, or the vector that holds them."""
         return self.parameters if self.joined is None else [self.joined.vector]
 
     def draws(self, step: int = 0) -> torch.Generator:
