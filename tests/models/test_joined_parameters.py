@@ -144,6 +144,18 @@ def test_steps_are_those_of_the_same_optimizer_of_the_parameters(method, net, im
     torch.testing.assert_close(third(images), second(images), rtol=1e-10, atol=1e-10)
 
 
+def test_gradients_of_the_parameters_are_views_of_that_of_the_vector(net, images):
+    adapted = Tent(lr=0.1).wrap(net)
+    adapted(images)
+    inside = adapted.engine.net
+    penalty = torch.full((24,), 0.5, dtype=torch.float64), torch.tensor(1.0)
+    inside.backward(inside(images).entropies, penalty_gradient=penalty)
+    gradients = [parameter.grad for parameter in inside.parameters]
+    assert torch.equal(torch.cat(gradients), inside.joined.vector.grad)
+    gradients[0].zero_()  # a method may change them in place
+    assert not inside.joined.vector.grad[:6].any()
+
+
 def test_weights_that_the_user_replaces_still_adapt_and_reset(net, images):
     adapted = Tent(lr=0.1).wrap(net)
     source = net[1].weight.detach().clone()
