@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ttalight.errors import InputError, InputTypeError
+
 __all__ = ["CheckedArguments"]
 
 #: Types that are checked, and their names; what else an argument may be, its class checks.
@@ -51,28 +53,28 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
             if name in given and not any(_fits(given[name], kind) for kind in kinds):
                 value, expected = given[name], " or ".join(_NAMES[kind] for kind in kinds)
                 seen = f"{value!r:.60}, a {type(value).__name__}"
-                raise TypeError(f"{type(self).__name__}: {name} must be {expected}, got {seen}")
+                raise InputTypeError(f"{type(self).__name__}: {name} must be {expected}, got {seen}")
         init(self, *args, **kwargs)
         odd = [name for name, value in given.items() if isinstance(value, float) and math.isnan(value)]
         if odd:  # the bounds of the constructor have not said so
-            raise ValueError(f"{type(self).__name__}: {odd[0]} must be a number, got nan")
+            raise InputError(f"{type(self).__name__}: {odd[0]} must be a number, got nan")
 
     return checked
 
 
 def _check_names(cls: type, given: Iterable[str]) -> None:
-    """Refuses names that no constructor of a class has."""
+    """Refuse names that no constructor of a class has."""
     signatures = [inspect.signature(owner.__init__) for owner in cls.__mro__ if "__init__" in vars(owner)]  # type: ignore[misc]
     known = {name for signature in signatures for name in signature.parameters}
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, known - {"self", "args", "kwargs"}, n=1, cutoff=0.4)
-        raise TypeError(f"{cls.__name__} has no argument {unknown}" + (f"; nearest: {near[0]}" if near else ""))
+        raise InputTypeError(f"{cls.__name__} has no argument {unknown}" + (f"; nearest: {near[0]}" if near else ""))
 
 
 @functools.cache
 def _plain_hints(init: Callable[..., None]) -> dict[str, tuple[Any, ...]]:
-    """Returns the types of each argument that takes these types only."""
+    """Return the types of each argument that takes these types only."""
     try:
         hints = get_type_hints(init)
     except NameError:  # a name that is known to type checkers only

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.engine.engine import Engine
+from ttalight.errors import InputTypeError, UsageError
 from ttalight.models.call import split_call
 from ttalight.monitoring import Monitoring, Report, report_of
 
@@ -45,7 +46,7 @@ class AdaptedNetwork:
     def engine(self) -> Engine:
         """The engine behind the network. There is none after ``release()``."""
         if self._engine is None:
-            raise RuntimeError("this network was released: wrap it again to adapt it again")
+            raise UsageError("this network was released: wrap it again to adapt it again")
         return self._engine
 
     @property
@@ -67,7 +68,7 @@ class AdaptedNetwork:
             if args or kwargs or images is None:
                 images, call = split_call(() if images is None else (images, *args), kwargs)
             if not isinstance(images, Tensor):
-                raise TypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
+                raise InputTypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
             return (self._engine or self.engine)(images, call)
 
     def reset(self) -> None:

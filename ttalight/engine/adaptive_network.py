@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from ttalight.distributed import average
 from ttalight.engine.guard import Guard
+from ttalight.errors import UsageError
 from ttalight.models.network import Network
-from ttalight.models.vectors import divide
+from ttalight.models.vectors import JoinedParameters, divide, flatten, gradient_vector
 from ttalight.seeding import derive_seed
 
 __all__ = ["AdaptiveNetwork", "Counters"]
@@ -48,6 +49,8 @@ class AdaptiveNetwork(Network):
         super().__init__(module, **kwargs)
         self.seed, self.clip_norm, self.guard = seed, clip_norm, Guard()
         self.optimizer: Optimizer | None = None
+        #: The parameters as one vector, where the optimizer moves that.
+        self.joined: JoinedParameters | None = None
         self.counters = Counters()
         #: Backwards so far, in whole batches.
         self.backwards = 0.0
@@ -55,11 +58,16 @@ class AdaptiveNetwork(Network):
         self.last: dict[str, float] = {}
         #: Restores the source; the engine sets it.
         self.restore_source: Callable[[], None] = lambda: None
-        #: Whether no step of the present batch may move anything.
+        #: Whether no step of the present batch may update anything.
         self.is_bad = False
         self._reduced: tuple[Tensor, Tensor]
         self._gradients: list[Tensor] = []
         self._reset_if: Tensor | None = None
+
+    @property
+    def leaves(self) -> list[nn.Parameter]:
+        """Parameters that the optimizer moves: the trainable ones, or the vector that holds them."""
+        return self.parameters if self.joined is None else [self.joined.vector]
 
     def draws(self, step: int = 0) -> torch.Generator:
         """Return the generator of a step's random draws, keyed by (seed, visit, batch, step)."""
@@ -83,7 +91,7 @@ class AdaptiveNetwork(Network):
                 that it is of, a scalar without gradient.
 
         Returns:
-            Whether the parameters have moved. A loss that does not depend on them is a RuntimeError.
+            Whether the parameters were updated. A loss that does not depend on them is a RuntimeError.
         """
         self.backward(losses, weights, penalty, penalty_gradient)
         return self.optimizer_step()
@@ -110,36 +118,38 @@ class AdaptiveNetwork(Network):
                 loss.backward()  # type: ignore[no-untyped-call]
         self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if not self._gradients:
-            raise RuntimeError(
+            raise UsageError(
                 "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, "
                 "freeze its parameters, detach its outputs, or have all that adapts inside a checkpoint with "
                 "use_reentrant=True?"
             )
+        if self.joined is not None:
+            is_whole = len(self._gradients) == len(self.parameters)
+            gradient = torch.cat(self._gradients) if is_whole else gradient_vector(self.parameters)
+            self.joined.vector.grad, self._gradients = gradient, [gradient]
+            for parameter, part in zip(self.parameters, gradient.split_with_sizes(self.joined.sizes), strict=True):
+                parameter.grad = part
         if self.pass_state.shard is not None:
             average(self._gradients)
         loss = loss.detach()
         if penalty_gradient is not None:
             vector, value = penalty_gradient
             loss = loss + value
-            parts = divide(vector, self.parameters)
-            if len(self._gradients) == len(parts):
-                torch._foreach_add_(self._gradients, parts)
-            else:
-                for parameter, part in zip(self.parameters, parts, strict=True):
-                    parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
-                self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            for leaf, part in zip(self.leaves, divide(vector, self.leaves), strict=True):
+                leaf.grad = part if leaf.grad is None else leaf.grad.add_(part)
+            self._gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         self.backwards += self.pending_forwards
         self.pending_forwards = 0.0
         self._reduced = loss, kept
 
     def optimizer_step(self) -> bool:
-        """Let the optimizer step, and return whether the parameters have moved. One host synchronisation.
+        """Let the optimizer step, and return whether it updated the parameters. One host synchronisation.
 
-        A step whose loss or gradient is not finite, that keeps no sample, or that is of a bad batch, moves nothing.
+        A step whose loss or gradient is not finite, that keeps no sample, or that is of a bad batch, updates nothing.
         """
         assert self.optimizer is not None, "a method that steps has trainable parameters"
         guard, gradients = self.guard, self._gradients
-        norm = torch.linalg.vector_norm(torch.cat([part if part.ndim == 1 else part.flatten() for part in gradients]))
+        norm = torch.linalg.vector_norm(gradients[0] if len(gradients) == 1 else flatten(gradients))
         values = {"loss": self._reduced[0], "grad_norm": norm, "selected": self._reduced[1]}
         if self._reset_if is not None:
             values["recovered"] = self._reset_if
@@ -162,7 +172,7 @@ class AdaptiveNetwork(Network):
     def zero_grad(self) -> None:
         """Drop the gradients of the trainable parameters."""
         self._gradients = []
-        for parameter in self.parameters:
+        for parameter in (*self.parameters, *self.leaves):
             parameter.grad = None
 
     def reset(self) -> None:
@@ -175,7 +185,7 @@ class AdaptiveNetwork(Network):
         self._reset_if = condition
 
     def begin(self, images: Tensor, is_bad: bool) -> None:
-        """Begin to adapt to a batch of finite images, (B, C, H, W), of which no step moves anything if it is bad."""
+        """Begin to adapt to a batch of finite images, (B, C, H, W), of which no step updates anything if it is bad."""
         self.images, self.is_bad, self.last, self.readings, self.pending_forwards = images, is_bad, {}, {}, 0.0
         self.fix_flags()
 

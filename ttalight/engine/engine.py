@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from operator import attrgetter
 from time import perf_counter
 from typing import Any
@@ -18,35 +18,18 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.observer import Observer, kept_batches
 from ttalight.engine.state import State
-from ttalight.files.untrusted import Between, difference
-from ttalight.models.admission import Admission, pixel_fault
+from ttalight.errors import InputError
+from ttalight.files.adaptation_states import check_form, check_values
+from ttalight.models.admission import Admission, pixel_fault, warn_of_bad_batch
 from ttalight.models.call import Call, present_autocast
-from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
+from ttalight.models.takeover import Takeover, check_free, check_loaded
+from ttalight.models.vectors import JoinedParameters, can_join
 from ttalight.seeding import global_generators
 
-__all__ = ["Engine", "release"]
+__all__ = ["Engine"]
 
-_EMPTY: dict[str, Any] = {"tensors": {}, "source": {}, "optimizer": None}
-#: The form of every captured state.
-_FORM = _EMPTY | {
-    "method": str,
-    "configured": bool,
-    "facts": {"classifier": None, "rows": None, "possible": None},
-    "size": list,
-    "counters": {field.name: Between(-1 if field.name == "visit" else 0, 2**62) for field in fields(Counters)},
-    "passes": [Between(0.0, 2.0**62)] * 2,
-    "before_probe": None,
-}
 #: Number of batches after which ``check_progress`` is called a second time.
 MANY = 50
-
-
-def release(network: nn.Module) -> nn.Module:
-    """Stop the adaptation of a network whose handle is lost, and return the network as ``Adapter.wrap`` got it."""
-    for part in network.modules():
-        if owner := owner_of(part):
-            owner.release()
-    return network
 
 
 class Engine:
@@ -112,6 +95,8 @@ class Engine:
         for norm in self.net.norms:
             norm.detach()
         self.net.release()
+        if self.net.joined is not None:
+            self.net.joined.separate()
         self._takeover.end()
         self._takeover = None
 
@@ -208,13 +193,17 @@ class Engine:
         if getattr(method, "terms", None):
             _ = net.head  # from here on passes keep the features that terms read
         method.configure(net)
-        net.optimizer = method.make_optimizer(net.parameters) if net.parameters else None
+        is_joined = method.is_elementwise and can_join(net.parameters)
+        net.joined = JoinedParameters(net.parameters) if is_joined else None
+        net.optimizer = method.make_optimizer(net.leaves) if net.parameters else None
         self.state = State(net, method.method_state())
         net.restore_source = self.state.reset
 
     def _unconfigure(self) -> None:
         self.reset()
-        self.state = self.net.optimizer = None
+        if self.net.joined is not None:
+            self.net.joined.separate()
+        self.state = self.net.optimizer = self.net.joined = None
         self.net.parameters, self.net.own = [], {}
 
     # -- bad batches and recovery
@@ -226,9 +215,7 @@ class Engine:
         if policy == "error":
             raise fault
         if counters.bad_batches == 0:
-            model = "the source model" if policy == "source" else "the model as it is"
-            more = f"predicted with {model}, as on_bad_batch={policy!r} says. Further such batches are only counted"
-            warnings.warn(f"{fault}: {more}", stacklevel=2)
+            warn_of_bad_batch(fault, policy)
         counters.bad_batches += 1
         self.net.last = {}
         return self._predict_source() if policy == "source" or logits is None else logits
@@ -319,7 +306,7 @@ class Engine:
             "size": list(self.admission.sizes[0]) if self.admission.sizes else [],
             "counters": asdict(self.net.counters),
             "passes": [self.net.forwards, self.net.backwards],
-            **(_EMPTY if self.state is None else self.state.capture()),
+            **({"tensors": {}, "source": {}, "optimizer": None} if self.state is None else self.state.capture()),
             "before_probe": self._before_probe,
         }
 
@@ -347,43 +334,37 @@ class Engine:
             if not isinstance(error, ValueError):
                 raise
             names = f"{type(self.method).__name__} on {type(self.net.module).__name__}"
-            raise ValueError(f"the adaptation state does not fit {names}: {error}") from None
-        self.net.counters, self._before_probe = _counters(state), state["before_probe"]
+            raise InputError(f"the adaptation state does not fit {names}: {error}") from None
+        self.net.counters = Counters(**{name: state["counters"][name] for name in asdict(self.net.counters)})
+        self._before_probe = state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
         self._keeps_place = keep_place
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
 
     def _check(self, state: Any) -> None:
         """Configure the method if an untrusted state needs it; a ValueError if the state does not fit."""
-        fault = difference(_FORM, state) or difference([Between(1, 2**31)] * len(state["size"]), state["size"], "size")
-        probed = None if fault else state["before_probe"]
-        if probed is not None:
-            fault = difference(_FORM | {"before_probe": type(None)}, probed, "before_probe")
-        if fault or state["method"] != type(self.method).__name__:
-            raise ValueError(fault or f"it is of {state['method']!r:.50}")
+        check_form(state, type(self.method).__name__, asdict(self.net.counters))
         if state["configured"] and self.state is None:
             self.net.classifier.know(state["facts"], self.net.device)
             with torch.inference_mode(False), torch.enable_grad():
                 self._configure()
-        for part in (state, probed):
+        saved_as = None if self.net.joined is None else self.net.joined.divide_state
+        for part in (state, state["before_probe"]):
             if self.state is not None and part is not None and part["configured"]:
-                self.state.check(part)
+                check_values(part, self.state.live, self.state.source, self.net.optimizer, saved_as)
 
     def to(self, device: torch.device) -> None:
         """Move the network and all adaptation state to a device."""
         state = self.capture()
-        self.reset()
-        self.state = None
+        self._unconfigure()
         self.recent.clear()
         self.net.module.to(device)
         self.net.generator, self._generators = torch.Generator(device=device), global_generators(device)
         self.restore(state)
 
-    @contextmanager
-    def at_source(self) -> Iterator[None]:
-        """Set weights, statistics and method state to the source for a while."""
-        with nullcontext() if self.state is None else self.state.at_source():
-            yield
+    def at_source(self) -> AbstractContextManager[None]:
+        """Set weights, statistics and method state to the source temporarily."""
+        return nullcontext() if self.state is None else self.state.at_source()
 
     def source_copy(self) -> nn.Module:
         """Return a copy of the network as it was before adaptation."""
@@ -392,7 +373,3 @@ class Engine:
         if self._takeover is not None:
             self._takeover.restore_copy(module)
         return module
-
-
-def _counters(state: dict[str, Any]) -> Counters:
-    return Counters(**{field.name: state["counters"][field.name] for field in fields(Counters)})

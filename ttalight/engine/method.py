@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputTypeError
 from ttalight.models.network import Network
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
@@ -35,6 +36,8 @@ class Method(ABC):
     passes: PassPolicy | None = None
     #: Norm that the gradient of a step is clipped to. None clips nothing.
     clip_norm: float | None = None
+    #: Whether ``make_optimizer`` treats all numbers alike, so that it may get one vector instead of many parameters.
+    is_elementwise: bool = False
     #: Whether logits come from before or after the update.
     prediction: str = "before"
     #: Numbers of steps after which ``adapt`` leaves predictions in ``net.readings``.
@@ -60,7 +63,7 @@ class Method(ABC):
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Return a new optimizer of the trainable parameters."""
-        raise TypeError(f"{type(self).__name__} has trainable parameters but no optimizer: define make_optimizer")
+        raise InputTypeError(f"{type(self).__name__} has trainable parameters but no optimizer: define make_optimizer")
 
     def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:  # noqa: B027
         """Warn of what the logits of the first and of the fiftieth batch show."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.engine import Engine
+from ttalight.errors import InputError, InputTypeError
 from ttalight.monitoring.estimates import (
     agreement,
     confidence_threshold,
@@ -61,7 +62,7 @@ class AccuracyEstimator(Monitoring):
     def see(self, engine: Engine, logits: Tensor) -> None:
         """Estimate the accuracy of the batch, and read that of the one before."""
         if logits.ndim > 2:
-            raise ValueError(f"{type(self).__name__} is for predictions of images, (B, C), got {tuple(logits.shape)}")
+            raise InputError(f"{type(self).__name__} is for predictions of images, (B, C), got {tuple(logits.shape)}")
         value = self.estimate(engine, logits)
         place, self._pending = self._pending, (engine.batches, len(logits))
         seen = self._late.exchange(value.view(1))
@@ -101,7 +102,7 @@ class ThresholdedConfidence(AccuracyEstimator):
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int = 200) -> None:
         if len(images) != len(labels) or not len(labels):
-            raise ValueError(f"give a label for each image, got {len(images)} images and {len(labels)} labels")
+            raise InputError(f"give a label for each image, got {len(images)} images and {len(labels)} labels")
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self._threshold: Tensor | None = None
 
@@ -140,13 +141,13 @@ class DropoutDisagreement(AccuracyEstimator):
 
     def __init__(self, rate: float = 0.4, samples: int = 10, power: float = 3.0, momentum: float = 0.4) -> None:
         if not 0 < rate < 1:
-            raise ValueError(f"rate must be above 0 and below 1, got {rate}")
+            raise InputError(f"rate must be above 0 and below 1, got {rate}")
         if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
+            raise InputError(f"samples must be at least 1, got {samples}")
         if power < 0:
-            raise ValueError(f"power must be at least 0, got {power}")
+            raise InputError(f"power must be at least 0, got {power}")
         if not 0 < momentum <= 1:
-            raise ValueError(f"momentum must be above 0 and at most 1, got {momentum}")
+            raise InputError(f"momentum must be above 0 and at most 1, got {momentum}")
         self.rate, self.samples, self.power, self.momentum = rate, samples, power, momentum
         self._mean: Tensor | None = None
 
@@ -162,7 +163,7 @@ class DropoutDisagreement(AccuracyEstimator):
         head, outputs = net.head, adapted_outputs(engine, net.images)
         features = outputs.features
         if features is None or features.ndim != 2:
-            raise ValueError("DropoutDisagreement needs a classifier that reads one vector an image")
+            raise InputError("DropoutDisagreement needs a classifier that reads one vector an image")
         generator = torch.Generator(features.device).manual_seed(derive_seed(net.seed, "dropout", engine.batches))
         dropped = dropout_predictions(features, head, self.rate, self.samples, generator)
         value = disagreement_accuracy(outputs.logits, dropped, self.power)
@@ -185,7 +186,7 @@ class MemberAgreement(AccuracyEstimator):
 
     def __init__(self, member: nn.Module | None = None) -> None:
         if member is not None and not callable(member):
-            raise TypeError(f"member must be a network, got a {type(member).__name__}")
+            raise InputTypeError(f"member must be a network, got a {type(member).__name__}")
         self.member = member
 
     def estimate(self, engine: Engine, logits: Tensor) -> Tensor:

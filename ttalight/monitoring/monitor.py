@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ttalight.engine import Engine
+from ttalight.errors import InputError
 from ttalight.monitoring.observer import Monitoring
 from ttalight.monitoring.prometheus import write_metrics
 from ttalight.monitoring.report import Report, report_of
@@ -27,7 +28,7 @@ class Monitor(Monitoring):
 
     def __init__(self, every: int = 10, prometheus: str | None = None, labels: Mapping[str, str] | None = None) -> None:
         if every < 1:
-            raise ValueError(f"every must be at least 1 batch, got {every}")
+            raise InputError(f"every must be at least 1 batch, got {every}")
         self.every, self.prometheus, self.labels = every, prometheus, labels
         #: The last report.
         self.report: Report | None = None

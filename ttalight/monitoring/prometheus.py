@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
 
 __all__ = ["Metric", "exposition", "write_metrics"]
@@ -45,11 +46,11 @@ def exposition(metrics: Sequence[Metric], labels: Mapping[str, str] | None = Non
     names = [metric.name for metric in metrics]
     for name in names:
         if not _NAME.fullmatch(name) or names.count(name) > 1:
-            raise ValueError(f"a metric needs a name of its own of letters, digits, _ and :, got {name!r}")
+            raise InputError(f"a metric needs a name of its own of letters, digits, _ and :, got {name!r}")
     pairs = []
     for name, value in (labels or {}).items():
         if not _LABEL.fullmatch(name):
-            raise ValueError(f"a label needs a name of letters, digits and _, without __ in front, got {name!r}")
+            raise InputError(f"a label needs a name of letters, digits and _, without __ in front, got {name!r}")
         escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         pairs.append(f'{name}="{escaped}"')
     shown = f"{{{','.join(pairs)}}}" if pairs else ""
@@ -73,7 +74,7 @@ def write_metrics(path: str | Path, text: str) -> None:
     """
     path = Path(path)
     if path.suffix != ".prom":
-        raise ValueError(f"the textfile collector reads files that end with .prom, got {path.name!r}")
+        raise InputError(f"the textfile collector reads files that end with .prom, got {path.name!r}")
     write_files(path.parent, {path.name: text})
 
 

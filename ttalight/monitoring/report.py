@@ -164,12 +164,12 @@ def distances(engine: Engine) -> dict[str, Tensor]:
     if state is None:
         return found
     count = len(net.parameters)
-    live = list(state.live.values())
+    live, source = list(state.live.values()), list(state.source.values())
     if count:
-        found["weight_distance"] = relative_distance(live[:count], state.source[:count])
+        found["weight_distance"] = relative_distance(live[:count], source[:count])
     places = [i for i, name in enumerate(state.live) if ".statistics." in name and live[i].is_floating_point()]
     if places:
-        found["statistics_distance"] = relative_distance([live[i] for i in places], [state.source[i] for i in places])
+        found["statistics_distance"] = relative_distance([live[i] for i in places], [source[i] for i in places])
     return found
 
 

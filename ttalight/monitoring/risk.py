@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ttalight.engine import Engine
+from ttalight.errors import InputError
 from ttalight.monitoring.bounds import (
     betting_log_wealth,
     clopper_pearson_upper,
@@ -80,7 +81,7 @@ def flag_threshold(uncertainties: Tensor, wrong: Tensor, share: float, level: fl
         else:
             high = middle - 1
     if allowed < 0:
-        raise ValueError(
+        raise InputError(
             f"{count} images are too few for a share of false flags of {share} at level {level:.3g}: give at least "
             f"{math.ceil(math.log(level) / math.log1p(-share))}, or allow a larger share"
         )
@@ -144,14 +145,14 @@ class RiskMonitor(Monitoring):
     ) -> None:
         for name, value in {"level": level, "false_flags": false_flags}.items():
             if not 0 < value < 1:
-                raise ValueError(f"{name} must be above 0 and below 1, got {value}")
+                raise InputError(f"{name} must be above 0 and below 1, got {value}")
         if not 0 <= tolerance < 1:
-            raise ValueError(f"tolerance must be at least 0 and below 1, got {tolerance}")
+            raise InputError(f"tolerance must be at least 0 and below 1, got {tolerance}")
         for name, count in {"every": 1 if every is None else every, "batch_size": batch_size}.items():
             if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+                raise InputError(f"{name} must be at least 1, got {count}")
         if labels.ndim != 1 or len(images) != len(labels) or not len(labels):
-            raise ValueError(
+            raise InputError(
                 f"RiskMonitor needs a label for each image, got images {tuple(images.shape)}, labels "
                 f"{tuple(labels.shape)}"
             )
@@ -176,7 +177,7 @@ class RiskMonitor(Monitoring):
     def see(self, engine: Engine, logits: Tensor) -> None:
         """Flag the batch, and test with the flags of the one before."""
         if logits.ndim > 2:
-            raise ValueError(f"RiskMonitor watches predictions of images, (B, C), got {tuple(logits.shape)}")
+            raise InputError(f"RiskMonitor watches predictions of images, (B, C), got {tuple(logits.shape)}")
         threshold = self._calibrate(engine) if self._threshold is None else self._threshold
         flags = (uncertainty(logits) > threshold).sum().view(1)
         place, self._pending = self._pending, (engine.batches, len(logits))

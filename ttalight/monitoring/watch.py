@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttalight.engine import Engine
+from ttalight.errors import InputError
 from ttalight.monitoring.hysteresis import SIGNALS, Limit, Readings, Reference, crossings
 from ttalight.monitoring.observer import LateReads, Monitoring
 from ttalight.monitoring.report import Report
@@ -96,19 +97,19 @@ class Watch(Monitoring):
         reference: Report | None = None,
     ) -> None:
         if not callable(action) and action not in _ACTIONS:
-            raise ValueError(f"action must be one of {', '.join(_ACTIONS)} or a function, got {action!r}")
+            raise InputError(f"action must be one of {', '.join(_ACTIONS)} or a function, got {action!r}")
         fractions = {"share": share, "diversity": diversity, "low_entropy": low_entropy, "high_entropy": high_entropy}
         for name, value in fractions.items():
             if value is not None and not 0 < value <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, or None, got {value}")
+                raise InputError(f"{name} must be above 0 and at most 1, or None, got {value}")
         for name, value in {"drift": drift, "step": step}.items():
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, or None, got {value}")
+                raise InputError(f"{name} must be above 0, or None, got {value}")
         for name, count in {"window": window, "patience": patience, "good_after": good_after}.items():
             if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+                raise InputError(f"{name} must be at least 1, got {count}")
         if reference is not None and (reference.entropy is None or reference.effective_classes is None):
-            raise ValueError("reference must be a report that has seen predictions, got one before the first batch")
+            raise InputError("reference must be a report that has seen predictions, got one before the first batch")
         self.action = action
         self.limits: dict[str, float | None] = {**fractions, "drift": drift, "step": step}
         self.window, self.patience, self.good_after, self.reference = window, patience, good_after, reference
@@ -180,7 +181,7 @@ class Watch(Monitoring):
         weights, state = engine.net.parameters, engine.state
         if not weights or state is None:
             return like.new_zeros(()), like.new_zeros(())
-        source, before = state.source[: len(weights)], self._weights
+        source, before = list(state.source.values())[: len(weights)], self._weights
         drift = relative_distance(weights, source)
         if before is None or engine.net.counters.updates_at_reset != self._reset_at:
             return drift, drift  # the batch began with the source

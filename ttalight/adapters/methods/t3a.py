@@ -11,6 +11,7 @@ from torch import Tensor
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.inference import check_inference
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.losses.entropy import entropy, is_masked
 from ttalight.models.network import Network
 
@@ -42,9 +43,9 @@ class T3A(Adapter):
     def __init__(self, supports: int = 100, norm: Literal["source", "batch"] = "source", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if supports < 1:
-            raise ValueError(f"supports must be at least 1, got {supports}")
+            raise InputError(f"supports must be at least 1, got {supports}")
         if norm not in ("source", "batch"):
-            raise ValueError(f"norm must be 'source' or 'batch', got {norm!r}")
+            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
         self.supports, self.norm = supports, norm
 
     def check(self, net: Network) -> None:
@@ -74,7 +75,7 @@ class T3A(Adapter):
             logits, features = net(images)
             assert features is not None
             if logits.ndim != 2:
-                raise ValueError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
+                raise InputError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
             features = features.flatten(1).to(self._features.dtype)
             insert_supports(self._features, self._entropies, features, logits)
             sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero
