@@ -593,4 +593,4 @@ class TestProcess:
         done = self.run(*TENT, "--model.weights", "nowhere.ckpt", TTALIGHT_TRACEBACK="1")
         assert done.returncode == 1
         assert "Traceback" in done.stderr
-        assert "FileNotFoundError: weights: there is no file nowhere.ckpt." in done.stderr
+        assert "MissingFileError: weights: there is no file nowhere.ckpt." in done.stderr
