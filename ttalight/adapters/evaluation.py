@@ -13,7 +13,7 @@ from ttalight.data.streams.shares import StreamShare
 from ttalight.engine.engine import Engine
 from ttalight.engine.method import Reset
 from ttalight.errors import InputError, UsageError
-from ttalight.models.stand_in import StepForward
+from ttalight.models.attaching.stand_in import StepForward
 
 __all__ = ["EvaluationCallback"]
 
