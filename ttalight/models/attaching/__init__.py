@@ -1,1 +1,1 @@
-"""How modules of any kind are taken over for adaptation, called, and given back as they were."""
+"""Attaching of a network to an engine: its modules are taken over, called, and restored as they were."""
