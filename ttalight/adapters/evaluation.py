@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from ttalight.adapters.sharding import Shard, check_sharding, first_images, share_of
-from ttalight.data.streams.shares import StreamShare
+from ttalight.data.streams.partition import StreamShare
 from ttalight.engine.engine import Engine
 from ttalight.engine.method import Reset
 from ttalight.errors import InputError, UsageError

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from ttalight.data.streams.shares import StreamShare
+from ttalight.data.streams.partition import StreamShare
 from ttalight.errors import InputError
 
 __all__ = ["Shard", "check_sharding", "first_images"]

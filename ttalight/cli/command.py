@@ -27,11 +27,11 @@ from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
 from ttalight.callbacks.search import callbacks_of, find_callback
 from ttalight.callbacks.termination import TERMINATED
+from ttalight.cli.corrupt import main as corrupt
 from ttalight.cli.error_messages import expected_message, without_parser
 from ttalight.cli.parser_messages import parser_message
 from ttalight.cli.preparsing import add_resumed_config, reset_adapter_arguments
 from ttalight.cli.run_setup import RunSetup
-from ttalight.data.corrupt_command import main as corrupt
 from ttalight.files.checkpoints import LAST, last_whole
 from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, is_run_name
 from ttalight.reporting import domain_table, protocol_header
