@@ -152,7 +152,7 @@ class CLI(LightningCLI):
         if self._ckpt_path is not None:
             config.ckpt_path = None  # set again in before_instantiate_classes
         overwrite = config.overwrite
-        config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
+        config.overwrite = False  # it holds for this command, and not for the saved configuration
         if resume is not None and "--overwrite" in words:
             parser.error("--resume continues a run and --overwrite replaces it: give one of them")
         first = self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)

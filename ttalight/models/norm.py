@@ -274,7 +274,7 @@ class NormLayer:
             seen_mean, seen_var = moments(x, [0, *range(2, x.ndim)])
         return mean.lerp(seen_mean, share), var.lerp(seen_var, share)
 
-    # -- batches that are dealt out over processes
+    # -- batches that are divided over processes
 
     def _shared_images(self, x: Tensor) -> int:
         assert self.passes.shard is not None
