@@ -27,11 +27,11 @@ from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
 from ttalight.callbacks.search import callbacks_of, find_callback
 from ttalight.callbacks.termination import TERMINATED
+from ttalight.cli.corrupt import main as corrupt
 from ttalight.cli.error_messages import expected_message, without_parser
 from ttalight.cli.parser_messages import parser_message
 from ttalight.cli.preparsing import add_resumed_config, reset_adapter_arguments
 from ttalight.cli.run_setup import RunSetup
-from ttalight.data.corrupt_command import main as corrupt
 from ttalight.files.checkpoints import LAST, last_whole
 from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, is_run_name
 from ttalight.reporting import domain_table, protocol_header
@@ -152,7 +152,7 @@ class CLI(LightningCLI):
         if self._ckpt_path is not None:
             config.ckpt_path = None  # set again in before_instantiate_classes
         overwrite = config.overwrite
-        config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
+        config.overwrite = False  # it holds for this command, and not for the saved configuration
         if resume is not None and "--overwrite" in words:
             parser.error("--resume continues a run and --overwrite replaces it: give one of them")
         first = self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
