@@ -30,7 +30,8 @@ def test_fit_is_one_bar_on_a_terminal_and_one_line_in_a_file(tmp_path, capsys):
         trainer.fit(SupervisedTask(encoder="cifar_resnet8"), datamodule=DigitsDataModule(batch_size=10))
         texts[kind] = capsys.readouterr().out
     bars = texts["bar"].split("\r")
-    assert "\n" not in texts["bar"].strip() and "Validation" not in texts["bar"]
+    assert "\n" not in texts["bar"].strip()
+    assert "Validation" not in texts["bar"]
     assert re.search(r"epoch 2/2: 100%.* 6/6 .*train/loss=.*val/accuracy=", bars[-1])
     assert re.fullmatch(r"\S+/line: 2 epochs, 0:\d\d, train/loss [\d.]+, val/accuracy [\d.]+\n", texts["line"])
 
