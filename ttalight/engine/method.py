@@ -13,7 +13,7 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputTypeError
 from ttalight.models.network import Network
 from ttalight.models.outputs import Select
-from ttalight.models.pass_policy import PassPolicy
+from ttalight.models.passes.pass_policy import PassPolicy
 
 __all__ = ["Method", "OnBadBatch", "Reset"]
 
