@@ -36,6 +36,8 @@ class Method(ABC):
     passes: PassPolicy | None = None
     #: Norm that the gradient of a step is clipped to. None clips nothing.
     clip_norm: float | None = None
+    #: Whether ``make_optimizer`` treats all numbers alike, so that it may get one vector instead of many parameters.
+    is_elementwise: bool = False
     #: Whether logits come from before or after the update.
     prediction: str = "before"
     #: Numbers of steps after which ``adapt`` leaves predictions in ``net.readings``.
