@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.engine.engine import Engine
+from ttalight.engine.export import exported
 from ttalight.models.call import split_call
 
 __all__ = ["AdaptedNetwork"]
@@ -85,6 +86,27 @@ class AdaptedNetwork:
         """Continue from what ``state_dict()`` returned, of this network or an equal one; otherwise a ValueError."""
         with self._lock:
             self.engine.restore(state)
+
+    def export(self, statistics_from: Tensor | None = None) -> nn.Module:
+        """Return an ordinary module, a copy in eval mode, that predicts what ``self(images, adapt=False)`` returns.
+
+        It is the network with other weights. BatchNorm layers that a method normalises with statistics of the batch
+        become layers that do the same (``ttalight.models.exported_norm``), under keys of their own in ``state_dict()``;
+        what else a method changes, such as T3A's classifier, is in it too. ``torch.export.export``, ``torch.save``,
+        ``pickle`` and ``copy.deepcopy`` give the same numbers. Where a reset is due, as with ``reset="batch"``
+        always, it is the source with the method's normalisation.
+
+        Args:
+            statistics_from: Images, (B, 3, H, W), whose statistics are folded into the running ones of ordinary
+                BatchNorm layers. The module then predicts each image by itself, and its ``state_dict()`` loads into a
+                new network of the same class.
+
+        Raises:
+            RuntimeError: Before the first batch.
+            TypeError: If the method's prediction is not that of a network (LAME), or its statistics cannot be folded.
+        """
+        with self._lock:
+            return exported(self.engine, statistics_from)
 
     def to(self, device: torch.device | str) -> AdaptedNetwork:
         """Move the network and all adaptation state to a device."""

@@ -230,6 +230,10 @@ class Engine:
             raise fault
         return self._predict_source() if not guard.state_finite or (fault and policy == "source") else logits
 
+    def begins_at_source(self) -> bool:
+        """Return whether the next batch begins with the source. One host synchronisation where steps were made."""
+        return self._reset_is_due() or not self.net.guard.is_state_finite()
+
     def _reset_is_due(self) -> bool:
         reset, counters = self.method.reset, self.net.counters
         if isinstance(reset, int):
@@ -417,9 +421,13 @@ class Engine:
         """Return a copy of the network as it was before adaptation."""
         with self.at_source():
             module = copy.deepcopy(self.net.module)
+        self.restore_flags(module)
+        return module
+
+    def restore_flags(self, module: nn.Module) -> None:
+        """Set flags and gradients of a copy of the network to those before the adaptation."""
         if self._takeover is not None:
             self._takeover.restore_copy(module)
-        return module
 
 
 def _counters(state: dict[str, Any]) -> Counters:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.models.exported_norm import replace_norms
 from ttalight.models.network import Network
 from ttalight.models.norm import NormMode
 from ttalight.models.outputs import Select
@@ -62,6 +63,14 @@ class Method(ABC):
         """Return the logits of a batch of finite images, (B, 3, H, W), from the present state, without adapting."""
         with torch.no_grad():
             return net(images, norm=self.prediction_norm).logits
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Change a copy of the network's module, in place, so that it predicts what ``predict`` returns.
+
+        Raises:
+            TypeError: If the prediction is not that of a network.
+        """
+        replace_norms(net.norms, module, self.prediction_norm)
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the tensors that the method changes in place; they are reset and saved with the weights."""

@@ -32,8 +32,8 @@ __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
 #: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
-#: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images. ``image``: as
-#: ``alpha``, with the statistics of each image by itself.
+#: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images. ``image``:
+#: as ``alpha``, with the statistics of each image by itself.
 NormMode = Literal["source", "batch", "ema", "alpha", "prior", "image"]
 
 _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -158,6 +158,16 @@ class NormLayer:
                 return torch.allclose(self._class.forward(self.module, x), usual, rtol=1e-2, atol=1e-2)
             except (RuntimeError, IndexError, TypeError):  # it wants other input
                 return False
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the layer normalises by another function; see ``replace``."""
+        return self._replacement is not None
+
+    @property
+    def ordinary_class(self) -> type[nn.Module]:
+        """The class of the layer, without the one of parametrized weights."""
+        return self._class.__bases__[0] if is_parametrized(self.module) else self._class
 
     @property
     def carries_forward(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.inference import check_inference
@@ -89,6 +89,10 @@ class LAME(Adapter):
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Return what ``adapt`` returns: there is no state, and the correction is of the batch alone."""
         return self.adapt(net, images)
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Raise a TypeError: the prediction is no network's."""
+        raise TypeError("LAME corrects the predictions of a batch behind the network, so there is no network to export")
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
