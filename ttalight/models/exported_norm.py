@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from ttalight.models.batch_statistics import moments, normalize_each
 from ttalight.models.norm import NormLayer, NormMode
@@ -130,10 +130,14 @@ def become(layer: nn.Module, kind: type[M]) -> M:
 
     Weights that are computed by ``torch.nn.utils.parametrize`` become parameters.
     """
-    if is_parametrized(layer):
-        for name in list(layer.parametrizations):  # type: ignore[arg-type]
-            remove_parametrizations(layer, name)
+    computed = {}
+    if is_parametrized(layer):  # remove_parametrizations would change the class, which copies share
+        names = list(layer.parametrizations)  # type: ignore[arg-type]
+        computed = {name: nn.Parameter(getattr(layer, name).detach().clone()) for name in names}
+        del layer._modules["parametrizations"]
     layer.__class__ = kind
+    for name, value in computed.items():
+        layer.register_parameter(name, value)
     return layer  # type: ignore[return-value]
 
 
