@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
 from ttalight.adapters.sharding import Shard, check_sharding, first_images, share_of
+from ttalight.adapters.window import check_window
 from ttalight.adapters.wrapper import AdaptedNetwork
-from ttalight.arguments import CheckedArguments
+from ttalight.arguments import CheckedArguments, shown_arguments
 from ttalight.data.streams.shares import StreamShare
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
@@ -88,6 +89,9 @@ class Adapter(CheckedArguments, Callback, Method):
         self._standing: StepForward | None = None
         self._dataloader = 0
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown_arguments(self, self.given_arguments)})"
+
     # -- hooks for subclasses
 
     def protocol(self) -> dict[str, Any]:
@@ -125,18 +129,24 @@ class Adapter(CheckedArguments, Callback, Method):
 
     # -- plain networks
 
-    def wrap(self, network: nn.Module | None = None) -> AdaptedNetwork:
+    def wrap(self, network: nn.Module | None = None, window: int | None = None) -> AdaptedNetwork:
         """Return a classifier as one that adapts, in place, whenever it is called, until ``release()``.
 
+        Args:
+            network: The classifier.
+            window: Adapt with each call to the last so many images, and return the logits of the new ones, so that
+                batches of one have statistics. The images are part of ``state_dict()``; ``reset()`` drops them.
+
         Raises:
-            ValueError: If the network lacks something that the method needs.
+            ValueError: If the network lacks something that the method needs, or the window is less than one image.
             RuntimeError: If the network, or a part of it, is being adapted already.
         """
         if not isinstance(self, Adapter):  # Tent.wrap(network)
             raise TypeError("wrap belongs to an adapter, not to its class: write Tent().wrap(network)")
         if not isinstance(network, nn.Module):
             raise TypeError(f"wrap takes a network (nn.Module), got {type(network).__name__}")
-        return AdaptedNetwork(self, self._begin(network))
+        check_window(window)
+        return AdaptedNetwork(self, self._begin(network), window)
 
     def _begin(self, module: nn.Module, forward: Any = None) -> Engine:
         if self._engine is not None:

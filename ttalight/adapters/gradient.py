@@ -86,6 +86,7 @@ class GradientAdapter(Adapter):
         if "optimizer" not in overrides:
             method._settings = settings | {name: overrides[name] for name in ("lr",) if name in overrides}
             method._is_default = False
+            method.given_arguments = {**settings, **arguments, **overrides}
         return method
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:

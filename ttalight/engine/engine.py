@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
+from ttalight.engine.prediction import predict
 from ttalight.engine.state import State
 from ttalight.files.untrusted import Between, difference
 from ttalight.models.admission import Admission, pixel_fault
@@ -75,7 +76,7 @@ class Engine:
         self.admission = Admission(next(floats, torch.get_default_dtype()), self._try)
         #: What the method changes. None before the first batch.
         self.state: State | None = None
-        self._takeover: Takeover | None = None
+        self.takeover: Takeover | None = None
         #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
@@ -86,7 +87,7 @@ class Engine:
 
     def attach(self) -> None:
         """Take the network over; a RuntimeError if it, or a part of it, is being adapted already."""
-        self._takeover = Takeover(self.net.module, self)
+        self.takeover = Takeover(self.net.module, self)
         self._generators = [*global_generators(self.net.device), self.net.generator]
         for norm in self.net.norms:
             norm.attach()
@@ -95,20 +96,20 @@ class Engine:
 
     def release(self) -> nn.Module:
         """Return the network as it was: weights, statistics, forwards, flags, gradients."""
-        if self._takeover is not None:  # else it was released, and may be another engine's by now
+        if self.takeover is not None:  # else it was released, and may be another engine's by now
             self.reset()
             self._detach()
         return self.net.module
 
     def _detach(self) -> None:
-        assert self._takeover is not None, "only a network that was taken over is released"
+        assert self.takeover is not None, "only a network that was taken over is released"
         if self.method.passes is not None:
             self.method.passes.detach()
         for norm in self.net.norms:
             norm.detach()
         self.net.release()
-        self._takeover.end()
-        self._takeover = None
+        self.takeover.end()
+        self.takeover = None
 
     # -- a batch
 
@@ -121,7 +122,7 @@ class Engine:
             call: How the network is called with them. By default with the images alone.
             adapt: Whether the batch is adapted to. Otherwise see ``predict``.
         """
-        if self._takeover is None:
+        if self.takeover is None:
             self.attach()
         net, state, device = self.net, self.state, images.device.type
         is_cast = torch.is_autocast_enabled(device)
@@ -134,7 +135,7 @@ class Engine:
             if state is not None:
                 state.begin()
             try:
-                logits = self._adapt(images) if adapt else self._predict(images)
+                logits = self._adapt(images) if adapt else predict(self, images)
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
                 if not adapt:
                     self._undo(state, before, draws)
@@ -150,15 +151,11 @@ class Engine:
         return output
 
     def predict(self, images: Tensor, call: Call | None = None) -> Any:
-        """Return the logits of a batch without adapting to it; nothing changes.
+        """Return the logits of a batch without adapting to it; nothing changes. See ``__call__``.
 
         They come from ``Method.predict`` and the state that the next batch would begin with: that of the source where a
         reset is due, which with ``reset="batch"`` it always is. A network that was not adapted yet predicts as the
         method's source. Bad batches are an error, or are predicted, as ``on_bad_batch`` says, and are not counted.
-
-        Args:
-            images: See ``__call__``.
-            call: See ``__call__``.
         """
         return self(images, call, adapt=False)
 
@@ -209,30 +206,6 @@ class Engine:
         counters.batches += 1
         assert logits is not None
         return logits
-
-    def _predict(self, images: Tensor) -> Tensor:
-        net, guard, policy = self.net, self.net.guard, self.method.on_bad_batch
-        finite, fault = self.admission.admit(images)
-        guard.begin(images)
-        net.begin(finite, is_bad=True)  # no step moves anything
-        if self.state is None and guard.is_pixels_finite() and fault is None:
-            self._configure()
-        if self.state is None:
-            logits = self._predict_source()
-        else:
-            guard.check_state()
-            with self.at_source() if self._reset_is_due() else nullcontext():
-                logits = self.method.predict(net, finite).detach()
-            guard.read()
-        if fault is None and not guard.pixels_finite:
-            fault = pixel_fault(images, net.counters.batch, net.counters.visit)
-        if fault is not None and policy == "error":
-            raise fault
-        return self._predict_source() if not guard.state_finite or (fault and policy == "source") else logits
-
-    def begins_at_source(self) -> bool:
-        """Return whether the next batch begins with the source. One host synchronisation where steps were made."""
-        return self._reset_is_due() or not self.net.guard.is_state_finite()
 
     def _reset_is_due(self) -> bool:
         reset, counters = self.method.reset, self.net.counters
@@ -420,14 +393,14 @@ class Engine:
     def source_copy(self) -> nn.Module:
         """Return a copy of the network as it was before adaptation."""
         with self.at_source():
-            module = copy.deepcopy(self.net.module)
-        self.restore_flags(module)
-        return module
+            return self.copy()
 
-    def restore_flags(self, module: nn.Module) -> None:
-        """Set flags and gradients of a copy of the network to those before the adaptation."""
-        if self._takeover is not None:
-            self._takeover.restore_copy(module)
+    def copy(self) -> nn.Module:
+        """Return a copy of the network with its present weights, and flags as before adaptation."""
+        module = copy.deepcopy(self.net.module)
+        if self.takeover is not None:
+            self.takeover.restore_copy(module)
+        return module
 
 
 def _counters(state: dict[str, Any]) -> Counters:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ttalight.engine.method import Method
+from ttalight.engine.prediction import next_state
 from ttalight.models.exported_norm import fold
 
 if TYPE_CHECKING:
@@ -28,9 +27,8 @@ def exported(engine: Engine, statistics_from: Tensor | None = None) -> nn.Module
     if engine.state is None:
         raise RuntimeError("there is no adapted network to export yet: adapt to a batch, or load a state, first")
     check_defined(method)
-    with engine.at_source() if engine.begins_at_source() else nullcontext():
-        module = copy.deepcopy(net.module)
-        engine.restore_flags(module)
+    with next_state(engine):
+        module = engine.copy()
         method.export(net, module)
     module.zero_grad(set_to_none=True)
     module.eval()

@@ -179,7 +179,8 @@ def normalize_by_groups(
     if layer.bias is not None:
         shift = shift + layer.bias
     shape = (*mean.shape, *[1] * (x.ndim - 2))
-    return (x.to(scale.dtype) * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    normal: Tensor = x.to(scale.dtype) * scale.view(shape) + shift.view(shape)
+    return normal.to(x.dtype)
 
 
 def image_moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -103,8 +103,8 @@ class T3A(Adapter):
         super().export(net, module)
         found, possible = net.classifier.found, net.possible_classes
         assert found is not None, "configure has found the classifier"
-        layer = module.get_submodule(found.name)
-        layer = become(layer, nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear)
+        layer: Any = module.get_submodule(found.name)
+        become(layer, nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear)
         rows = possible.nonzero()[:, 0] if found.rows is None else found.rows[possible]
         weight = torch.zeros_like(layer.weight.detach())
         weight.flatten(1).index_copy_(0, rows, self._prototypes()[possible].to(weight.dtype))
