@@ -41,7 +41,7 @@ class Window:
         """
         if call is not None and (call.args or call.kwargs):
             raise TypeError("a window keeps images alone: wrap without window= to call the network with more arguments")
-        if images.ndim < 2 or len(images) == 0:
+        if images.ndim < 2 or len(images) == 0 or (self.images is not None and images.ndim < self.images.ndim):
             return engine(images, call, adapt)  # which says what is wrong
         whole, bad = torch.cat([self._earlier(engine, images), images.detach()]), engine.bad_batches
         output = engine(whole, call, adapt)
@@ -83,7 +83,9 @@ class Window:
         """
         own = {name: value for name, value in state.items() if name != "window"}
         images = state.get("window")
-        is_window = isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point()
+        size = state.get("size")
+        dimensions = 1 + len(size) if isinstance(size, list) else 4
+        is_window = isinstance(images, Tensor) and images.ndim == dimensions and images.is_floating_point()
         if images is not None and not (is_window and 0 < len(images) <= self._size and bool(images.isfinite().all())):
             raise ValueError(
                 f"the window of the state does not fit one of {self._size} images: wrap with the window that it had"
