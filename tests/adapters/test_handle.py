@@ -114,7 +114,7 @@ def test_representations_of_presets():
 def test_results_show_their_table(tmp_path):
     data = DigitsDataModule(batch_size=64, limit=64, domains=["clean", "contrast"])
     task = SupervisedTask(encoder="cifar_resnet8")
-    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False, logger=False)
+    trainer = Trainer(default_root_dir=str(tmp_path), accelerator="cpu", enable_progress_bar=False, logger=False)
     results = trainer.adapt(task, data, Source())
     for seen in (results, read_results(tmp_path)):
         assert isinstance(seen, dict)
