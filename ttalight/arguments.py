@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ttalight.errors import InputError, InputTypeError
+
 __all__ = ["CheckedArguments", "arguments_of", "shown_arguments"]
 
 #: Types that are checked, and their names; what else an argument may be, its class checks.
@@ -53,40 +55,40 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
             if name in given and not any(_fits(given[name], kind) for kind in kinds):
                 value, expected = given[name], " or ".join(_NAMES[kind] for kind in kinds)
                 seen = f"{value!r:.60}, a {type(value).__name__}"
-                raise TypeError(f"{type(self).__name__}: {name} must be {expected}, got {seen}")
+                raise InputTypeError(f"{type(self).__name__}: {name} must be {expected}, got {seen}")
         if type(self).__init__ is checked:
             plain = {name: value for name, value in given.items() if name not in ("self", "kwargs")}
             vars(self)["given_arguments"] = plain | given.get("kwargs", {})
         init(self, *args, **kwargs)
         odd = [name for name, value in given.items() if isinstance(value, float) and math.isnan(value)]
         if odd:  # the bounds of the constructor have not said so
-            raise ValueError(f"{type(self).__name__}: {odd[0]} must be a number, got nan")
+            raise InputError(f"{type(self).__name__}: {odd[0]} must be a number, got nan")
 
     return checked
 
 
 def _check_names(cls: type, given: Iterable[str]) -> None:
-    """Refuses names that no constructor of a class has."""
+    """Refuse names that no constructor of a class has."""
     known = set(_parameters(cls))
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, known - {"self", "args", "kwargs"}, n=1, cutoff=0.4)
-        raise TypeError(f"{cls.__name__} has no argument {unknown}" + (f"; nearest: {near[0]}" if near else ""))
+        raise InputTypeError(f"{cls.__name__} has no argument {unknown}" + (f"; nearest: {near[0]}" if near else ""))
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Returns the arguments of all constructors of a class, each as the most derived one has it."""
+    """Return the arguments of all constructors of a class, each as the most derived one has it."""
     signatures = [inspect.signature(owner.__init__) for owner in cls.__mro__ if "__init__" in vars(owner)]  # type: ignore[misc]
     return {name: value for signature in reversed(signatures) for name, value in signature.parameters.items()}
 
 
 def arguments_of(made: object) -> dict[str, Any]:
-    """Returns the attributes of an object that are named like arguments of its constructors."""
+    """Return the attributes of an object that are named like arguments of its constructors."""
     return {name: getattr(made, name) for name in _parameters(type(made)) if hasattr(made, name)}
 
 
 def shown_arguments(made: object, given: Mapping[str, Any]) -> str:
-    """Returns the arguments of an object as a call shows them, without those that have their default values.
+    """Return the arguments of an object as a call shows them, without those that have their default values.
 
     Args:
         made: The object.
@@ -111,7 +113,7 @@ def _short(value: Any) -> str:
 
 @functools.cache
 def _plain_hints(init: Callable[..., None]) -> dict[str, tuple[Any, ...]]:
-    """Returns the types of each argument that takes these types only."""
+    """Return the types of each argument that takes these types only."""
     try:
         hints = get_type_hints(init)
     except NameError:  # a name that is known to type checkers only

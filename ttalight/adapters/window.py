@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ttalight.engine.engine import Engine
+from ttalight.errors import InputError, InputTypeError
 from ttalight.models.call import Call
 from ttalight.models.outputs import map_tensors
 
@@ -40,7 +41,9 @@ class Window:
             adapt: Whether it adapts; otherwise the window stays what it was.
         """
         if call is not None and (call.args or call.kwargs):
-            raise TypeError("a window keeps images alone: wrap without window= to call the network with more arguments")
+            raise InputTypeError(
+                "a window keeps images alone: wrap without window= to call the network with more arguments"
+            )
         if images.ndim < 2 or len(images) == 0 or (self.images is not None and images.ndim < self.images.ndim):
             return engine(images, call, adapt)  # which says what is wrong
         whole, bad = torch.cat([self._earlier(engine, images), images.detach()]), engine.bad_batches
@@ -56,7 +59,7 @@ class Window:
             return images[:0].detach()
         ours, theirs = ((value.shape[1:], value.dtype, value.device) for value in (self.images, images))
         if ours != theirs:
-            raise ValueError(
+            raise InputError(
                 f"the window holds images {_described(self.images)} and got {_described(images)}: scale and convert "
                 "all images of the stream alike, or call reset() between them"
             )
@@ -87,7 +90,7 @@ class Window:
         dimensions = 1 + len(size) if isinstance(size, list) else 4
         is_window = isinstance(images, Tensor) and images.ndim == dimensions and images.is_floating_point()
         if images is not None and not (is_window and 0 < len(images) <= self._size and bool(images.isfinite().all())):
-            raise ValueError(
+            raise InputError(
                 f"the window of the state does not fit one of {self._size} images: wrap with the window that it had"
             )
         engine.restore(own)
@@ -102,7 +105,7 @@ def check_window(size: int | None) -> None:
         ValueError: If it does not.
     """
     if size is not None and (type(size) is not int or size < 1):
-        raise ValueError(f"window must be a whole number of images, at least 1, or None, got {size!r:.60}")
+        raise InputError(f"window must be a whole number of images, at least 1, or None, got {size!r:.60}")
 
 
 def _newest(whole: int, count: int, value: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ttalight.adapters.handle import Handle
 from ttalight.adapters.window import Window
 from ttalight.engine.engine import Engine
+from ttalight.errors import InputTypeError, UsageError
 from ttalight.models.call import split_call
 
 __all__ = ["AdaptedNetwork"]
@@ -48,7 +49,7 @@ class AdaptedNetwork(Handle):
     def engine(self) -> Engine:
         """The engine behind the network. There is none after ``release()``."""
         if self._engine is None:
-            raise RuntimeError("this network was released: wrap it again to adapt it again")
+            raise UsageError("this network was released: wrap it again to adapt it again")
         return self._engine
 
     def __call__(self, images: Tensor | None = None, *args: Any, adapt: bool = True, **kwargs: Any) -> Any:
@@ -66,7 +67,7 @@ class AdaptedNetwork(Handle):
             if args or kwargs or images is None:
                 images, call = split_call(() if images is None else (images, *args), kwargs)
             if not isinstance(images, Tensor):
-                raise TypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
+                raise InputTypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
             engine, adapt = self._engine or self.engine, adapt and not self.is_frozen
             run = engine if self._window.size is None else partial(self._window, engine)
             return run(images, call, adapt)

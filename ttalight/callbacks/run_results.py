@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -15,7 +15,7 @@ from ttalight.callbacks.measurement import Measurement
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import StreamOrder
 from ttalight.engine import Engine
-from ttalight.reporting import Cost, Curve, DomainResult, Reading, Results, RunProtocol, Source, digest, summarize
+from ttalight.reporting import Cost, DomainResult, Reading, Results, RunProtocol, Source, digest, summarize
 from ttalight.reporting.shown import shown
 from ttalight.seeding import global_seed
 from ttalight.version import __version__
@@ -93,6 +93,7 @@ def build_results(
     rows = measurement.rows()
     mean, weighted_mean = summarize(rows)
     source: Source | None = getattr(module, "source", None)
+    curve = measurement.curve.values()
     results: Results = {
         "schema": 1,
         "complete": complete,
@@ -105,7 +106,7 @@ def build_results(
         "domains": rows,
         "mean": mean,
         "weighted_mean": weighted_mean,
-        "curve": cast(Curve, measurement.curve.values()),
+        "curve": {"images": curve["images"], "accuracy": [*curve["accuracy"]], "running": [*curve["running"]]},
         "cost": passes.described(measurement),
         "source": source if isinstance(source, dict) else {"file": None, "sha256": None},
         "environment": environment(trainer),
@@ -117,7 +118,7 @@ def build_results(
         results["bad_batches"] = passes.bad_batches
     if measurement.readings:
         results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
-    return shown(cast(Results, {**results, **digest(rows)}))
+    return shown({**results, **digest(rows)})
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ttalight.data.corruptions import FROST_PROCEDURAL, corrupt, frost_source
 from ttalight.data.image_files import ImageFiles, as_is
 from ttalight.data.partial import PartialLoader
 from ttalight.data.streams import Domain, PerDomain, Stream, StreamOrder, StreamSampler
+from ttalight.errors import InputError
 from ttalight.seeding import global_seed
 
 __all__ = ["ImageDataModule", "Split"]
@@ -75,11 +76,11 @@ class ImageDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if not domains:
-            raise ValueError("domains is empty: name at least one corruption, or 'clean'")
+            raise InputError("domains is empty: name at least one corruption, or 'clean'")
         if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}")
+            raise InputError(f"limit must be at least 1, got {limit}")
         self.batch_size = batch_size
         self.domains = tuple(domains)
         self.severity = severity

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import Any
 
@@ -17,7 +17,8 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.prediction import predict
 from ttalight.engine.state import State
-from ttalight.files.untrusted import Between, difference
+from ttalight.errors import InputError
+from ttalight.files.adaptation_states import check_form, check_values
 from ttalight.models.admission import Admission, pixel_fault
 from ttalight.models.call import Call, present_autocast
 from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
@@ -25,17 +26,6 @@ from ttalight.seeding import global_generators
 
 __all__ = ["Engine", "release"]
 
-_EMPTY: dict[str, Any] = {"tensors": {}, "source": {}, "optimizer": None}
-#: The form of every captured state.
-_FORM = _EMPTY | {
-    "method": str,
-    "configured": bool,
-    "facts": {"classifier": None, "rows": None, "possible": None},
-    "size": list,
-    "counters": {field.name: Between(-1 if field.name == "visit" else 0, 2**62) for field in fields(Counters)},
-    "passes": [Between(0.0, 2.0**62)] * 2,
-    "before_probe": None,
-}
 #: Number of batches after which ``check_progress`` is called a second time.
 MANY = 50
 
@@ -324,7 +314,7 @@ class Engine:
             "size": list(self.admission.sizes[0]) if self.admission.sizes else [],
             "counters": asdict(self.net.counters),
             "passes": [self.net.forwards, self.net.backwards],
-            **(_EMPTY if self.state is None else self.state.capture()),
+            **({"tensors": {}, "source": {}, "optimizer": None} if self.state is None else self.state.capture()),
             "before_probe": self._before_probe,
         }
 
@@ -352,27 +342,23 @@ class Engine:
             if not isinstance(error, ValueError):
                 raise
             names = f"{type(self.method).__name__} on {type(self.net.module).__name__}"
-            raise ValueError(f"the adaptation state does not fit {names}: {error}") from None
-        self.net.counters, self._before_probe = _counters(state), state["before_probe"]
+            raise InputError(f"the adaptation state does not fit {names}: {error}") from None
+        self.net.counters = Counters(**{name: state["counters"][name] for name in asdict(self.net.counters)})
+        self._before_probe = state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
         self._keeps_place = keep_place
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
 
     def _check(self, state: Any) -> None:
         """Configure the method if an untrusted state needs it; a ValueError if the state does not fit."""
-        fault = difference(_FORM, state) or difference([Between(1, 2**31)] * len(state["size"]), state["size"], "size")
-        probed = None if fault else state["before_probe"]
-        if probed is not None:
-            fault = difference(_FORM | {"before_probe": type(None)}, probed, "before_probe")
-        if fault or state["method"] != type(self.method).__name__:
-            raise ValueError(fault or f"it is of {state['method']!r:.50}")
+        check_form(state, type(self.method).__name__, asdict(self.net.counters))
         if state["configured"] and self.state is None:
             self.net.classifier.know(state["facts"], self.net.device)
             with torch.inference_mode(False), torch.enable_grad():
                 self._configure()
-        for part in (state, probed):
+        for part in (state, state["before_probe"]):
             if self.state is not None and part is not None and part["configured"]:
-                self.state.check(part)
+                check_values(part, self.state.live, self.state.source, self.net.optimizer)
 
     def to(self, device: torch.device) -> None:
         """Move the network and all adaptation state to a device."""
@@ -386,7 +372,7 @@ class Engine:
 
     @contextmanager
     def at_source(self) -> Iterator[None]:
-        """Set weights, statistics and method state to the source for a while."""
+        """Set weights, statistics and method state to the source temporarily."""
         with nullcontext() if self.state is None else self.state.at_source():
             yield
 
@@ -401,7 +387,3 @@ class Engine:
         if self.takeover is not None:
             self.takeover.restore_copy(module)
         return module
-
-
-def _counters(state: dict[str, Any]) -> Counters:
-    return Counters(**{field.name: state["counters"][field.name] for field in fields(Counters)})

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ttalight.engine.method import Method
 from ttalight.engine.prediction import next_state
+from ttalight.errors import InputTypeError, UsageError
 from ttalight.models.exported_norm import fold
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def exported(engine: Engine, statistics_from: Tensor | None = None) -> nn.Module
     """
     method, net = engine.method, engine.net
     if engine.state is None:
-        raise RuntimeError("there is no adapted network to export yet: adapt to a batch, or load a state, first")
+        raise UsageError("there is no adapted network to export yet: adapt to a batch, or load a state, first")
     check_defined(method)
     with next_state(engine):
         module = engine.copy()
@@ -45,7 +46,7 @@ def check_defined(method: Method) -> None:
     """
     ways = {name: _place(method, name) for name in ("predict", "export")}
     if ways["predict"] < ways["export"]:
-        raise TypeError(
+        raise InputTypeError(
             f"{type(method).__name__} predicts in a way of its own and does not say how that is exported: define export"
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputTypeError
 from ttalight.models.exported_norm import replace_norms
 from ttalight.models.network import Network
 from ttalight.models.norm import NormMode
@@ -78,7 +79,7 @@ class Method(ABC):
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Return a new optimizer of the trainable parameters."""
-        raise TypeError(f"{type(self).__name__} has trainable parameters but no optimizer: define make_optimizer")
+        raise InputTypeError(f"{type(self).__name__} has trainable parameters but no optimizer: define make_optimizer")
 
     def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:  # noqa: B027
         """Warn of what the logits of the first and of the fiftieth batch show."""

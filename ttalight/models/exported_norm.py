@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ttalight.errors import InputTypeError
 from ttalight.models.batch_statistics import moments, normalize_each
 from ttalight.models.norm import NormLayer, NormMode
 
@@ -122,7 +123,9 @@ class ImageStatistics(ExportedNorm):
 
     def folded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Raise a TypeError: the images have no statistics in common."""
-        raise TypeError("statistics of some images cannot be folded into layers that normalise each image by itself")
+        raise InputTypeError(
+            "statistics of some images cannot be folded into layers that normalise each image by itself"
+        )
 
 
 def become(layer: nn.Module, kind: type[M]) -> M:
@@ -159,7 +162,7 @@ def replace_norms(norms: Sequence[NormLayer], module: nn.Module, mode: NormMode 
         used = norm.mode if mode is None else mode
         if norm.replaced or (used != "source" and norm.carries_forward):
             what = "is normalised by a function of the method" if norm.replaced else "carries a forward of its own"
-            raise TypeError(f"layer {norm.name} {what}, so it cannot be exported as a module")
+            raise InputTypeError(f"layer {norm.name} {what}, so it cannot be exported as a module")
         if used != "source" and norm.is_batch_norm:
             _replace(norm, module.get_submodule(norm.name), used, above)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError, InputTypeError
 from ttalight.models.batch_statistics import moments
 from ttalight.models.exported_norm import ExportedNorm
 from ttalight.models.network import Network
@@ -58,12 +59,12 @@ class FIND(Adapter):
     ) -> None:
         super().__init__(**kwargs)
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+            raise InputError(f"alpha must lie in [0, 1], got {alpha}")
         named = isinstance(layers, str) and layers in ("auto", "all")
         if not named and not (isinstance(layers, (list, tuple)) and all(type(place) is int for place in layers)):
-            raise ValueError(f"layers must be 'auto', 'all' or a list of positions, got {layers!r}")
+            raise InputError(f"layers must be 'auto', 'all' or a list of positions, got {layers!r}")
         if others not in ("unified", "source"):
-            raise ValueError(f"others must be 'unified' or 'source', got {others!r}")
+            raise InputError(f"others must be 'unified' or 'source', got {others!r}")
         self.alpha, self.layers, self.others = alpha, layers, others
         self.configured_by_images = layers == "auto"
 
@@ -75,7 +76,7 @@ class FIND(Adapter):
             layer.check()
             layer.check_replaceable()
             if not layer.statistics:
-                raise ValueError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
+                raise InputError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Stand in for the normalisation of all BatchNorm layers, and choose which divide the batch."""
@@ -146,7 +147,7 @@ class GroupStatistics(ExportedNorm):
 
     def folded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Raise a TypeError: groups have no statistics in common."""
-        raise TypeError("statistics of some images cannot be folded into layers that normalise images by groups")
+        raise InputTypeError("statistics of some images cannot be folded into layers that normalise images by groups")
 
 
 def normalize_by_groups(
@@ -244,5 +245,5 @@ def group_dispersion(group_mean: Tensor, together: Tensor, source_var: Tensor) -
 def _positions(positions: Sequence[int], count: int) -> list[int]:
     wrong = [position for position in positions if not 0 <= position < count]
     if wrong:
-        raise ValueError(f"layers names positions {wrong}, and the network has BatchNorm layers 0 to {count - 1}")
+        raise InputError(f"layers names positions {wrong}, and the network has BatchNorm layers 0 to {count - 1}")
     return list(positions)

@@ -13,6 +13,7 @@ from ttalight.adapters.components.pixel_space import PixelSpace, check_normaliza
 from ttalight.adapters.components.regularization import ema_update_
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.losses import soft_likelihood_ratio, symmetric_cross_entropy
 from ttalight.models.network import Outputs
 from ttalight.models.outputs import Select, logits_of, possible_classes, with_logits
@@ -71,11 +72,11 @@ class ROID(SelfTrainingAdapter):
     ) -> None:
         super().__init__(**kwargs)
         if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+            raise InputError(f"temperature must be above 0, got {temperature}")
         if not 0 <= source_share <= 1:
-            raise ValueError(f"source_share must lie in [0, 1], got {source_share}")
+            raise InputError(f"source_share must lie in [0, 1], got {source_share}")
         if prior_correction not in ("log", "published", "none"):
-            raise ValueError(f"prior_correction must be 'log', 'published' or 'none', got {prior_correction!r}")
+            raise InputError(f"prior_correction must be 'log', 'published' or 'none', got {prior_correction!r}")
         check_normalization(mean, std)
         self.temperature = temperature
         self.source_share = source_share
@@ -120,7 +121,7 @@ class ROID(SelfTrainingAdapter):
         outputs = net(images)
         logits = outputs.logits
         if logits.ndim != 2:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} compares predictions of shifted and turned images and takes one an image, (B, "
                 f"C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
             )
@@ -131,7 +132,7 @@ class ROID(SelfTrainingAdapter):
         return logits.detach()
 
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return the weights of the samples and move the mean prediction.
+        """Return the weights of the samples and update the mean prediction.
 
         They contain the fraction kept: the authors divide the sum of the kept losses by the size of the whole batch.
         """

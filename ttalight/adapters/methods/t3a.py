@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.inference import check_inference
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.losses.entropy import entropy, is_masked
 from ttalight.models.exported_norm import become
 from ttalight.models.network import Network
@@ -43,9 +44,9 @@ class T3A(Adapter):
     def __init__(self, supports: int = 100, norm: Literal["source", "batch"] = "source", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if supports < 1:
-            raise ValueError(f"supports must be at least 1, got {supports}")
+            raise InputError(f"supports must be at least 1, got {supports}")
         if norm not in ("source", "batch"):
-            raise ValueError(f"norm must be 'source' or 'batch', got {norm!r}")
+            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
         self.supports, self.norm = supports, norm
 
     def check(self, net: Network) -> None:
@@ -85,7 +86,7 @@ class T3A(Adapter):
         logits, features = net(images)
         assert features is not None
         if logits.ndim != 2:
-            raise ValueError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
+            raise InputError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
         return logits, features.flatten(1).to(self._features.dtype)
 
     def _classify(self, features: Tensor, logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ttalight.data.streams.stretches import rearranged
+from ttalight.errors import InputError
 
 __all__ = ["check_dirichlet", "correlated_order", "dirichlet_sizes", "group_by_class"]
 
@@ -21,9 +22,9 @@ def check_dirichlet(gamma: float | None, slots: int | None) -> None:
         ValueError: If one is out of range.
     """
     if gamma is not None and not 0 < gamma < float("inf"):
-        raise ValueError(f"gamma must be greater than 0 and finite, or null for samples sorted by class, got {gamma}")
+        raise InputError(f"gamma must be greater than 0 and finite, or null for samples sorted by class, got {gamma}")
     if slots is not None and slots < 1:
-        raise ValueError(f"slots must be at least 1, got {slots}")
+        raise InputError(f"slots must be at least 1, got {slots}")
 
 
 def correlated_order(
