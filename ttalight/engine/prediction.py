@@ -45,6 +45,6 @@ def predict(engine: Engine, images: Tensor) -> Tensor:
 
 
 def next_state(engine: Engine) -> AbstractContextManager[None]:
-    """Set the state to the one that the next batch begins with for a while. One host synchronisation after steps."""
+    """Set the state to the one that the next batch begins with temporarily. One host synchronisation after steps."""
     is_source = engine._reset_is_due() or not engine.net.guard.is_state_finite()
     return engine.at_source() if is_source else nullcontext()
