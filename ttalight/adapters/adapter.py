@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
 from ttalight.adapters.evaluation import EvaluationCallback
 from ttalight.adapters.protocol import describe_method
+from ttalight.adapters.window import check_window
 from ttalight.adapters.wrapper import AdaptedNetwork
-from ttalight.arguments import CheckedArguments
+from ttalight.arguments import CheckedArguments, shown_arguments
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
@@ -71,6 +72,9 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
         self.passes = passes
         self._constructed: frozenset[str] = frozenset()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown_arguments(self, self.given_arguments)})"
+
     # -- hooks for subclasses
 
     def protocol(self) -> dict[str, Any]:
@@ -90,18 +94,24 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
 
     # -- plain networks
 
-    def wrap(self, network: nn.Module | None = None) -> AdaptedNetwork:
+    def wrap(self, network: nn.Module | None = None, window: int | None = None) -> AdaptedNetwork:
         """Return a classifier as one that adapts, in place, whenever it is called, until ``release()``.
 
+        Args:
+            network: The classifier.
+            window: Adapt with each call to the last so many images, and return the logits of the new ones, so that
+                batches of one have statistics. The images are part of ``state_dict()``; ``reset()`` drops them.
+
         Raises:
-            ValueError: If the network lacks something that the method needs.
+            ValueError: If the network lacks something that the method needs, or the window is less than one image.
             RuntimeError: If the network, or a part of it, is being adapted already.
         """
         if not isinstance(self, Adapter):  # Tent.wrap(network)
             raise InputTypeError("wrap belongs to an adapter, not to its class: write Tent().wrap(network)")
         if not isinstance(network, nn.Module):
             raise InputTypeError(f"wrap takes a network (nn.Module), got {type(network).__name__}")
-        return AdaptedNetwork(self, self.begin(network))
+        check_window(window)
+        return AdaptedNetwork(self, self.begin(network), window)
 
     def begin(self, module: nn.Module, forward: Any = None) -> Engine:
         """Return the engine of a new adaptation; a RuntimeError where there is one already."""

@@ -73,6 +73,7 @@ class GradientAdapter(Adapter):
         method = cls(**(arguments | overrides))
         if "optimizer" not in overrides:
             method._optimizer.use(settings | {name: overrides[name] for name in ("lr",) if name in overrides})
+            method.given_arguments = {**settings, **arguments, **overrides}
         return method
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:

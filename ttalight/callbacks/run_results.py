@@ -16,6 +16,7 @@ from ttalight.data import ImageDataModule
 from ttalight.data.streams import StreamOrder
 from ttalight.engine import Engine
 from ttalight.reporting import Cost, DomainResult, Reading, Results, RunProtocol, Source, digest, summarize
+from ttalight.reporting.shown import shown
 from ttalight.seeding import global_seed
 from ttalight.version import __version__
 
@@ -117,7 +118,7 @@ def build_results(
         results["bad_batches"] = passes.bad_batches
     if measurement.readings:
         results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
-    return {**results, **digest(rows)}
+    return shown({**results, **digest(rows)})
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:

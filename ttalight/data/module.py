@@ -13,6 +13,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from ttalight.arguments import arguments_of, shown_arguments
 from ttalight.data.arrays import ImageArrays, StreamDataset
 from ttalight.data.corruptions import FROST_PROCEDURAL, corrupt, frost_source
 from ttalight.data.image_files import ImageFiles, as_is
@@ -98,6 +99,13 @@ class ImageDataModule(LightningDataModule, ABC):
         self.validation_set: ImageArrays | ImageFiles | None = None
         self.stream: Stream | None = None
         self._stream_set: StreamDataset | None = None
+
+    def __repr__(self) -> str:
+        stream = "" if type(self.order) is PerDomain else f"stream={self.order!r}"
+        own = shown_arguments(self, {name: value for name, value in arguments_of(self).items() if name != "stream"})
+        return f"{type(self).__name__}({', '.join(filter(None, [own, stream]))})"
+
+    __str__ = __repr__
 
     @abstractmethod
     def load(self, split: Split) -> ImageArrays:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.observer import Observer, kept_batches
+from ttalight.engine.prediction import Predictor
 from ttalight.engine.state import State
 from ttalight.errors import InputError
 from ttalight.files.adaptation_states import check_form, check_values
@@ -32,7 +33,7 @@ __all__ = ["Engine"]
 MANY = 50
 
 
-class Engine:
+class Engine(Predictor):
     """Runs a method on a network, and releases the network as it was.
 
     A batch is a transaction. It is adapted to and its logits are returned, or, whatever exception ends it, nothing has
@@ -60,7 +61,7 @@ class Engine:
         self.admission = Admission(next(floats, torch.get_default_dtype()), self._try)
         #: What the method changes. None before the first batch.
         self.state: State | None = None
-        self._takeover: Takeover | None = None
+        self.takeover: Takeover | None = None
         #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
@@ -74,8 +75,8 @@ class Engine:
 
     def attach(self) -> None:
         """Take the network over; a RuntimeError if it, or a part of it, is being adapted already."""
-        self._takeover = Takeover(self.net.module, self)
-        self._generators = global_generators(self.net.device)
+        self.takeover = Takeover(self.net.module, self)
+        self._generators = [*global_generators(self.net.device), self.net.generator]
         for norm in self.net.norms:
             norm.attach()
         if self.method.passes is not None:
@@ -83,13 +84,13 @@ class Engine:
 
     def release(self) -> nn.Module:
         """Return the network as it was: weights, statistics, forwards, flags, gradients."""
-        if self._takeover is not None:  # else it was released, and may be another engine's by now
+        if self.takeover is not None:  # else it was released, and may be another engine's by now
             self.reset()
             self._detach()
         return self.net.module
 
     def _detach(self) -> None:
-        assert self._takeover is not None, "only a network that was taken over is released"
+        assert self.takeover is not None, "only a network that was taken over is released"
         if self.method.passes is not None:
             self.method.passes.detach()
         for norm in self.net.norms:
@@ -97,55 +98,68 @@ class Engine:
         self.net.release()
         if self.net.joined is not None:
             self.net.joined.separate()
-        self._takeover.end()
-        self._takeover = None
+        self.takeover.end()
+        self.takeover = None
 
     # -- a batch
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step would trace the optimizer too
-    def __call__(self, images: Tensor, call: Call | None = None) -> Any:
+    def __call__(self, images: Tensor, call: Call | None = None, adapt: bool = True) -> Any:
         """Adapt to a batch and return its logits, without a graph, in the structure that the network returns.
 
         Args:
             images: (B, 3, H, W).
             call: How the network is called with them. By default with the images alone.
+            adapt: Whether the batch is adapted to. Otherwise see ``predict``.
         """
         began = perf_counter()
-        if self._takeover is None:
+        if self.takeover is None:
             self.attach()
         net, state, device = self.net, self.state, images.device.type
         is_cast = torch.is_autocast_enabled(device)
         net.call, net.precision = call, present_autocast(device) if is_cast else nullcontext
-        before = replace(net.counters), net.forwards, net.backwards, net.last, net.guard.moved, self._boundary
+        counts = replace(net.counters), net.forwards, net.backwards, net.last, net.guard.moved, self._boundary
+        before = (*counts, net.readings, list(self.admission.sizes))
         draws = list(map(torch.Generator.get_state, self._generators))
         off = torch.autocast(device, enabled=False) if is_cast else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), off:
             if state is not None:
                 state.begin()
             try:
-                logits = self._adapt(images)
+                logits = self._adapt(images) if adapt else self._predict(images)
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
-                if net.counters.batches in (1, MANY):
-                    self.method.check_progress(net, logits)
-                kept = logits if logits.ndim == 2 else logits[:, :, ::8, ::8]
-                if not self.recent.maxlen:
-                    self.recent = kept_batches(kept)
-                self.recent.append((kept.clone(), perf_counter() - began))
-                for observer in self.observers:
-                    observer.observe(self, logits)
-            except BaseException:
-                if state is not None:
-                    state.rollback()
+                if not adapt:
+                    self._undo(state, before, draws)
+                    if state is None:
+                        self.attach()
                 else:
-                    self._unconfigure()
-                    self._detach()
-                net.counters, net.forwards, net.backwards, net.last, net.guard.moved, self._boundary = before
-                for generator, drawn in zip(self._generators, draws, strict=True):
-                    generator.set_state(drawn)
+                    if net.counters.batches in (1, MANY):
+                        self.method.check_progress(net, logits)
+                    kept = logits if logits.ndim == 2 else logits[:, :, ::8, ::8]
+                    if not self.recent.maxlen:
+                        self.recent = kept_batches(kept)
+                    self.recent.append((kept.clone(), perf_counter() - began))
+                    for observer in self.observers:
+                        observer.observe(self, logits)
+            except BaseException:
+                self._undo(state, before, draws)
                 raise
             finally:
                 net.clear_cache()
         return output
+
+    def _undo(self, state: State | None, before: tuple[Any, ...], draws: list[Tensor]) -> None:
+        """Restore what there was before a batch: the state, None where it was the first one, counts, and draws."""
+        net = self.net
+        if state is not None:
+            state.rollback()
+        else:
+            self._unconfigure()
+            self._detach()
+        net.counters, net.forwards, net.backwards, net.last, net.guard.moved, self._boundary, net.readings = before[:7]
+        self.admission.sizes = before[7]
+        for generator, drawn in zip(self._generators, draws, strict=True):
+            generator.set_state(drawn)
 
     def _adapt(self, images: Tensor) -> Tensor:
         net, guard, counters, logits = self.net, self.net.guard, self.net.counters, None
@@ -359,7 +373,8 @@ class Engine:
         self._unconfigure()
         self.recent.clear()
         self.net.module.to(device)
-        self.net.generator, self._generators = torch.Generator(device=device), global_generators(device)
+        self.net.generator = torch.Generator(device=device)
+        self._generators = [*global_generators(device), self.net.generator]
         self.restore(state)
 
     def at_source(self) -> AbstractContextManager[None]:
@@ -369,7 +384,11 @@ class Engine:
     def source_copy(self) -> nn.Module:
         """Return a copy of the network as it was before adaptation."""
         with self.at_source():
-            module = copy.deepcopy(self.net.module)
-        if self._takeover is not None:
-            self._takeover.restore_copy(module)
+            return self.copy()
+
+    def copy(self) -> nn.Module:
+        """Return a copy of the network with its present weights, and flags as before adaptation."""
+        module = copy.deepcopy(self.net.module)
+        if self.takeover is not None:
+            self.takeover.restore_copy(module)
         return module

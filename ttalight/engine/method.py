@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputTypeError
+from ttalight.models.exported_norm import replace_norms
 from ttalight.models.network import Network
+from ttalight.models.norm import NormMode
 from ttalight.models.outputs import Select
 from ttalight.models.passes.pass_policy import PassPolicy
 
@@ -40,6 +43,8 @@ class Method(ABC):
     is_elementwise: bool = False
     #: Whether logits come from before or after the update.
     prediction: str = "before"
+    #: Statistics of BatchNorm layers in ``predict``. By default those of the layers' modes.
+    prediction_norm: NormMode | None = None
     #: Numbers of steps after which ``adapt`` leaves predictions in ``net.readings``.
     read_at: Sequence[int] = ()
 
@@ -56,6 +61,19 @@ class Method(ABC):
     @abstractmethod
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Adapt to a batch of finite images, (B, 3, H, W), and return its logits."""
+
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Return the logits of a batch of finite images, (B, 3, H, W), from the present state, without adapting."""
+        with torch.no_grad():
+            return net(images, norm=self.prediction_norm).logits
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Change a copy of the network's module, in place, so that it predicts what ``predict`` returns.
+
+        Raises:
+            TypeError: If the prediction is not that of a network.
+        """
+        replace_norms(net.norms, module, self.prediction_norm)
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the tensors that the method changes in place; they are reset and saved with the weights."""

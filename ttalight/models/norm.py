@@ -20,15 +20,22 @@ from ttalight.errors import InputError, InputTypeError
 from ttalight.models.attaching.attachment import attach_forward, detach_forward
 from ttalight.models.attaching.carried_forward import normalize_by
 from ttalight.models.attaching.stand_in import StandIn
-from ttalight.models.batch_statistics import moments, move_running_statistics, normalize_by_batch, normalized
+from ttalight.models.batch_statistics import (
+    moments,
+    move_running_statistics,
+    normalize_by_batch,
+    normalize_each,
+    normalized,
+)
 from ttalight.models.passes.batch_shard import BatchShard
 
 __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "preserve_statistics"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
 #: batch, which also update the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
-#: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images.
-NormMode = Literal["source", "batch", "ema", "alpha", "prior"]
+#: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images. ``image``:
+#: as ``alpha``, with the statistics of each image by itself.
+NormMode = Literal["source", "batch", "ema", "alpha", "prior", "image"]
 
 _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
@@ -154,6 +161,16 @@ class NormLayer:
                 return False
 
     @property
+    def replaced(self) -> bool:
+        """Whether the layer normalises by another function; see ``replace``."""
+        return self._replacement is not None
+
+    @property
+    def ordinary_class(self) -> type[nn.Module]:
+        """The class of the layer, without the one of parametrized weights."""
+        return self._class.__bases__[0] if is_parametrized(self.module) else self._class
+
+    @property
     def carries_forward(self) -> bool:
         """Whether the instance carries a forward of its own."""
         return "forward" in vars(self.module)
@@ -252,6 +269,8 @@ class NormLayer:
                 )
             batch = False
         momentum = 0.0
+        if batch and mean is not None and self._mode == "image":
+            return normalize_each(x, mean, var, self.alpha, weight, bias, layer.eps)
         if batch and mean is not None and self._mode in ("alpha", "prior"):
             mean, var = self.mixed(x, mean, var, images, shared)
             batch = False

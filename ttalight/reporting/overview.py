@@ -69,6 +69,12 @@ def domain_table(results: Results) -> str:
     Returns:
         Aligned lines.
     """
+    table = "\n".join(text_blocks(*domain_cells(results)))
+    return "\n".join([table, *map(forgetting_line, results.get("forgetting", []))])
+
+
+def domain_cells(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of :func:`domain_table`."""
     rows = by_domain(results["domains"])
     readings = results.get("readings", [])
     early = [[_percent(row["accuracy"]) for row in [*by_domain(read["domains"]), read["mean"]]] for read in readings]
@@ -83,8 +89,7 @@ def domain_table(results: Results) -> str:
     cells.append(["mean", total, *at[-1], *_measures(results["mean"]), speed])
     if results["weighted_mean"] != results["mean"] and len({row["samples"] for row in counted(rows)}) > 1:
         cells.append(["weighted mean", total, *[""] * len(readings), *_measures(results["weighted_mean"]), ""])
-    table = "\n".join(text_blocks([*header, "images/s"], cells))
-    return "\n".join([table, *map(forgetting_line, results.get("forgetting", []))])
+    return [*header, "images/s"], cells
 
 
 def forgetting_line(found: Forgetting) -> str:

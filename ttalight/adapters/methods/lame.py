@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.inference import check_inference
 from ttalight.engine.adaptive_network import AdaptiveNetwork
-from ttalight.errors import InputError
+from ttalight.errors import InputError, InputTypeError
 from ttalight.losses.entropy import is_masked
 from ttalight.models.network import Network
 
@@ -86,6 +86,14 @@ class LAME(Adapter):
                 weights = (weights + weights.T) / 2
             raised = (logits.softmax(1) + _FLOOR).log()
             return laplacian_adjusted(raised.masked_fill(is_masked(logits), -torch.inf), weights, self.iterations)
+
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Return what ``adapt`` returns: there is no state, and the correction is of the batch alone."""
+        return self.adapt(net, images)
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Raise a TypeError: the prediction is no network's."""
+        raise InputTypeError("LAME corrects a batch's predictions behind the network, so there is no network to export")
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

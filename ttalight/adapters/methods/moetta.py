@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.components.filters import confidence_weight, entropy_margins
 from ttalight.adapters.components.routed_norm import RoutedNorm, can_be_routed
@@ -113,6 +113,11 @@ class MoETTA(SelfTrainingAdapter):
         dtype = torch.promote_types(self._routed[0].weight.dtype, torch.float32)
         self._mean = torch.zeros((), dtype=dtype, device=net.device)
         self._batches = torch.zeros((), dtype=dtype, device=net.device)
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Give the layers of a copy of the network their experts; see ``Method.export``."""
+        for stand_in in self._routed:
+            stand_in.export(module.get_submodule(stand_in.layer.name))
 
     def _choose(self, layers: list[NormLayer], network: str) -> tuple[list[NormLayer], list[NormLayer]]:
         """Return the layers that get experts, and those that adapt as they are."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.components.filters import redundancy
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
@@ -16,10 +16,10 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.losses import soft_likelihood_ratio, symmetric_cross_entropy
 from ttalight.models.network import Outputs
-from ttalight.models.outputs import possible_classes
+from ttalight.models.outputs import Select, logits_of, possible_classes, with_logits
 from ttalight.transforms import RandomJitterAffineFlip
 
-__all__ = ["ROID", "certainty_diversity_weights", "smoothed_prior"]
+__all__ = ["ROID", "PriorCorrection", "certainty_diversity_weights", "smoothed_prior"]
 
 
 class ROID(SelfTrainingAdapter):
@@ -101,10 +101,20 @@ class ROID(SelfTrainingAdapter):
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Step on the batch and correct the prediction by the batch's class prior."""
         logits = super().adapt(net, images)
-        if self.prior_correction == "none":
-            return logits
-        prior = smoothed_prior(logits)
-        return logits + prior.log() if self.prior_correction == "log" else logits * prior
+        return self._corrected(logits) if self.prediction == "before" else logits
+
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Predict the batch and correct the prediction by its class prior."""
+        return self._corrected(super().predict(net, images))
+
+    def _corrected(self, logits: Tensor) -> Tensor:
+        return PriorCorrection(self.prior_correction).corrected(logits)
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Let a copy of the network normalise, and correct what it returns in a forward hook; see ``Method.export``."""
+        super().export(net, module)
+        if self.prior_correction != "none":
+            module.register_forward_hook(PriorCorrection(self.prior_correction, net.output))
 
     def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
         """Make one step, with the augmented images of the kept ones; see ``SelfTrainingAdapter``."""
@@ -161,6 +171,29 @@ class ROID(SelfTrainingAdapter):
             "prior_correction": self.prior_correction,
         }
         return super().protocol() | settings | self._space.protocol()
+
+
+class PriorCorrection:
+    """Corrects the logits of a batch by its class prior, as a forward hook on what the network returns.
+
+    Args:
+        kind: See ``ROID``.
+        output: Where the logits are in it; see ``logits_of``.
+    """
+
+    def __init__(self, kind: str, output: Select = None) -> None:
+        self.kind, self.output = kind, output
+
+    def __call__(self, module: nn.Module, inputs: object, output: Any) -> Any:
+        """Return the output with corrected logits."""
+        return with_logits(output, self.corrected(logits_of(output, self.output)), self.output)
+
+    def corrected(self, logits: Tensor) -> Tensor:
+        """Return logits, (B, C), that are corrected."""
+        if self.kind == "none":
+            return logits
+        prior = smoothed_prior(logits)
+        return logits + prior.log() if self.kind == "log" else logits * prior
 
 
 def certainty_diversity_weights(probabilities: Tensor, mean: Tensor, temperature: float) -> Tensor:

@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.inference import check_inference
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.losses.entropy import entropy, is_masked
+from ttalight.models.exported_norm import become
 from ttalight.models.network import Network
 
 __all__ = ["T3A", "insert_supports"]
@@ -71,15 +72,46 @@ class T3A(Adapter):
 
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Insert the batch, then predict it."""
-        with torch.no_grad():
-            logits, features = net(images)
-            assert features is not None
-            if logits.ndim != 2:
-                raise InputError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
-            features = features.flatten(1).to(self._features.dtype)
-            insert_supports(self._features, self._entropies, features, logits)
-            sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero
-            return (features @ F.normalize(sums, dim=1).T).masked_fill(is_masked(logits), -torch.inf)
+        logits, features = self._pass(net, images)
+        insert_supports(self._features, self._entropies, features, logits)
+        return self._classify(features, logits)
+
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Predict the batch by the present supports."""
+        logits, features = self._pass(net, images)
+        return self._classify(features, logits)
+
+    @torch.no_grad()
+    def _pass(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = net(images)
+        assert features is not None
+        if logits.ndim != 2:
+            raise InputError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
+        return logits, features.flatten(1).to(self._features.dtype)
+
+    def _classify(self, features: Tensor, logits: Tensor) -> Tensor:
+        return F.linear(features, self._prototypes()).masked_fill(is_masked(logits), -torch.inf)
+
+    def _prototypes(self) -> Tensor:
+        sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero
+        return F.normalize(sums, dim=1)
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Give a copy of the network the prototypes as its classifier; see ``Method.export``.
+
+        Where classes are masked by the classifier itself, it has a bias, minus infinity for these.
+        """
+        super().export(net, module)
+        found, possible = net.classifier.found, net.possible_classes
+        assert found is not None, "configure has found the classifier"
+        layer: Any = module.get_submodule(found.name)
+        become(layer, nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear)
+        rows = possible.nonzero()[:, 0] if found.rows is None else found.rows[possible]
+        weight = torch.zeros_like(layer.weight.detach())
+        weight.flatten(1).index_copy_(0, rows, self._prototypes()[possible].to(weight.dtype))
+        masked = found.rows is None and not bool(possible.all())
+        bias = weight.new_zeros(len(weight)).masked_fill(~possible, -torch.inf) if masked else None
+        layer.weight, layer.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

@@ -14,6 +14,7 @@ from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, UsageError
 from ttalight.losses.entropy import expectation, log_probabilities
+from ttalight.models.exported_norm import replace_norms
 from ttalight.models.network import Outputs
 from ttalight.models.norm import PassState
 
@@ -104,9 +105,18 @@ class TIPI(SelfTrainingAdapter):
         self._space = pixel_space(net, self.mean, self.std)
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
-        """Return the logits of the batch from the updated statistics, or from the batch's own where it is large."""
+        """Return the logits of the batch from updated statistics, or from its own: of large ones, and ``before``."""
         large = self.large_batch is not None and len(images) > self.large_batch
-        return predict(net, images, "batch" if large else "source")
+        return predict(net, images, "batch" if large or self.prediction == "before" else "source")
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Let a copy of the network normalise as predictions do; see ``Method.export``."""
+        if self.prediction == "before":
+            replace_norms(net.norms, module, "batch")
+        elif self.large_batch is None:
+            replace_norms(net.norms, module, "source")
+        else:
+            replace_norms(net.norms, module, "batch", above=self.large_batch)
 
     def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
         """Make one step towards predictions that the perturbation does not change; see ``SelfTrainingAdapter``."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DistributedSampler
 
-from ttalight.arguments import CheckedArguments
+from ttalight.arguments import CheckedArguments, shown_arguments
 from ttalight.data.streams.stream_file import read_stream_file, write_stream_file
 from ttalight.errors import InputError
 
@@ -289,6 +289,9 @@ class StreamOrder(CheckedArguments, ABC):
             batch_size: Samples in a batch; the last of a visit may have fewer.
             seed: The stream is a function of this and of the arguments above.
         """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown_arguments(self, self.given_arguments)})"
 
     @property
     def needs_clean(self) -> bool:

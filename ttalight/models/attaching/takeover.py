@@ -59,6 +59,19 @@ class Takeover:
             parameter.grad = None
         module.eval()
 
+    @property
+    def training(self) -> bool:
+        """The training mode that ``end`` restores of the module itself."""
+        return self._training[0][1]
+
+    def train(self, module: nn.Module, mode: bool) -> None:
+        """Change the modes that ``end`` restores as ``module.train(mode)`` would; the module stays in eval mode."""
+        for part, training in self._training:
+            part.training = training
+        module.train(mode)
+        self._training = [(part, part.training) for part in module.modules()]
+        module.eval()
+
     def end(self) -> None:
         """Restore training flags, gradient flags and gradients, and unregister the owner."""
         for part, training in self._training:
