@@ -238,3 +238,19 @@ def test_batch_that_an_observer_fails_in_is_undone(net, stream):
     after = adapted.state_dict()
     assert after["counters"] == before["counters"]
     assert all(map(torch.equal, after["tensors"].values(), before["tensors"].values()))
+
+
+def test_predictions_without_adaptation_are_not_reported(net, stream):
+    seen = []
+
+    class Sees:
+        def observe(self, engine, logits):
+            seen.append(len(logits))
+
+    adapted = Tent().wrap(net)
+    adapted.engine.observers.append(Sees())
+    adapted(stream[0], adapt=False)
+    adapted(stream[0])
+    adapted(stream[1], adapt=False)
+    assert seen == [32]
+    assert (adapted.report().batches, adapted.report().images) == (1, 32)
