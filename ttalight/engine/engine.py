@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from operator import attrgetter
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
+from ttalight.engine.observer import Observer, kept_batches
 from ttalight.engine.prediction import Predictor
 from ttalight.engine.state import State
 from ttalight.errors import InputError
@@ -63,6 +65,9 @@ class Engine(Predictor):
         #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
+        #: Logits and seconds of the last batches, of maps every eighth pixel.
+        self.recent = kept_batches()
+        self.observers: list[Observer] = []
         method.check(self.net)
         if getattr(method, "terms", None):
             self.net.classifier.check()
@@ -107,6 +112,7 @@ class Engine(Predictor):
             call: How the network is called with them. By default with the images alone.
             adapt: Whether the batch is adapted to. Otherwise see ``predict``.
         """
+        began = perf_counter()
         if self.takeover is None:
             self.attach()
         net, state, device = self.net, self.state, images.device.type
@@ -126,8 +132,15 @@ class Engine(Predictor):
                     self._undo(state, before, draws)
                     if state is None:
                         self.attach()
-                elif net.counters.batches in (1, MANY):
-                    self.method.check_progress(net, logits)
+                else:
+                    if net.counters.batches in (1, MANY):
+                        self.method.check_progress(net, logits)
+                    kept = logits if logits.ndim == 2 else logits[:, :, ::8, ::8]
+                    if not self.recent.maxlen:
+                        self.recent = kept_batches(kept)
+                    self.recent.append((kept.clone(), perf_counter() - began))
+                    for observer in self.observers:
+                        observer.observe(self, logits)
             except BaseException:
                 self._undo(state, before, draws)
                 raise
@@ -277,6 +290,11 @@ class Engine(Predictor):
             passes = {"passes": [self.net.forwards, self.net.backwards]}
             self.restore(self._before_probe | passes, self._keeps_place)
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether a probe has begun and not ended."""
+        return self._before_probe is not None
+
     # -- counts, see ``Counters``
 
     last, backwards = property(attrgetter("net.last")), property(attrgetter("net.backwards"))
@@ -353,6 +371,7 @@ class Engine(Predictor):
         """Move the network and all adaptation state to a device."""
         state = self.capture()
         self._unconfigure()
+        self.recent.clear()
         self.net.module.to(device)
         self.net.generator = torch.Generator(device=device)
         self._generators = [*global_generators(device), self.net.generator]
