@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ttalight.data.streams import Domain, Stream, Visit
+from ttalight.labels import UNLABELLED
 from ttalight.losses import entropy
 from ttalight.metrics import ClassificationValues, RunningCurve, VisitMetrics
 from ttalight.metrics.functional import flatten_pixels
@@ -22,7 +23,7 @@ __all__ = ["Batch", "Measurement", "visit_starts"]
 
 #: Attributes of a measurement that are numbers, and those that have one for each visit.
 _COUNTS = ("classes", "batches", "largest_batch", "unwritten", "_images", "_counted", "_loader")
-_BY_VISIT = ("_seconds", "_seen", "_hits", "_starts")
+_BY_VISIT = ("_seconds", "_seen", "_hits", "_starts", "_compared", "_agreed")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Batch:
         sample: Index within the image set of the domain, (B,).
         accuracy: 1 or 0, of a dense prediction the fraction of its pixels, (B,).
         entropy: Mean entropy of the prediction in nats, (B,).
+        labelled: Whether there are labels; without, the accuracy is 0.
     """
 
     position: npt.NDArray[np.int64]
@@ -42,6 +44,7 @@ class Batch:
     sample: npt.NDArray[np.int64]
     accuracy: npt.NDArray[np.float64]
     entropy: npt.NDArray[np.float64]
+    labelled: bool = True
 
 
 class Measurement:
@@ -73,6 +76,9 @@ class Measurement:
         self._seen: dict[int, int] = {}
         self._hits: dict[int, float] = {}
         self._starts: dict[int, int] = {}
+        #: Of each visit: images whose source prediction was computed, and those of them that kept it.
+        self._compared: dict[int, int] = {}
+        self._agreed: dict[int, float] = {}
         self._images = self._counted = self._loader = 0
         self._counts = stream.counts(share) if stream is not None else None
         self._domain = np.array([visit.domain for visit in stream.visits]) if stream is not None else None
@@ -103,7 +109,7 @@ class Measurement:
         readings = {steps: read[scored] for steps, read in readings.items()}
         seen = _by_image(logits, labels, self.ignore_index)
         seconds = time.perf_counter() - began  # the device is done, and measuring has not begun
-        batch = Batch(position, visit, sample, seen[0], seen[1])
+        batch = Batch(position, visit, sample, seen[0], seen[1], labelled=not seen[2].all())
         self.classes = logits.shape[1]
         visits = visit.tolist()
         self.metrics.update(visits, logits, labels)
@@ -149,6 +155,18 @@ class Measurement:
                 self.close(*finished)
             else:
                 self.unwritten += len(finished)
+
+    def add_agreement(self, batch: Batch, agreed: npt.NDArray[np.float64]) -> None:
+        """Add how many predictions are those of the source model.
+
+        Args:
+            batch: The batch, as ``add`` returned it.
+            agreed: 1 or 0 for every image, of a dense prediction the fraction of its pixels, (B,).
+        """
+        for visit in dict.fromkeys(batch.visit.tolist()):
+            own = batch.visit == visit
+            self._compared[visit] = self._compared.get(visit, 0) + int(own.sum())
+            self._agreed[visit] = self._agreed.get(visit, 0.0) + float(agreed[own].sum())
 
     # -- states
 
@@ -211,7 +229,7 @@ class Measurement:
         self.largest_batch = max(self.largest_batch, counts["largest_batch"])
         self.batches += counts["batches"]
         self._images += counts["_images"]
-        for name in ("_seconds", "_seen", "_hits"):
+        for name in ("_seconds", "_seen", "_hits", "_compared", "_agreed"):
             own = getattr(self, name)
             for visit, value in part["visits"][name].items():
                 own[visit] = own.get(visit, 0) + value
@@ -267,10 +285,10 @@ class Measurement:
         """Time that all batches took."""
         return sum(self._seconds.values())
 
-    def status(self, visit: int) -> dict[str, str]:
-        """Return the domain of a visit and the accuracy in it so far."""
-        accuracy = self._hits[visit] / self._seen[visit]
-        return {"domain": self.place(visit)[0].name, "accuracy": f"{accuracy:.3f}"}
+    def status(self, visit: int, labelled: bool) -> dict[str, str]:
+        """Return the domain of a visit and, where there are labels, the accuracy in it so far."""
+        accuracy = {"accuracy": f"{self._hits[visit] / self._seen[visit]:.3f}"} if labelled else {}
+        return {"domain": self.place(visit)[0].name, **accuracy}
 
     # -- numbers
 
@@ -314,6 +332,8 @@ class Measurement:
         }
         if where.probe:
             row["probe"] = True
+        if self._compared.get(visit):
+            row["agreement"] = self._agreed[visit] / self._compared[visit]
         return cast(DomainResult, row)
 
 
@@ -332,14 +352,16 @@ def _measures(values: ClassificationValues) -> dict[str, float | None]:
 
 
 def _by_image(logits: Tensor, labels: Tensor, ignore_index: int | None) -> npt.NDArray[np.float64]:
-    """Return accuracy and mean entropy of every image, (2, B)."""
+    """Return accuracy and mean entropy of every image, and whether it has no label, (3, B)."""
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
         flatten_pixels(logits, labels)  # says what is wrong with them
+    without = (labels == UNLABELLED).double()
     hits = (logits.argmax(dim=1) == labels).double()
     spread = entropy(logits).double()
     if hits.ndim > 1:
         counts = torch.ones_like(hits) if ignore_index is None else (labels != ignore_index).double()
         size = counts.flatten(1).sum(1).clamp(min=1)
         hits, spread = ((value * counts).flatten(1).sum(1) / size for value in (hits, spread))
-    seen: npt.NDArray[np.float64] = torch.stack([hits, spread]).cpu().numpy()
+        without = without.flatten(1).amin(1)
+    seen: npt.NDArray[np.float64] = torch.stack([hits, spread, without]).cpu().numpy()
     return seen

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ttalight.adapters import Adapter
+from ttalight.callbacks.agreement import source_agreement
 from ttalight.callbacks.logs import flush_loggers, log_batch, log_results
 from ttalight.callbacks.measurement import Batch, Measurement
 from ttalight.callbacks.rank_files import RankFiles
@@ -20,6 +21,7 @@ from ttalight.callbacks.run_results import Passes, build_results
 from ttalight.callbacks.search import find_callback
 from ttalight.data.streams import Stream
 from ttalight.engine import Engine
+from ttalight.labels import UNLABELLED
 from ttalight.models.outputs import Select, logits_of
 from ttalight.reporting import PredictionWriter, Results, write_results
 from ttalight.reporting.predictions import PREDICTIONS, check_parts, merge_predictions
@@ -43,7 +45,8 @@ class Recorder(Callback):
     One row a visit of the stream; without a stream, one a data loader. ``stream.npz``, the stream itself, is written to
     the run's folder at the start, ``results.json`` and ``domains.csv`` after every visit, and loggers get online
     accuracy and entropy a batch, the adapter's loss, gradient norm and fraction of kept samples, and each domain's
-    accuracy.
+    accuracy. Images whose labels are all ``UNLABELLED`` have no accuracy. Their rows have the agreement with the source
+    model instead, which takes a second pass.
 
     Args:
         folder: Where the result files go; the trainer's log directory by default, none if it has none.
@@ -152,9 +155,12 @@ class Recorder(Callback):
         self._engine = adapter.engine if adapter is not None else None
         readings = self._engine.net.readings if self._engine is not None else {}
         seen = measurement.add(batch_idx, loader, self._logits.detach(), labels, readings, self._began)
+        if self._engine is not None and not seen.labelled:
+            agreed = source_agreement(self._engine, batch[0], self._logits.detach())
+            measurement.add_agreement(seen, agreed[measurement.scored(batch_idx)].cpu().numpy())
         self._save(seen, batch_idx, labels)
         log_batch(trainer, adapter, seen, measurement.batches)
-        self.status = measurement.status(int(seen.visit[-1]))
+        self.status = measurement.status(int(seen.visit[-1]), seen.labelled)
         if measurement.unwritten and self._is_due():
             self._write_progress(trainer)
 
@@ -375,6 +381,6 @@ def _labels(batch: Any) -> Tensor:
     if isinstance(batch, (tuple, list)) and len(batch) >= 2 and isinstance(batch[1], Tensor):
         return batch[1]
     raise TypeError(
-        f"the recorder reads batches (image, label), got {type(batch).__name__}: let the data loader yield such pairs, "
-        "or remove the Recorder from the callbacks"
+        f"the recorder reads batches (image, label), got {type(batch).__name__}: let the data loader yield such pairs "
+        f"(label {UNLABELLED} for images without one), or remove the Recorder from the callbacks"
     )

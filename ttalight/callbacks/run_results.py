@@ -104,7 +104,7 @@ def build_results(
         "domains": rows,
         "mean": mean,
         "weighted_mean": weighted_mean,
-        "curve": cast(Curve, measurement.curve.values()),
+        "curve": _curve(measurement, rows),
         "cost": passes.described(measurement),
         "source": source if isinstance(source, dict) else {"file": None, "sha256": None},
         "environment": environment(trainer),
@@ -164,6 +164,15 @@ def _data_protocol(data: Any) -> dict[str, Any]:
     described = getattr(data, "protocol", None) if isinstance(data, ImageDataModule) else None
     own = described() if callable(described) else {}
     return {"data": name if isinstance(name, str) else type(data).__name__, **own}
+
+
+def _curve(measurement: Measurement, rows: list[DomainResult]) -> Curve:
+    """Return the accuracy along the stream, without values where images have no labels."""
+    curve = measurement.curve.values()
+    if any(row["accuracy"] is None for row in rows):
+        unknown: list[float | None] = [None] * len(curve["images"])
+        return {"images": cast("list[int]", curve["images"]), "accuracy": unknown, "running": list(unknown)}
+    return cast(Curve, curve)
 
 
 def _reading(measurement: Measurement, steps: int) -> Reading:

@@ -33,6 +33,7 @@ from ttalight.data.streams import (
     Visit,
 )
 from ttalight.data.tiny_imagenet import TinyImageNetDataModule
+from ttalight.data.unlabelled_folder import UnlabelledFolderDataModule
 
 __all__ = [
     "BatchMixing",
@@ -66,5 +67,6 @@ __all__ = [
     "StreamOrder",
     "StreamSampler",
     "TinyImageNetDataModule",
+    "UnlabelledFolderDataModule",
     "Visit",
 ]

@@ -25,7 +25,7 @@ _TOO_MANY = f"more than {_MOST_ROWS:,} rows"
 Metric = Literal["accuracy", "error", "top5", "nll", "ece", "brier", "miou"]
 
 #: All that is averaged over domains; every file has the first four.
-MEASURES = ("accuracy", "error", "nll", "ece", "top5", "brier", "entropy", "diversity", "miou")
+MEASURES = ("accuracy", "error", "nll", "ece", "top5", "brier", "entropy", "diversity", "agreement", "miou")
 
 
 class _Row(TypedDict):
@@ -46,13 +46,16 @@ class DomainResult(_Row, total=False):
     """One visit of a domain.
 
     Fractions in [0, 1], ``brier`` in [0, 2], ``nll`` and ``entropy`` in nats; None is not finite, or ``top5`` of five
-    classes. ``miou`` is there for dense predictions only. ``start`` counts the images of the stream before the visit;
+    classes, and all measures but ``entropy``, ``diversity`` and ``agreement`` where images have no labels.
+    ``agreement``, there only then, is the share of predictions that are the source model's. ``miou`` is there for dense
+    predictions only. ``start`` counts the images of the stream before the visit;
     a ``probe`` is a look at clean data that no mean counts.
     """
 
     brier: float | None
     entropy: float | None
     diversity: float | None
+    agreement: float | None
     miou: float | None
     start: int
     probe: bool
@@ -74,6 +77,7 @@ class Summary(Averages, total=False):
     brier: float | None
     entropy: float | None
     diversity: float | None
+    agreement: float | None
     miou: float | None
 
 

@@ -26,8 +26,8 @@ _INTEGERS = (-(2**63), 2**63 - 1)
 _SLACK = 1e-6
 
 _SHARES = (
-    "accuracy", "error", "top5", "ece", "diversity", "miou", "domain_accuracy", "group_accuracy", "first", "last",
-    "lowest",
+    "accuracy", "error", "top5", "ece", "diversity", "agreement", "miou", "domain_accuracy", "group_accuracy", "first",
+    "last", "lowest",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "samples", "visit", "start", "rows", "probes", "classes", "bad_batches", "batch_size", "seconds",
