@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ttalight.adapters.gradient import GradientAdapter
@@ -98,11 +97,6 @@ class SelfTrainingAdapter(GradientAdapter):
         for step in range(self.steps):
             logits = self.update(net, images, step)
         return logits if self.prediction == "before" else self.predict(net, images)
-
-    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
-        """Return the logits of the batch after the update."""
-        with torch.no_grad():
-            return net(images).logits
 
     def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
         """Make one step, and return the logits that its loss was made from.

@@ -52,13 +52,14 @@ class AdaptedNetwork:
         """The network itself."""
         return self.engine.net.module
 
-    def __call__(self, images: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, images: Tensor | None = None, *args: Any, adapt: bool = True, **kwargs: Any) -> Any:
         """Adapt to a batch and return its logits, in the structure that the network returns.
 
         Args:
             images: (B, 3, H, W), as the network expects them. Without it they are the first tensor among the keyword
                 arguments.
             args: Further arguments of the network.
+            adapt: False predicts with the present state and changes nothing; see ``Engine.predict``.
             kwargs: Further keyword arguments of the network.
         """
         with self._lock:
@@ -67,7 +68,7 @@ class AdaptedNetwork:
                 images, call = split_call(() if images is None else (images, *args), kwargs)
             if not isinstance(images, Tensor):
                 raise TypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
-            return (self._engine or self.engine)(images, call)
+            return (self._engine or self.engine)(images, call, adapt)
 
     def reset(self) -> None:
         """Restore the source weights and begin a new domain."""

@@ -87,7 +87,7 @@ class Engine:
     def attach(self) -> None:
         """Take the network over; a RuntimeError if it, or a part of it, is being adapted already."""
         self._takeover = Takeover(self.net.module, self)
-        self._generators = global_generators(self.net.device)
+        self._generators = [*global_generators(self.net.device), self.net.generator]
         for norm in self.net.norms:
             norm.attach()
         if self.method.passes is not None:
@@ -113,42 +113,67 @@ class Engine:
     # -- a batch
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step would trace the optimizer too
-    def __call__(self, images: Tensor, call: Call | None = None) -> Any:
+    def __call__(self, images: Tensor, call: Call | None = None, adapt: bool = True) -> Any:
         """Adapt to a batch and return its logits, without a graph, in the structure that the network returns.
 
         Args:
             images: (B, 3, H, W).
             call: How the network is called with them. By default with the images alone.
+            adapt: Whether the batch is adapted to. Otherwise see ``predict``.
         """
         if self._takeover is None:
             self.attach()
         net, state, device = self.net, self.state, images.device.type
         is_cast = torch.is_autocast_enabled(device)
         net.call, net.precision = call, present_autocast(device) if is_cast else nullcontext
-        before = replace(net.counters), net.forwards, net.backwards, net.last, net.guard.moved, self._boundary
+        counts = replace(net.counters), net.forwards, net.backwards, net.last, net.guard.moved, self._boundary
+        before = (*counts, net.readings, list(self.admission.sizes))
         draws = list(map(torch.Generator.get_state, self._generators))
         off = torch.autocast(device, enabled=False) if is_cast else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), off:
             if state is not None:
                 state.begin()
             try:
-                logits = self._adapt(images)
+                logits = self._adapt(images) if adapt else self._predict(images)
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
-                if net.counters.batches in (1, MANY):
+                if not adapt:
+                    self._undo(state, before, draws)
+                    if state is None:
+                        self.attach()
+                elif net.counters.batches in (1, MANY):
                     self.method.check_progress(net, logits)
             except BaseException:
-                if state is not None:
-                    state.rollback()
-                else:
-                    self._unconfigure()
-                    self._detach()
-                net.counters, net.forwards, net.backwards, net.last, net.guard.moved, self._boundary = before
-                for generator, drawn in zip(self._generators, draws, strict=True):
-                    generator.set_state(drawn)
+                self._undo(state, before, draws)
                 raise
             finally:
                 net.clear_cache()
         return output
+
+    def predict(self, images: Tensor, call: Call | None = None) -> Any:
+        """Return the logits of a batch without adapting to it; nothing changes.
+
+        They come from ``Method.predict`` and the state that the next batch would begin with: that of the source where a
+        reset is due, which with ``reset="batch"`` it always is. A network that was not adapted yet predicts as the
+        method's source. Bad batches are an error, or are predicted, as ``on_bad_batch`` says, and are not counted.
+
+        Args:
+            images: See ``__call__``.
+            call: See ``__call__``.
+        """
+        return self(images, call, adapt=False)
+
+    def _undo(self, state: State | None, before: tuple[Any, ...], draws: list[Tensor]) -> None:
+        """Restore what there was before a batch: the state, None where it was the first one, counts, and draws."""
+        net = self.net
+        if state is not None:
+            state.rollback()
+        else:
+            self._unconfigure()
+            self._detach()
+        net.counters, net.forwards, net.backwards, net.last, net.guard.moved, self._boundary, net.readings = before[:7]
+        self.admission.sizes = before[7]
+        for generator, drawn in zip(self._generators, draws, strict=True):
+            generator.set_state(drawn)
 
     def _adapt(self, images: Tensor) -> Tensor:
         net, guard, counters, logits = self.net, self.net.guard, self.net.counters, None
@@ -184,6 +209,26 @@ class Engine:
         counters.batches += 1
         assert logits is not None
         return logits
+
+    def _predict(self, images: Tensor) -> Tensor:
+        net, guard, policy = self.net, self.net.guard, self.method.on_bad_batch
+        finite, fault = self.admission.admit(images)
+        guard.begin(images)
+        net.begin(finite, is_bad=True)  # no step moves anything
+        if self.state is None and guard.is_pixels_finite() and fault is None:
+            self._configure()
+        if self.state is None:
+            logits = self._predict_source()
+        else:
+            guard.check_state()
+            with self.at_source() if self._reset_is_due() else nullcontext():
+                logits = self.method.predict(net, finite).detach()
+            guard.read()
+        if fault is None and not guard.pixels_finite:
+            fault = pixel_fault(images, net.counters.batch, net.counters.visit)
+        if fault is not None and policy == "error":
+            raise fault
+        return self._predict_source() if not guard.state_finite or (fault and policy == "source") else logits
 
     def _reset_is_due(self) -> bool:
         reset, counters = self.method.reset, self.net.counters
@@ -358,7 +403,8 @@ class Engine:
         self.reset()
         self.state = None
         self.net.module.to(device)
-        self.net.generator, self._generators = torch.Generator(device=device), global_generators(device)
+        self.net.generator = torch.Generator(device=device)
+        self._generators = [*global_generators(device), self.net.generator]
         self.restore(state)
 
     @contextmanager

@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Network
+from ttalight.models.norm import NormMode
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
 
@@ -37,6 +39,8 @@ class Method(ABC):
     clip_norm: float | None = None
     #: Whether logits come from before or after the update.
     prediction: str = "before"
+    #: Statistics of BatchNorm layers in ``predict``. By default those of the layers' modes.
+    prediction_norm: NormMode | None = None
     #: Numbers of steps after which ``adapt`` leaves predictions in ``net.readings``.
     read_at: Sequence[int] = ()
 
@@ -53,6 +57,11 @@ class Method(ABC):
     @abstractmethod
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Adapt to a batch of finite images, (B, 3, H, W), and return its logits."""
+
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Return the logits of a batch of finite images, (B, 3, H, W), from the present state, without adapting."""
+        with torch.no_grad():
+            return net(images, norm=self.prediction_norm).logits
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the tensors that the method changes in place; they are reset and saved with the weights."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["moments", "move_running_statistics", "normalize_by_batch", "normalized"]
+__all__ = ["moments", "move_running_statistics", "normalize_by_batch", "normalize_each", "normalized"]
 
 
 def moments(x: Tensor, dimensions: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,29 @@ def normalize_by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, ep
     """
     normalized: Tensor = _BatchNormalization.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return normalized
+
+
+def normalize_each(
+    x: Tensor, mean: Tensor, var: Tensor, share: float, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """Normalise each image by given statistics mixed with its own, as a batch of that image alone would be.
+
+    Args:
+        x: (B, C, *). With one value a channel and image there are no own statistics, and the given ones are used.
+        mean: (C,).
+        var: (C,).
+        share: Share of the image's own statistics.
+        weight: (C,) or None.
+        bias: (C,) or None.
+        eps: Added to the variance.
+    """
+    if x.numel() == len(x) * x.shape[1]:
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+    seen_mean, seen_var = moments(x.detach().to(mean.dtype), list(range(2, x.ndim)))
+    mean, var = (own.lerp(seen, share).flatten() for own, seen in ((mean, seen_mean), (var, seen_var)))
+    weight, bias = (None if value is None else value.repeat(len(x)) for value in (weight, bias))
+    images = x.reshape(1, -1, *x.shape[2:])  # a channel for each channel of each image
+    return F.batch_norm(images, mean, var, weight, bias, False, 0.0, eps).view(x.shape)
 
 
 def normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:

@@ -58,7 +58,12 @@ def _choose(layer: _Layer, x: Tensor) -> None:
     if mode != "source" and x.numel() == x.shape[1] and has_own:
         mode = "source"
     module.training, module.track_running_stats = False, has_own
-    if mode in ("alpha", "prior") and has_own:
+    if mode == "image" and len(x) > 1:
+        raise TypeError(
+            f"layer {layer.name} carries a forward of its own, which cannot normalise images one by one: remove it, or "
+            "predict one image a batch"
+        )
+    if mode in ("alpha", "prior", "image") and has_own:
         mixed = layer.mixed(x, module.running_mean, module.running_var, len(x), False)
         module._buffers["running_mean"], module._buffers["running_var"] = mixed
     elif mode != "source":

@@ -18,7 +18,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from ttalight.distributed import global_moments
 from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.batch_shard import BatchShard
-from ttalight.models.batch_statistics import moments, move_running_statistics, normalize_by_batch, normalized
+from ttalight.models.batch_statistics import (
+    moments,
+    move_running_statistics,
+    normalize_by_batch,
+    normalize_each,
+    normalized,
+)
 from ttalight.models.carried_forward import normalize_by
 from ttalight.models.stand_in import StandIn
 
@@ -26,8 +32,9 @@ __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
 #: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
-#: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images.
-NormMode = Literal["source", "batch", "ema", "alpha", "prior"]
+#: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images. ``image``: as
+#: ``alpha``, with the statistics of each image by itself.
+NormMode = Literal["source", "batch", "ema", "alpha", "prior", "image"]
 
 _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
@@ -251,6 +258,8 @@ class NormLayer:
                 )
             batch = False
         momentum = 0.0
+        if batch and mean is not None and self._mode == "image":
+            return normalize_each(x, mean, var, self.alpha, weight, bias, layer.eps)
         if batch and mean is not None and self._mode in ("alpha", "prior"):
             mean, var = self.mixed(x, mean, var, images, shared)
             batch = False

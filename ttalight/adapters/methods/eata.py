@@ -88,8 +88,10 @@ class EATA(ETA):
         self._seen = {"batches": torch.zeros((), dtype=torch.int64), "samples": torch.zeros((), dtype=torch.int64)}
         self._importance = torch.zeros_like(flatten(net.parameters))
         self._is_measured = None
-        if self.fisher_weight > 0 and self.fisher == "source":  # without images it is part of the state that follows
-            self._importance.fill_(torch.nan) if net.images is None else self._importance.copy_(self._of_source(net))
+        if self.fisher_weight > 0 and self.fisher == "source":
+            # Without images it is part of the state that follows. A prediction needs none.
+            measures = net.images is not None and not net.is_bad
+            self._importance.copy_(self._of_source(net)) if measures else self._importance.fill_(torch.nan)
 
     def method_state(self) -> dict[str, Tensor]:
         """Return ETA's state and the Fisher information, with the counts that it is the mean of."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
-from ttalight.adapters.components.intermediate_predictions import check_readings, predict, steps_with_readings
+from ttalight.adapters.components.intermediate_predictions import check_readings, steps_with_readings
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.models.network import Network
 
@@ -36,6 +36,7 @@ class EMABN(Adapter):
 
     norm = "ema"
     prediction = "after"
+    prediction_norm = "source"
 
     def __init__(self, steps: int = 1, momentum: float = 0.1, read_at: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -63,7 +64,7 @@ class EMABN(Adapter):
                     net.auxiliary_loss(images, net.draws(step))
                 else:
                     net(images)
-        return predict(net, images, "source")
+        return self.predict(net, images)
 
 
 def move_statistics(net: AdaptiveNetwork, norm: str, momentum: float) -> None:

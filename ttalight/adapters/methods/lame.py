@@ -86,6 +86,10 @@ class LAME(Adapter):
             raised = (logits.softmax(1) + _FLOOR).log()
             return laplacian_adjusted(raised.masked_fill(is_masked(logits), -torch.inf), weights, self.iterations)
 
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Return what ``adapt`` returns: there is no state, and the correction is of the batch alone."""
+        return self.adapt(net, images)
+
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
         return super().protocol() | {"kernel": self.kernel, "neighbors": self.neighbors}

@@ -88,6 +88,7 @@ class MEMO(GradientAdapter):
         self.prior = prior
         self.crop = crop
         self.parameters: Selection = parameters
+        self.prediction_norm = "alpha" if joint else "image"
         self.mean, self.std = mean, std
         self._augmentation = AugMixViews(crop)
         self._space = PixelSpace()

@@ -100,6 +100,13 @@ class ROID(SelfTrainingAdapter):
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Step on the batch and correct the prediction by the batch's class prior."""
         logits = super().adapt(net, images)
+        return self._corrected(logits) if self.prediction == "before" else logits
+
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Predict the batch and correct the prediction by its class prior."""
+        return self._corrected(super().predict(net, images))
+
+    def _corrected(self, logits: Tensor) -> Tensor:
         if self.prior_correction == "none":
             return logits
         prior = smoothed_prior(logits)

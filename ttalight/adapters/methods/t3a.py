@@ -70,15 +70,26 @@ class T3A(Adapter):
 
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Insert the batch, then predict it."""
-        with torch.no_grad():
-            logits, features = net(images)
-            assert features is not None
-            if logits.ndim != 2:
-                raise ValueError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
-            features = features.flatten(1).to(self._features.dtype)
-            insert_supports(self._features, self._entropies, features, logits)
-            sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero
-            return (features @ F.normalize(sums, dim=1).T).masked_fill(is_masked(logits), -torch.inf)
+        logits, features = self._pass(net, images)
+        insert_supports(self._features, self._entropies, features, logits)
+        return self._classify(features, logits)
+
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Predict the batch by the present supports."""
+        logits, features = self._pass(net, images)
+        return self._classify(features, logits)
+
+    @torch.no_grad()
+    def _pass(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = net(images)
+        assert features is not None
+        if logits.ndim != 2:
+            raise ValueError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
+        return logits, features.flatten(1).to(self._features.dtype)
+
+    def _classify(self, features: Tensor, logits: Tensor) -> Tensor:
+        sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero
+        return (features @ F.normalize(sums, dim=1).T).masked_fill(is_masked(logits), -torch.inf)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ttalight.adapters.components.intermediate_predictions import (
     check_readings,
     pass_for_prediction,
-    predict,
     steps_with_readings,
 )
 from ttalight.adapters.gradient import GradientAdapter
@@ -74,6 +73,7 @@ class TestTimeTraining(GradientAdapter):
         if norm not in ("ema", "batch", "source"):
             raise ValueError(f"norm must be 'ema', 'batch' or 'source', got {norm!r}")
         self.norm = norm
+        self.prediction_norm = "batch" if norm == "batch" else "source"
         self.momentum = check_momentum(momentum)
         self.read_at = check_readings(read_at, steps, reset)
         self._episode: dict[str, Tensor] = {}
@@ -120,4 +120,4 @@ class TestTimeTraining(GradientAdapter):
             if self.terms:
                 losses = add_terms(losses, self.terms, net, pass_for_prediction(net, images, self.norm))
             net.step(losses)
-        return predict(net, images, self.norm)
+        return self.predict(net, images)

@@ -103,9 +103,9 @@ class TIPI(SelfTrainingAdapter):
         self._space = pixel_space(net, self.mean, self.std)
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
-        """Return the logits of the batch from the moved statistics, or from the batch's own where it is large."""
+        """Return the logits of the batch from the moved statistics, or from its own: of large ones, and ``before``."""
         large = self.large_batch is not None and len(images) > self.large_batch
-        return predict(net, images, "batch" if large else "source")
+        return predict(net, images, "batch" if large or self.prediction == "before" else "source")
 
     def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
         """Make one step towards predictions that the perturbation does not change; see ``SelfTrainingAdapter``."""
