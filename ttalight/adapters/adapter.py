@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
 from ttalight.adapters.sharding import Shard, check_sharding, first_images, share_of
+from ttalight.adapters.timing import add_clock
 from ttalight.adapters.wrapper import AdaptedNetwork
 from ttalight.arguments import CheckedArguments
 from ttalight.data.streams.shares import StreamShare
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
+from ttalight.engine.schedule import make_schedules
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
 from ttalight.models.stand_in import StepForward
@@ -44,7 +46,9 @@ class Adapter(CheckedArguments, Callback, Method):
             with the source model. The latter two adapt nothing to it, count it, and predict from a repaired copy:
             pixels that are not finite are 0, bytes are divided by 255, other sizes are scaled to the usual one.
         passes: A way to compute the network's passes in less time (``FastPass``) or memory (``RecomputedBlocks``).
-
+        adapt_every: Adapt to the first of every so many batches of a visit, and only predict the others.
+        max_milliseconds: Longest time for a batch. Batches that are expected to take more are predicted only; now and
+            then one is tried.
     """
 
     #: Published settings by benchmark; see ``GradientAdapter.preset``.
@@ -62,6 +66,8 @@ class Adapter(CheckedArguments, Callback, Method):
         seed: int | None = None,
         on_bad_batch: OnBadBatch = "error",
         passes: PassPolicy | None = None,
+        adapt_every: int = 1,
+        max_milliseconds: float | None = None,
     ) -> None:
         if on_bad_batch not in ("error", "skip", "source"):
             raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
@@ -75,6 +81,8 @@ class Adapter(CheckedArguments, Callback, Method):
         self.seed = seed
         self.on_bad_batch = on_bad_batch
         self.passes = passes
+        self.adapt_every, self.max_milliseconds = adapt_every, max_milliseconds
+        self.schedules = make_schedules(adapt_every, max_milliseconds)
         #: How several processes divide the coming run; ``Trainer.adapt`` sets it.
         self.shard: Shard | None = None
         self._share: StreamShare | None = None
@@ -102,6 +110,8 @@ class Adapter(CheckedArguments, Callback, Method):
             "norm": getattr(self, "norm", None),
             **tolerant,
             **({} if self.passes is None else {"passes": type(self.passes).__name__}),
+            **({} if self.adapt_every == 1 else {"adapt_every": self.adapt_every}),
+            **({} if self.max_milliseconds is None else {"max_milliseconds": self.max_milliseconds}),
         }
 
     def check_batch_shard(self, module: nn.Module) -> None:
@@ -208,6 +218,7 @@ class Adapter(CheckedArguments, Callback, Method):
         if self._stage == "fit":
             return
         engine = self._begin(pl_module, pl_module.forward)
+        add_clock(engine, trainer)
         if trainer.world_size > 1 and self.shard == "batch":
             engine.net.shard_batches()
         with trainer.precision_plugin.forward_context():  # methods are configured under the precision of a step
@@ -217,7 +228,7 @@ class Adapter(CheckedArguments, Callback, Method):
                 engine.restore(*self._initial)
         self._initial = None
         self._dataloader = -1
-        self._standing = StepForward(pl_module, engine, type(self).__name__)
+        self._standing = StepForward(pl_module, engine.scheduled, type(self).__name__)
 
     on_validation_start = on_predict_start = on_test_start
 
@@ -230,6 +241,8 @@ class Adapter(CheckedArguments, Callback, Method):
             return
         self._standing.clear()
         stream = getattr(getattr(trainer, "datamodule", None), "stream", None)
+        for schedule in engine.schedules:
+            schedule.arrive(batch_idx)
         probe = stream is not None and stream.is_probe(batch_idx)
         engine.probe(probe)
         begins = stream.begins_visit(batch_idx) if stream is not None else dataloader_idx != self._dataloader

@@ -68,7 +68,8 @@ class AdaptedNetwork:
                 images, call = split_call(() if images is None else (images, *args), kwargs)
             if not isinstance(images, Tensor):
                 raise TypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
-            return (self._engine or self.engine)(images, call, adapt)
+            engine = self._engine or self.engine
+            return engine.scheduled(images, call) if adapt else engine.predict(images, call)
 
     def reset(self) -> None:
         """Restore the source weights and begin a new domain."""

@@ -97,6 +97,11 @@ def check_recorded(
     fault = difference({"measurement": form}, recorded)
     for name in ("metrics", "readings", "visits"):
         fault = fault or difference(form[name], measured[name], name, whole=True)
+    fault = fault or difference(list, measured.get("missed"), "missed")
+    if fault is None and not all(type(number) is int for number in measured["missed"]):
+        fault = "missed has entries that are no integers"
+    if fault is None and measured["missed"] != sorted({*measured["missed"]} & {*range(batches)}):
+        fault = "missed has numbers that are none of the batches, or do not rise"
     fault = fault or _agreement_fault(measured["visits"], seen)
     written = recorded.get("predictions")
     if predictions:

@@ -79,6 +79,8 @@ class Measurement:
         #: Of each visit: images whose source prediction was computed, and those of them that kept it.
         self._compared: dict[int, int] = {}
         self._agreed: dict[int, float] = {}
+        #: Numbers of the batches that a schedule let be predicted only, rising.
+        self.missed: list[int] = []
         self._images = self._counted = self._loader = 0
         self._counts = stream.counts(share) if stream is not None else None
         self._domain = np.array([visit.domain for visit in stream.visits]) if stream is not None else None
@@ -176,6 +178,7 @@ class Measurement:
             "metrics": self.metrics.state_dict(),
             "readings": {steps: metrics.state_dict() for steps, metrics in self.readings.items()},
             "curve": self.curve.state_dict(),
+            "missed": list(self.missed),
             "counts": {name: getattr(self, name) for name in _COUNTS},
             "visits": {name: dict(getattr(self, name)) for name in _BY_VISIT},
         }
@@ -187,6 +190,7 @@ class Measurement:
         for steps, metrics in self.readings.items():
             metrics.load_state_dict(state["readings"][steps], device)
         self.curve.load_state_dict(state["curve"])
+        self.missed = list(state["missed"])
         for name in _COUNTS:
             setattr(self, name, state["counts"][name])
         for name in _BY_VISIT:
@@ -229,6 +233,7 @@ class Measurement:
         self.largest_batch = max(self.largest_batch, counts["largest_batch"])
         self.batches += counts["batches"]
         self._images += counts["_images"]
+        self.missed = sorted([*self.missed, *part["missed"]])
         for name in ("_seconds", "_seen", "_hits", "_compared", "_agreed"):
             own = getattr(self, name)
             for visit, value in part["visits"][name].items():

@@ -155,6 +155,8 @@ class Recorder(Callback):
         self._engine = adapter.engine if adapter is not None else None
         readings = self._engine.net.readings if self._engine is not None else {}
         seen = measurement.add(batch_idx, loader, self._logits.detach(), labels, readings, self._began)
+        if self._engine is not None and self._engine.is_missed:
+            measurement.missed.append(batch_idx)
         if self._engine is not None and not seen.labelled:
             agreed = source_agreement(self._engine, batch[0], self._logits.detach())
             measurement.add_agreement(seen, agreed[measurement.scored(batch_idx)].cpu().numpy())

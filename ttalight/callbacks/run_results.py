@@ -114,6 +114,8 @@ def build_results(
         results["overall"] = overall
     if adapter is not None and adapter.engine is not None and adapter.on_bad_batch != "error":
         results["bad_batches"] = passes.bad_batches
+    if adapter is not None and adapter.engine is not None and adapter.engine.schedules:
+        results["missed_batches"], results["missed"] = len(measurement.missed), list(measurement.missed)
     if measurement.readings:
         results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
     return cast(Results, {**results, **digest(rows)})

@@ -12,6 +12,7 @@ from ttalight.data.layout import CorruptedFolder
 from ttalight.data.module import ImageDataModule
 from ttalight.data.streams import (
     BatchMixing,
+    Clocked,
     Continual,
     Correlated,
     Cross,
@@ -38,6 +39,7 @@ from ttalight.data.unlabelled_folder import UnlabelledFolderDataModule
 __all__ = [
     "BatchMixing",
     "CIFARDataModule",
+    "Clocked",
     "Continual",
     "Correlated",
     "CorruptedDataModule",

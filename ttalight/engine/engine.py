@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
+from ttalight.engine.schedule import Schedule, run_scheduled
 from ttalight.engine.state import State
 from ttalight.files.untrusted import Between, difference
 from ttalight.models.admission import Admission, pixel_fault
@@ -34,6 +35,7 @@ _FORM = _EMPTY | {
     "counters": {field.name: Between(-1 if field.name == "visit" else 0, 2**62) for field in fields(Counters)},
     "passes": [Between(0.0, 2.0**62)] * 2,
     "before_probe": None,
+    "schedules": dict,
 }
 #: Number of batches after which ``check_progress`` is called a second time.
 MANY = 50
@@ -79,6 +81,9 @@ class Engine:
         #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
+        self.schedules: list[Schedule] = copy.deepcopy(list(method.schedules))
+        #: Whether a schedule let the last batch be predicted only.
+        self.is_missed = False
         method.check(self.net)
         if getattr(method, "terms", None):
             self.net.classifier.check()
@@ -161,6 +166,10 @@ class Engine:
             call: See ``__call__``.
         """
         return self(images, call, adapt=False)
+
+    def scheduled(self, images: Tensor, call: Call | None = None) -> Any:
+        """Adapt to a batch, or predict it where a schedule says that; see ``__call__``."""
+        return run_scheduled(self, images, call) if self.schedules else self(images, call)
 
     def _undo(self, state: State | None, before: tuple[Any, ...], draws: list[Tensor]) -> None:
         """Restore what there was before a batch: the state, None where it was the first one, counts, and draws."""
@@ -328,6 +337,7 @@ class Engine:
     batches, updates = property(attrgetter("net.counters.batches")), property(attrgetter("net.counters.updates"))
     skipped, recoveries = property(attrgetter("net.counters.skipped")), property(attrgetter("net.counters.recoveries"))
     bad_batches = property(attrgetter("net.counters.bad_batches"))
+    missed = property(attrgetter("net.counters.missed"))
 
     # -- states
 
@@ -349,6 +359,7 @@ class Engine:
             "passes": [self.net.forwards, self.net.backwards],
             **(_EMPTY if self.state is None else self.state.capture()),
             "before_probe": self._before_probe,
+            "schedules": {type(schedule).__name__: schedule.state() for schedule in self.schedules},
         }
 
     def restore(self, state: dict[str, Any], keep_place: bool = False) -> None:
@@ -379,6 +390,8 @@ class Engine:
         self.net.counters, self._before_probe = _counters(state), state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
         self._keeps_place = keep_place
+        for schedule in self.schedules:
+            schedule.load(state["schedules"].get(type(schedule).__name__, {}))
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
 
     def _check(self, state: Any) -> None:
@@ -387,6 +400,9 @@ class Engine:
         probed = None if fault else state["before_probe"]
         if probed is not None:
             fault = difference(_FORM | {"before_probe": type(None)}, probed, "before_probe")
+        for schedule in () if fault else self.schedules:
+            name = type(schedule).__name__
+            fault = fault or (schedule.fault(state["schedules"][name]) if name in state["schedules"] else None)
         if fault or state["method"] != type(self.method).__name__:
             raise ValueError(fault or f"it is of {state['method']!r:.50}")
         if state["configured"] and self.state is None:

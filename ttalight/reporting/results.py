@@ -199,6 +199,8 @@ class _Optional(Digest, total=False):
     network: str
     classes: int
     bad_batches: int
+    missed_batches: int
+    missed: list[int]
     readings: list[Reading]
     overall: Overall
     curve: Curve
@@ -208,7 +210,9 @@ class Results(_Optional):
     """Everything that ``results.json`` holds; ``complete`` is False while domains are missing.
 
     ``network`` is the name of the encoder, ``classes`` the number of its outputs. ``bad_batches`` counts those that
-    were predicted and not adapted to, where the adapter's ``on_bad_batch`` allows it.
+    were predicted and not adapted to, where the adapter's ``on_bad_batch`` allows it. ``missed_batches`` counts those
+    that a clock, ``adapt_every`` or ``max_milliseconds`` let be predicted only, ``missed`` lists their numbers in the
+    stream.
     """
 
     schema: int
