@@ -89,7 +89,14 @@ def domain_table(results: Results) -> str:
             ["weighted mean", total, *[""] * len(readings), *_measures(results["weighted_mean"], labelled), ""]
         )
     table = "\n".join(text_blocks([*header, "images/s"], cells))
-    return "\n".join([table, *map(forgetting_line, results.get("forgetting", []))])
+    return "\n".join([table, *map(forgetting_line, results.get("forgetting", [])), *missed_line(results)])
+
+
+def missed_line(results: Results) -> list[str]:
+    """Say how many batches were predicted and not adapted to; nothing where all were to be."""
+    if "missed_batches" not in results:
+        return []
+    return [f"missed: {results['missed_batches']} batches were predicted and not adapted to"]
 
 
 def forgetting_line(found: Forgetting) -> str:
