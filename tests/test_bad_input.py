@@ -239,7 +239,7 @@ class TestNames:
     def test_values(self, words, message, says):
         assert message in says(*TENT, *words)
 
-    def test_errors_of_the_user_s_own_code_keep_their_traceback(self, work):
+    def test_user_code_errors_keep_their_traceback(self, work):
         with pytest.raises(ValueError, match=r"^a mistake of the user's own$"):
             main([*TENT, "--data", "users_module.Broken"])
 
@@ -468,7 +468,7 @@ class TestBatchSizes:
         return ["fit", "--model", task, *FIT, *data, *(parts if task == "AlignmentTask" else [])]
 
     @pytest.mark.parametrize("task", ["ContrastiveTask", "AlignmentTask"])
-    def test_one_is_refused_two_are_trained_on_and_a_rest_of_one_is_skipped(self, task, says):
+    def test_fewest_images_to_train_on(self, task, says):
         assert "contrast needs at least 2 images in a batch, got 1" in says(*self.words(task, 1))
         main([*self.words(task, 2), "--name", "two"])  # batches of 2, 2 and 1
         assert torch.load("runs/two/checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
@@ -492,7 +492,7 @@ class TestBatchSizes:
             weights.append(task.state_dict())
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
-    def test_test_time_training_on_one_image_warns_and_on_two_learns(self, work):
+    def test_test_time_training_on_one_image_warns(self, work):
         words = ["adapt", "--model", "CrossTaskTTT", *ENCODER, *QUIET, *DIGITS, "--data.limit", "3", "--overwrite"]
         with pytest.warns(UserWarning, match="a batch of one image has nothing to be compared with"):
             main([*words, "--data.batch_size", "2", "--adapter", "TestTimeTraining", "--adapter.steps", "1"])
@@ -507,7 +507,7 @@ class TestRunFolder:
         assert "there is a run in runs/default already: give another --name, replace it with" in says(*TENT, code=2)
         assert Path("runs/default/results.json").read_bytes() == before
 
-    def test_a_replacement_that_cannot_begin_leaves_the_old_run(self, says):
+    def test_failed_replacement_keeps_the_old_run(self, says):
         main(TENT)
         files = {path: path.read_bytes() for path in Path("runs/default").rglob("*") if path.is_file()}
         for words in (

@@ -84,13 +84,13 @@ class TestConfigs:
         assert stop.value.code == 0
         assert yaml.safe_load(capsys.readouterr().out)["name"] == f"{path.parent.name}/{path.stem}"
 
-    def test_every_folder_of_a_data_set_has_the_eight_files(self):
+    def test_every_data_folder_has_eight_files(self):
         for folder in CONFIGS.iterdir():
             if folder.name not in BUDGETS:
                 assert {path.stem for path in folder.iterdir()} == set(DIGITS)
 
     @pytest.mark.parametrize("budget", BUDGETS)
-    def test_a_budget_has_training_and_adaptation_of_every_method(self, budget):
+    def test_budget_has_every_method(self, budget):
         files = {path.stem: path for path in (CONFIGS / budget).iterdir()}
         trained = {stem for stem in files if not stem.endswith(("_adapt", "_source"))}
         assert BUDGETS[budget] == trained
@@ -157,7 +157,7 @@ class TestRuns:
         assert json.loads(Path("runs/digits/ptbn/results.json").read_text())["protocol"]["samples"] == 50
         assert len(list(Path("runs/digits/ptbn").glob("events.out.tfevents.*"))) == 1
 
-    def test_a_run_that_failed_before_it_began_does_not_hold_its_name(self, work, fails):
+    def test_failed_start_frees_the_run_name(self, work, fails):
         fails("adapt", "--config", config("ptbn"), *TINY_ADAPT, "--data.domains", "[fogg]", code=1)
         adapt("ptbn")
         assert len(list(Path("runs/digits/ptbn").glob("events.out.tfevents.*"))) == 1
@@ -252,7 +252,7 @@ class TestCheckpointPath:
         message = fails("fit", "--config", config("simclr"), *TINY_FIT, *words, code=1)
         assert "written by AlignmentTask, and ckpt_path resumes the same class only" in message
 
-    def test_the_file_s_hyper_parameters_do_not_replace_the_user_s(self, work):
+    def test_file_hyper_parameters_do_not_replace_user_s(self, work):
         last = "runs/digits/source/checkpoints/last.ckpt"
         fit("source", "--name", "other", "--ckpt_path", last, "--model.flip", "0.25", "--trainer.max_epochs", "2")
         written = yaml.safe_load(Path("runs/other/config.yaml").read_text())

@@ -114,7 +114,7 @@ def test_relative_links_of_the_readme_lead_somewhere():
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
-def test_numbers_of_the_readme_are_those_of_the_results():
+def test_readme_numbers_are_results():
     readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     measured = [line for line in readme if line.startswith("|") and "±" in line]
     results = (ROOT / "docs" / "results" / "digits.md").read_text(encoding="utf-8").splitlines()

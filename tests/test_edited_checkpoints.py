@@ -213,7 +213,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("pytorch-lightning_version",), "abc", r"cannot be gone on from \(InvalidVersion: "),
+        (("pytorch-lightning_version",), "abc", r"cannot be resumed from \(InvalidVersion: "),
         (("pytorch-lightning_version",), GONE, "lacks pytorch-lightning_version"),
         (("callbacks",), [], "callbacks is of type list, expected dict"),
         (("callbacks", MODEL_CHECKPOINT), "odd", "callbacks.ModelCheckpoint is of type str, expected dict"),

@@ -258,7 +258,7 @@ class TestLastCheckpoint:
 
 
 class TestNothingPassesForComplete:
-    def test_results_of_an_earlier_run_go_when_another_begins(self, tmp_path, capsys, monkeypatch):
+    def test_earlier_results_are_removed_at_the_start(self, tmp_path, capsys, monkeypatch):
         """A new run in the folder of a complete one, killed before its first row."""
         from ttalight import Trainer
         from ttalight.adapters import Tent
@@ -285,7 +285,7 @@ class TestNothingPassesForComplete:
         with pytest.raises(SystemExit):
             compare([str(tmp_path)])
 
-    def test_predictions_are_complete_before_results_say_so(self, work, monkeypatch):
+    def test_predictions_are_written_before_results(self, work, monkeypatch):
         real = PredictionWriter.close
 
         def closes(self, *args, **kwargs):
@@ -300,7 +300,7 @@ class TestNothingPassesForComplete:
 
 class TestPredictionParts:
     @pytest.mark.parametrize("beyond", [1, 7, 10_000])
-    def test_what_was_written_after_the_checkpoint_is_cut_away(self, beyond, work):
+    def test_files_are_cut_back_to_the_checkpoint(self, beyond, work):
         with pytest.raises(KeyError):
             main([*command("adapt"), *fault("callback"), "--trainer.callbacks.batch=6", "--name", "stopped"])
         run = Path("runs/stopped")

@@ -124,7 +124,7 @@ class TestSizes:
         ],
         ids=["expanded", "overlapping", "three dimensions", "many"],
     )
-    def test_tensors_that_are_larger_than_what_they_are_stored_in(self, tensors):
+    def test_tensors_larger_than_their_storage(self, tensors):
         file = io.BytesIO()
         torch.save({"a": tensors}, file)
         with pytest.raises(ValueError, match=r"is stored as one of fewer values|bytes that are stored in"):
@@ -168,7 +168,7 @@ def test_a_changed_weight_is_seen():
         load_tensors(bytes(content))
 
 
-def test_a_member_that_claims_more_than_the_archive_has(tmp_path):
+def test_member_larger_than_its_archive(tmp_path):
     path = tmp_path / "a.zip"
     path.write_bytes(member("a", bytes(100)).replace((100).to_bytes(4, "little"), (1 << 30).to_bytes(4, "little")))
     with pytest.raises(ValueError, match="claim more bytes than it has"):

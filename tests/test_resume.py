@@ -222,7 +222,7 @@ def test_stopped_before_the_first_checkpoint(tmp_path, whole_tent):
     assert_same(tmp_path, whole_tent)
 
 
-def test_the_same_trainer_and_adapter_serve_another_run(tmp_path):
+def test_trainer_and_adapter_are_reusable(tmp_path):
     """Nothing of a resumption that failed reaches the next run."""
     interrupt(tmp_path, Tent(lr=0.01), 7, every=3, predictions=False)
     adapter, data = Tent(lr=0.01), stream()
@@ -477,7 +477,7 @@ class TestCommand:
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
 
-    def test_a_stopped_run_says_how_to_go_on_and_can_be_replaced(self, whole, capsys):
+    def test_stopped_run_names_resume_and_overwrite(self, whole, capsys):
         with pytest.raises(SystemExit):
             main(["adapt", *self.words(signal.SIGTERM), "--name", "c"])
         with pytest.raises(SystemExit):

@@ -88,7 +88,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 class TestHoldFolder:
-    def test_another_process_is_refused_until_the_first_is_killed(self, tmp_path, in_process):
+    def test_other_process_is_refused_until_a_kill(self, tmp_path, in_process):
         process = in_process(held(tmp_path / "a" / "run"))
         with (
             pytest.raises(ValueError, match=rf"{GOING_ON} \(process {process} on {socket.gethostname()}\): wait until"),
@@ -100,7 +100,7 @@ class TestHoldFolder:
         with hold_folder(tmp_path / "a" / "run"):
             pass
 
-    def test_another_thread_is_refused_and_the_same_one_is_not(self, tmp_path):
+    def test_other_thread_is_refused(self, tmp_path):
         refused = []
 
         def other() -> None:
@@ -118,7 +118,7 @@ class TestHoldFolder:
         other()
         assert len(refused) == 1
 
-    def test_a_worker_that_outlives_the_run_does_not_hold_it(self, tmp_path, in_process):
+    def test_surviving_worker_does_not_hold_the_run(self, tmp_path, in_process):
         def with_worker(reached: Callable[[], None]) -> None:
             with hold_folder(tmp_path):
                 worker = os.fork()
@@ -157,7 +157,7 @@ class TestWithoutLocks:
 
         monkeypatch.setattr(run_folder, "_flock", flock)
 
-    def test_another_process_is_refused_until_the_first_is_killed(self, tmp_path, in_process):
+    def test_other_process_is_refused_until_a_kill(self, tmp_path, in_process):
         process = in_process(held(tmp_path))
         with pytest.raises(ValueError, match=rf"{GOING_ON} \(process {process}.*if it is gone, remove .*lock-owner"):
             hold_folder(tmp_path).__enter__()

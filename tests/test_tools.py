@@ -54,13 +54,13 @@ def test_says_what_cannot_be_measured(rows):
 
 
 @pytest.mark.slow
-def test_test_time_training_takes_two_views_twenty_times_and_predicts():
+def test_test_time_training_counts_passes():
     (row,) = adapters("--networks", "resnet20", "--methods", "TestTimeTraining", "--through", "wrap")
     assert row["forwards / backwards"] == "41.00 / 40.00"
     assert float(row["ratio (middle half)"].split()[0]) > 0
 
 
-def test_growth_has_a_row_for_each_point_and_draws_them(tmp_path):
+def test_growth_has_a_row_for_each_point(tmp_path):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "growth.png"
     seen = table(

@@ -11,6 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 #: Words that open a noun clause. A docstring names a thing by its noun, or begins with a verb.
 OPENINGS = {"What", "Which", "How", "Where", "Who", "Whatever", "Whoever"}
+THIRD_PERSON = set(
+    "Adds Checks Closes Computes Decides Draws Gives Holds Keeps Lets Locks Makes Notes Plans Puts Reads Refuses "
+    "Removes Replaces Returns Runs Says Sets Takes Waits Writes".split()
+)
 #: Words of a private vocabulary, as patterns.
 BANNED = (
     r"\banew\b",
@@ -23,6 +27,7 @@ BANNED = (
     r"\bsays? so\b",
     r"\bbrings? along\b",
     r"\bfree the (parameters|affines)\b",
+    r"\bfor a while\b",
 )
 
 
@@ -42,6 +47,18 @@ def test_docstrings_open_with_a_noun_or_a_verb():
                 text = ast.get_docstring(node) or "."
                 if text.split()[0] in OPENINGS:
                     found.append(f"{path.relative_to(ROOT)}: {text.splitlines()[0]}")
+    assert found == []
+
+
+def test_docstrings_of_functions_are_imperative():
+    """``Return the logits``, as in most of them, and not ``Returns the logits``; properties and classes are nouns."""
+    found = []
+    for path in sorted((ROOT / "ttalight").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                first = (ast.get_docstring(node) or ".").split()[0]
+                if first in THIRD_PERSON:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {first}")
     assert found == []
 
 

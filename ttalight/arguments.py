@@ -1,4 +1,4 @@
-"""Checks that numbers among the arguments of a constructor are numbers, before anything is computed from them."""
+"""Arguments of constructors: numbers are checked before anything is computed from them, and ``repr`` shows them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["CheckedArguments"]
+from ttalight.errors import InputError, InputTypeError
+
+__all__ = ["CheckedArguments", "arguments_of", "shown_arguments"]
 
 #: Types that are checked, and their names; what else an argument may be, its class checks.
 _NAMES: dict[Any, str] = {
@@ -27,8 +29,10 @@ _NAMES: dict[Any, str] = {
 class CheckedArguments:
     """A base whose subclasses refuse arguments that are annotated as numbers and are none, with a TypeError.
 
-    NaN is a ValueError; a bool is no int.
+    NaN is a ValueError; a bool is no int. ``given_arguments`` are those that an object was made with.
     """
+
+    given_arguments: Mapping[str, Any] = types.MappingProxyType({})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -51,28 +55,65 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
             if name in given and not any(_fits(given[name], kind) for kind in kinds):
                 value, expected = given[name], " or ".join(_NAMES[kind] for kind in kinds)
                 seen = f"{value!r:.60}, a {type(value).__name__}"
-                raise TypeError(f"{type(self).__name__}: {name} must be {expected}, got {seen}")
+                raise InputTypeError(f"{type(self).__name__}: {name} must be {expected}, got {seen}")
+        if type(self).__init__ is checked:
+            plain = {name: value for name, value in given.items() if name not in ("self", "kwargs")}
+            vars(self)["given_arguments"] = plain | given.get("kwargs", {})
         init(self, *args, **kwargs)
         odd = [name for name, value in given.items() if isinstance(value, float) and math.isnan(value)]
         if odd:  # the bounds of the constructor have not said so
-            raise ValueError(f"{type(self).__name__}: {odd[0]} must be a number, got nan")
+            raise InputError(f"{type(self).__name__}: {odd[0]} must be a number, got nan")
 
     return checked
 
 
 def _check_names(cls: type, given: Iterable[str]) -> None:
-    """Refuses names that no constructor of a class has."""
-    signatures = [inspect.signature(owner.__init__) for owner in cls.__mro__ if "__init__" in vars(owner)]  # type: ignore[misc]
-    known = {name for signature in signatures for name in signature.parameters}
+    """Refuse names that no constructor of a class has."""
+    known = set(_parameters(cls))
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, known - {"self", "args", "kwargs"}, n=1, cutoff=0.4)
-        raise TypeError(f"{cls.__name__} has no argument {unknown}" + (f"; nearest: {near[0]}" if near else ""))
+        raise InputTypeError(f"{cls.__name__} has no argument {unknown}" + (f"; nearest: {near[0]}" if near else ""))
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Return the arguments of all constructors of a class, each as the most derived one has it."""
+    signatures = [inspect.signature(owner.__init__) for owner in cls.__mro__ if "__init__" in vars(owner)]  # type: ignore[misc]
+    return {name: value for signature in reversed(signatures) for name, value in signature.parameters.items()}
+
+
+def arguments_of(made: object) -> dict[str, Any]:
+    """Return the attributes of an object that are named like arguments of its constructors."""
+    return {name: getattr(made, name) for name in _parameters(type(made)) if hasattr(made, name)}
+
+
+def shown_arguments(made: object, given: Mapping[str, Any]) -> str:
+    """Return the arguments of an object as a call shows them, without those that have their default values.
+
+    Args:
+        made: The object.
+        given: Arguments by name.
+    """
+    known = _parameters(type(made))
+    defaults = {name: known[name].default if name in known else inspect.Parameter.empty for name in given}
+    return ", ".join(f"{name}={_short(value)}" for name, value in given.items() if not _is(value, defaults[name]))
+
+
+def _is(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, (int, float, str, tuple)) and value == default)
+
+
+def _short(value: Any) -> str:
+    name = type(value).__name__
+    if type(value).__repr__ is object.__repr__ or callable(value):
+        return getattr(value, "__name__", f"{name}(...)")
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"{name}(...)"
 
 
 @functools.cache
 def _plain_hints(init: Callable[..., None]) -> dict[str, tuple[Any, ...]]:
-    """Returns the types of each argument that takes these types only."""
+    """Return the types of each argument that takes these types only."""
     try:
         hints = get_type_hints(init)
     except NameError:  # a name that is known to type checkers only

@@ -23,10 +23,11 @@ from ttalight.adapters import Adapter
 from ttalight.adapters.sharding import Shard
 from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, ResumedCheckpoint, Termination
 from ttalight.callbacks.adaptation_files import check_resumable, finish, list_checkpoints
-from ttalight.callbacks.search import callbacks_of
+from ttalight.callbacks.search import callbacks_of, find_callback, find_callbacks, get_callback
 from ttalight.callbacks.termination import spawned
 from ttalight.data import ImageDataModule
 from ttalight.distributed.batch_norm_sync import BatchNormSync
+from ttalight.errors import InputError, InputTypeError
 from ttalight.files.checkpoints import CheckpointFiles
 from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, UNFINISHED, find_files, hold_folder, remove
 from ttalight.reporting import Results, read_results
@@ -164,11 +165,11 @@ class Trainer(lightning.Trainer):
         """
         data = _data_arguments(datamodule, dataloaders)
         if model is None or not data:
-            raise ValueError("adapt needs a model and a datamodule, or a model and dataloaders")
+            raise InputError("adapt needs a model and a datamodule, or a model and dataloaders")
         _check_kinds(model, adapter, resume)
         if shard not in (None, "domain", "batch"):
-            raise ValueError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
-        recorder = next(callback for callback in callbacks_of(self) if isinstance(callback, Recorder))
+            raise InputError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
+        recorder = get_callback(self, Recorder)
         with self._hold_folder():
             if resume is not None and Path(resume).resolve() in self._folders():
                 if self.is_global_zero:  # which may have finished it before the others look
@@ -185,7 +186,7 @@ class Trainer(lightning.Trainer):
         """Return what processes that Lightning spawned have measured, which have ended."""
         folder = recorder.run_folder(self)
         if folder is None:
-            raise ValueError(
+            raise InputError(
                 "processes that are spawned leave their results in the run's folder: give the Trainer a "
                 "default_root_dir"
             )
@@ -202,13 +203,13 @@ class Trainer(lightning.Trainer):
         by_domain = shard == "domain" and self.num_devices * self.num_nodes > 1
         if adapter is None:
             if not hasattr(model, "default_adapter"):
-                raise ValueError(
+                raise InputError(
                     f"{type(model).__name__} has no adapter of its own: give one, for example --adapter Tent "
                     "(adapter=Tent() in Python)"
                 )
             adapter = model.default_adapter()  # type: ignore[operator]
         before = callbacks_of(self)
-        checkpoint = next((callback for callback in before if isinstance(callback, AdaptationCheckpoint)), None)
+        checkpoint = find_callback(self, AdaptationCheckpoint)
         if checkpoint is None and (self._checkpoints or resume is not None):
             checkpoint = AdaptationCheckpoint()
         if by_domain:
@@ -245,9 +246,9 @@ class Trainer(lightning.Trainer):
             ValueError: If it is not in this trainer's folder, or has checkpoints to resume from.
         """
         if run.resolve() not in self._folders():
-            raise ValueError(f"the run to resume is in {run}: use Trainer(default_root_dir={str(run)!r})")
+            raise InputError(f"the run to resume is in {run}: use Trainer(default_root_dir={str(run)!r})")
         if list_checkpoints(run):
-            raise ValueError(
+            raise InputError(
                 f"the run in {run} has checkpoints, which processes that divide domains cannot resume from: use "
                 "shard='batch' or one process"
             )
@@ -255,8 +256,7 @@ class Trainer(lightning.Trainer):
 
     def _folders(self) -> list[Path]:
         """Return the folders that a run of this trainer writes to; those that only loggers know are not among them."""
-        recorders = [callback for callback in callbacks_of(self) if isinstance(callback, Recorder)]
-        folders = [self._folder, *(recorder.folder for recorder in recorders)]
+        folders = [self._folder, *(recorder.folder for recorder in find_callbacks(self, Recorder))]
         return sorted({Path(folder).resolve() for folder in folders if folder is not None and "://" not in folder})
 
     @contextlib.contextmanager
@@ -313,14 +313,14 @@ def _check_kinds(model: Any, adapter: Any, resume: Any) -> None:
     for name, (value, kind) in kinds.items():
         if value is not None and not isinstance(value, kind):
             seen = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
-            raise TypeError(f"{name} must be {advice[name]}, got {seen}")
+            raise InputTypeError(f"{name} must be {advice[name]}, got {seen}")
 
 
 def _data_arguments(datamodule: Any, dataloaders: Any) -> dict[str, Any]:
     """Return the data as the arguments of Lightning's ``test``; empty if there are none."""
     given = [data for data in (datamodule, dataloaders) if data is not None]
     if len(given) > 1:
-        raise ValueError("adapt takes a datamodule or dataloaders, got both: leave one of them out")
+        raise InputError("adapt takes a datamodule or dataloaders, got both: leave one of them out")
     if not given:
         return {}
     data = given[0]
@@ -330,7 +330,7 @@ def _data_arguments(datamodule: Any, dataloaders: Any) -> dict[str, Any]:
     for loader in loaders or [data]:
         if isinstance(loader, (Tensor, Dataset, str, bytes)) or not loaders or not isinstance(loader, Iterable):
             kind = f"the class {loader.__name__}" if isinstance(loader, type) else f"a {type(loader).__name__}"
-            raise TypeError(
+            raise InputTypeError(
                 f"adapt takes a LightningDataModule, a DataLoader or several, got {kind if loaders else 'none'}: make "
                 "one with torch.utils.data.DataLoader(dataset, batch_size=...)"
             )

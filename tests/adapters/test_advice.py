@@ -24,7 +24,7 @@ def test_small_batches_are_reported_once(make_net, images, told):
 
 @pytest.mark.parametrize("method", [Source, AlphaBN])
 @pytest.mark.filterwarnings("error")
-def test_small_batches_are_fine_without_batch_statistics(make_net, method, images):
+def test_small_batches_without_batch_statistics(make_net, method, images):
     method().wrap(make_net())(images[:1])
 
 
@@ -46,7 +46,7 @@ def test_method_without_a_step_is_reported_at_the_end(make_net, images):
         adapted.release()
 
 
-def test_method_without_a_step_is_reported_in_a_long_stream(make_net):
+def test_no_step_in_a_long_stream_warns(make_net):
     batch, adapted = torch.rand(8, 3, 8, 8, dtype=torch.float64), filtered().wrap(make_net())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -51,7 +51,7 @@ class TestETA:
         assert adapted.engine.last["selected"] == 0
         assert torch.equal(tensors(adapted)["method.mean_prediction"], mean)
 
-    def test_a_sample_that_is_not_a_number_does_not_spoil_the_mean(self, make_net, images, breaks):
+    def test_nan_sample_does_not_spoil_the_mean(self, make_net, images, breaks):
         group = lambda channels: torch.nn.GroupNorm(2, channels)  # noqa: E731
         spoilt = images.clone()
         spoilt[0] = 1e6
@@ -71,18 +71,6 @@ class TestETA:
         assert adapted.engine.last["loss"] == pytest.approx(expected)
         mean = logits.softmax(1).mean((0, 2, 3))
         torch.testing.assert_close(tensors(adapted)["method.mean_prediction"], mean)
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"margin": 0}, r"margin must be a share of ln C in \(0, 1\], got 0"),
-            ({"margin": 2.76}, r"margin must be .* got 2\.76"),
-            ({"redundancy": 0.0}, r"redundancy must be a cosine in \(0, 1\], got 0\.0"),
-        ],
-    )
-    def test_says_what_is_wrong_with_arguments(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            ETA(**arguments)
 
 
 class TestRDumb:
@@ -209,7 +197,7 @@ class TestEATA:
             distances.append(sum((w - s).square().sum() for w, s in zip(net.parameters, net.source, strict=True)))
         assert distances[0] > 1.2 * distances[1] > 1.44 * distances[2]
 
-    def test_a_generator_is_read_once_and_copies_need_no_source(self, make_net, batches):
+    def test_generator_source_is_read_once(self, make_net, batches):
         def source():
             yield from batches[:2]
 
@@ -290,7 +278,7 @@ class TestEATA:
         assert len(set(sizes[0])) == 20
         assert sizes[0][-1] > 150
 
-    def test_says_that_a_data_module_has_no_validation_images(self, in_lightning, pixels):
+    def test_missing_validation_images_are_named(self, in_lightning, pixels):
         with pytest.warns(UserWarning, match="found no source images.*a data module with validation images"):
             seen = in_lightning(EATA(), Unlabelled(pixels))
         assert seen.protocol["fisher"] is None
@@ -314,18 +302,6 @@ class TestEATA:
         expected = {"fisher": "stream", "fisher_samples": 15, "fisher_weight": 7.0, "redundancy": 0.1, "margin": 0.4}
         assert results["protocol"].items() >= expected.items()
         assert results["cost"]["forwards_per_batch"] == 2
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"fisher": "target"}, "fisher must be 'source' or 'stream', got 'target'"),
-            ({"fisher_samples": 0}, "fisher_samples must be at least 1, got 0"),
-            ({"fisher_weight": -1.0}, "fisher_weight must be at least 0, got -1"),
-        ],
-    )
-    def test_says_what_is_wrong_with_arguments(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            EATA(**arguments)
 
     @pytest.mark.parametrize(
         ("source", "error", "message"),

@@ -34,7 +34,7 @@ def test_margin_is_a_share_of_the_largest_entropy():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_margins_without_masked_classes_are_the_margin_bit_for_bit(dtype):
+def test_margins_without_masked_classes_are_exact(dtype):
     for classes in (2, 3, 10, 49, 1000):
         margin, margins = entropy_margin(0.4, classes), entropy_margins(0.4, torch.zeros(2, classes, dtype=dtype))
         assert torch.equal(margins, torch.full((2,), margin, dtype=dtype))
@@ -53,7 +53,7 @@ def test_margins_count_the_classes_that_are_not_masked(waits):
     assert dense.tolist() == pytest.approx([margins.mean().item()])
 
 
-def test_certain_samples_weigh_more_and_the_weight_is_a_constant():
+def test_certain_samples_weigh_more_without_gradient():
     entropies = double([0.0, 0.5, 2.0]).requires_grad_()
     weights = confidence_weight(entropies, 0.5)
     assert weights.tolist() == pytest.approx([math.exp(0.5), 1.0, math.exp(-1.5)])

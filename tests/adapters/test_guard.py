@@ -54,7 +54,7 @@ def test_other_errors_of_a_method_stay(make_net, batches):
         Fails().wrap(make_net())(batches[0])
 
 
-def test_spoiled_model_is_restored_and_the_batch_predicted_by_the_source(make_net, batches):
+def test_spoiled_model_is_restored_to_source(make_net, batches):
     adapted = Tent(lr=0.05, reset="never").wrap(make_net())
     adapted(batches[0])
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_spoiled_model_is_restored_and_the_batch_predicted_by_the_source(make_ne
     assert (adapted.engine.recoveries, adapted.engine.updates) == (1, 1)
 
 
-def test_weights_that_no_step_moved_are_not_checked_again(make_net, batches):
+def test_unchanged_weights_are_not_checked_again(make_net, batches):
     class Bright(Tent):
         def weigh(self, net, images, outputs):
             return (images.mean((1, 2, 3)) > 0.3).to(images.dtype)

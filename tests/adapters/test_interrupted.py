@@ -179,7 +179,7 @@ def test_the_first_batch(method, kind, fault, batches):
     assert difference(everything(broken), everything(whole)) == []
 
 
-def test_a_network_that_another_method_has_taken_over_since(fault, batches):
+def test_network_taken_over_by_another_method(fault, batches):
     net = Net(fault)
     first = Tent().wrap(net)
     fault.arm("forward", 1)

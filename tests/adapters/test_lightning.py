@@ -155,7 +155,7 @@ def test_compiled_modules_move_as_eager_ones(compiled, net, loader, trainer, exp
         torch.testing.assert_close(logits, wanted, rtol=1e-8, atol=1e-8)
 
 
-def test_mixed_precision_reaches_the_passes_and_not_the_mathematics(net, images, trainer):
+def test_mixed_precision_is_of_passes_only(net, images, trainer):
     seen = []
     net.float()[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     loader = DataLoader(TensorDataset(images.float(), torch.zeros(6, dtype=torch.int64)), batch_size=4)

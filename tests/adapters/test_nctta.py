@@ -138,19 +138,5 @@ def test_dense_outputs_are_refused(images):
         NCTTA().wrap(net)(images)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"margin": 0.0}, "margin must be a positive share"),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"share": 1.5}, r"share must lie in \[0, 1\], got 1.5"),
-        ({"scale": -1.0}, "scale, .* must be at least 0, got -1"),
-    ],
-)
-def test_says_what_is_wrong_with_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        NCTTA(**arguments)
-
-
 def test_protocol_tells_runs_apart():
     assert NCTTA(top_k=3).protocol() != NCTTA().protocol()

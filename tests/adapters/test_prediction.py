@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.methods import EVERY_CLASS, methods
 from support.networks import small_net
+from support.tasks import DrawingTask
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten
@@ -21,24 +22,6 @@ METHODS |= {"Test-time training": lambda **more: TestTimeTraining(steps=2, lr=1e
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
 
 
-class Task(nn.Module):
-    """A network with a self-supervised loss that draws."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = small_net()
-
-    def forward(self, images):
-        return self.net(images)
-
-    def adaptable_parameters(self):
-        return self.net[:6].parameters()
-
-    def auxiliary_loss(self, images, generator):
-        noise = torch.rand(images.shape, generator=generator, dtype=images.dtype)
-        return self.net(images + noise).square().mean(1)
-
-
 @pytest.fixture(params=METHODS)
 def name(request):
     return request.param
@@ -47,7 +30,7 @@ def name(request):
 @pytest.fixture
 def make(name):
     """Return what makes an adapted network of the method."""
-    network = Task if name == "Test-time training" else small_net
+    network = (lambda: DrawingTask(small_net())) if name == "Test-time training" else small_net
 
     def make(**more):
         settings = {"reset": "never", **more}

@@ -56,6 +56,6 @@ def test_says_which_readings_there_can_be(read_at):
         TestTimeTraining(steps=4, read_at=read_at)
 
 
-def test_refuses_readings_of_a_run_that_goes_on_between_batches():
+def test_readings_need_a_reset_every_batch():
     with pytest.raises(ValueError, match="read_at needs reset='batch', got reset='domain'"):
         EMABN(steps=4, read_at=[1])

@@ -121,7 +121,7 @@ def test_keeps_less(make, images):
     assert kept(True) < 0.5 * kept(False)
 
 
-def test_copies_adapt_on_their_own_and_a_release_gives_the_network_back(make, images, state_of, same_state):
+def test_copies_are_independent_and_release_restores(make, images, state_of, same_state):
     net = make()
     before = state_of(net)
     adapted = RDumb(margin=1.0, passes=RecomputedBlocks()).wrap(net)

@@ -226,15 +226,3 @@ class TestDefaults:
         images = images.repeat(2, 1, 1, 1)
         logits = SAR(margin=1.0).wrap(make_net(classes=200))(images)  # ImageNet's settings are the defaults
         assert logits.shape == (len(images), 200)
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"margin": 1.5}, r"margin must be a share of ln C in \(0, 1\], got 1\.5"),
-            ({"rho": -0.1}, r"rho must be at least 0, got -0\.1"),
-            ({"recovery": -1.0}, "recovery must be an entropy of at least 0, got -1"),
-        ],
-    )
-    def test_says_what_is_wrong_with_arguments(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            SAR(**arguments)

@@ -168,7 +168,7 @@ class TestInAMethod:
         assert adapted.engine.last["loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
 
     @pytest.mark.parametrize("norm", ["ema", "batch"])
-    def test_test_time_training_makes_it_from_the_pass_of_the_prediction(self, make_net, images, norm):
+    def test_test_time_training_reuses_the_prediction_pass(self, make_net, images, norm):
         class Task(nn.Module):
             def __init__(self):
                 super().__init__()

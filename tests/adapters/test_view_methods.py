@@ -82,19 +82,6 @@ class TestPixels:
         moved.to("cpu")
         assert torch.equal(moved(pixels[:2]), adapted(pixels[:2]))
 
-    @pytest.mark.parametrize("method", WITH_PIXELS)
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"mean": MEAN}, "give mean and std together, got mean=.* and std=None"),
-            ({"mean": MEAN, "std": (0.2, 0.0, 0.2)}, "std must be positive"),
-            ({"mean": (0.5,), "std": STD}, "mean must be three finite numbers"),
-        ],
-    )
-    def test_say_what_is_wrong(self, method, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            method(**arguments)
-
 
 class TestSHOT:
     def test_leaves_the_classifier_and_the_statistics(self, net, pixels):
@@ -105,7 +92,7 @@ class TestSHOT:
         assert {name for name in changed if name.startswith("9.") or "running" in name} == set()
         assert {"0.weight", "1.weight", "3.weight"} <= changed
 
-    def test_without_a_sure_prediction_is_information_maximisation(self, net, pixels):
+    def test_no_sure_prediction_maximises_information(self, net, pixels):
         plain = SHOT(pseudo_weight=0.0).wrap(copy.deepcopy(net))
         unsure = SHOT(confidence=0.999999).wrap(net)
         assert torch.equal(unsure(pixels), plain(pixels))
@@ -128,17 +115,6 @@ class TestSHOT:
         assert 0 < len(sure) < len(p)
         expected = entropy + (mean * mean.log()).sum() - 0.3 * sure.log().mean()
         assert dense.engine.last["loss"] == pytest.approx(expected.item(), rel=1e-9)
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"pseudo_weight": -0.1}, "pseudo_weight must be at least 0, got -0.1"),
-            ({"confidence": 1.0}, r"confidence must lie in \[0, 1\), got 1"),
-        ],
-    )
-    def test_says_what_is_wrong(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            SHOT(**arguments)
 
 
 class TestTIPI:
@@ -196,18 +172,6 @@ class TestTIPI:
         first = adapted(pixels)
         assert not torch.equal(adapted(pixels), first)
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"epsilon": 0.0}, "epsilon must be above 0, got 0"),
-            ({"entropy_weight": -1.0}, "entropy_weight must be at least 0, got -1"),
-            ({"large_batch": -1}, "large_batch must be at least 0 or None, got -1"),
-        ],
-    )
-    def test_says_what_is_wrong(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            TIPI(**arguments)
-
 
 @pytest.mark.parametrize("method", [ROID, CMF])
 class TestROIDAndCMF:
@@ -261,18 +225,6 @@ class TestROIDAndCMF:
         with pytest.raises(ValueError, match=r"got logits of shape \(6, 4, 16, 16\): for dense outputs"):
             method().wrap(DenseNet())(pixels)
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"temperature": 0.0}, "temperature must be above 0, got 0"),
-            ({"source_share": 1.5}, r"source_share must lie in \[0, 1\], got 1.5"),
-            ({"prior_correction": "bayes"}, "prior_correction must be 'log', 'published' or 'none', got 'bayes'"),
-        ],
-    )
-    def test_says_what_is_wrong(self, method, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            method(**arguments)
-
 
 class TestROIDMathematics:
     def test_some_sample_is_always_kept(self):
@@ -289,14 +241,14 @@ class TestROIDMathematics:
             equal = torch.randn(1, 5, generator=generator).expand(6, -1).softmax(1)
             assert torch.equal(certainty_diversity_weights(equal, mean, 1 / 3), torch.ones(6))
 
-    def test_the_log_prior_is_bayes_rule_and_the_published_product_is_not(self):
+    def test_log_prior_is_bayes_rule(self):
         """Two classes with logits (-1, -1.2) under a prior of (0.52, 0.48): the likelier class must gain."""
         logits, prior = torch.tensor([-1.0, -1.2]).double(), torch.tensor([0.52, 0.48]).double()
         odds = logits.softmax(0) * prior / (logits.softmax(0) * prior).sum()
         torch.testing.assert_close((logits + prior.log()).softmax(0), odds)
         assert (logits * prior).softmax(0)[0] < logits.softmax(0)[0] < odds[0]
 
-    def test_the_smoothed_prior_is_a_distribution_nearer_to_uniform(self):
+    def test_smoothed_prior_is_nearer_to_uniform(self):
         logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)).double() * 3
         prior, smoothed = logits.softmax(1).mean(0), smoothed_prior(logits)
         assert smoothed.sum().item() == pytest.approx(1)
@@ -333,17 +285,6 @@ class TestCMF:
     def test_counts_parameters(self, net, pixels):
         with pytest.raises(ValueError, match=r"is 4\.17 for the 32 trainable ones: choose a smaller process_variance"):
             CMF(process_variance=5000.0).wrap(net)(pixels)
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"process_variance": 0.0}, "process_variance must be above 0, got 0"),
-            ({"hidden_share": -0.1}, r"hidden_share must lie in \[0, 1\], got -0.1"),
-        ],
-    )
-    def test_says_what_is_wrong(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            CMF(**arguments)
 
 
 class TestMEMO:
@@ -393,19 +334,6 @@ class TestMEMO:
     def test_refuses_dense_predictions(self, pixels):
         with pytest.raises(ValueError, match=r"MEMO averages .* got logits of shape \(32, 4, 16, 16\)"):
             MEMO().wrap(DenseNet())(pixels)
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"views": 0}, "views must be at least 1, got 0"),
-            ({"steps": 0}, "steps must be at least 1, got 0"),
-            ({"prior": -1.0}, "prior must be at least 0, got -1"),
-            ({"crop": "centre"}, "crop must be 'padded' or 'resized', got 'centre'"),
-        ],
-    )
-    def test_says_what_is_wrong(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            MEMO(**arguments)
 
 
 def mix_statistics(layer: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:

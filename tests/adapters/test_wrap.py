@@ -133,7 +133,7 @@ class TestBatches:
     def test_of_one(self, adapter, net, images):
         assert adapter.wrap(net)(images[:1]).shape == (1, 4)
 
-    def test_of_one_value_a_channel_fall_back_to_running_statistics(self, images):
+    def test_one_value_a_channel_uses_running_statistics(self, images):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).double().eval()
         expected = net(images[:1])
@@ -161,7 +161,7 @@ class TestBatches:
             net.train()
             assert torch.equal(disturbed(images), adapted(images))
 
-    def test_autocast_reaches_the_passes_and_not_the_mathematics(self, net, images):
+    def test_autocast_is_of_passes_only(self, net, images):
         net, images = net.float(), images.float()
         adapted = Tent().wrap(net)
         seen = []
@@ -210,7 +210,7 @@ class TestBatches:
 
 class TestGuard:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_broken_pixels_are_refused_before_anything_changes(self, net, images, value):
+    def test_broken_pixels_are_refused_first(self, net, images, value):
         adapted = EMABN().wrap(net)
         adapted(images)
         before = adapted.state_dict()["tensors"]

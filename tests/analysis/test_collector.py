@@ -81,7 +81,7 @@ def test_source_features_have_no_steps(make_task, make_data, make_trainer):
     assert {row["steps"] for row in collector.rows} == {0}
 
 
-def test_before_the_steps_are_the_features_of_the_source(make_task, make_data, make_trainer):
+def test_features_before_steps_are_source_features(make_task, make_data, make_trainer):
     kept = []
     for method in ("ttt, online", "source"):
         collector = FeatureCollector(keep=["contrast"])
@@ -105,7 +105,7 @@ def test_files_have_the_rows_and_what_is_kept(make_task, make_data, make_trainer
     assert row["davies_bouldin"] != davies_bouldin(values, found["contrast"].labels)
 
 
-def test_the_source_is_the_training_set_without_adaptation(make_task, make_data, make_trainer):
+def test_source_features_are_of_the_training_set(make_task, make_data, make_trainer):
     collector = FeatureCollector(source_images=60)
     make_trainer(collector).adapt(make_task(), make_data(domains=["clean"]), TestTimeTraining(steps=1))
     task, data = make_task().eval(), make_data()

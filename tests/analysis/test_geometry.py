@@ -48,7 +48,7 @@ def test_too_few_classes_are_no_reason_to_stop():
     assert geometry("fog", own)[0]["davies_bouldin"] is None
 
 
-def test_means_leave_clean_out_and_miss_what_a_domain_misses():
+def test_means_leave_clean_out():
     rows = [*geometry("clean", features(9)), *geometry("fog", features(1)), *geometry("snow", features(2))]
     mean = mean_geometry(rows)
     assert [row["domains"] for row in mean] == [2] * 4

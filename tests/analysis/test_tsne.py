@@ -50,7 +50,7 @@ def test_neighbours_stay_neighbours():
     assert davies_bouldin(torch.from_numpy(places), own.labels) < 1
 
 
-def test_figure_has_the_index_of_the_features_themselves(tmp_path):
+def test_figure_shows_the_index_of_features(tmp_path):
     pytest.importorskip("sklearn", reason="t-SNE needs the analysis extra")
     pytest.importorskip("matplotlib", reason="figures need the plots extra")
     rows = [row[:1] for row in feature_panels({"Y": MODELS["Y"]})]

@@ -393,7 +393,7 @@ def test_a_strangers_loaders_are_rows(tmp_path):
     assert (tmp_path / "domains.csv").is_file()
 
 
-def test_adapt_returns_what_it_writes_and_leaves_the_trainer_as_it_was(run, data):
+def test_adapt_returns_results_and_restores_trainer(run, data):
     trainer = run()
     callbacks = list(trainer.callbacks)
     module = Module()

@@ -121,9 +121,7 @@ class TestWritten:
 
 class TestInterruption:
     @pytest.mark.parametrize("stop", [0, 3, 5])
-    def test_goes_on_with_the_corruption_that_was_not_finished(
-        self, finished, tmp_path, monkeypatch, fails, stop, capsys
-    ):
+    def test_resumes_with_the_unfinished_corruption(self, finished, tmp_path, monkeypatch, fails, stop, capsys):
         """Two chunks a corruption, so that 5 stops in the middle of the third."""
         corrupted = []
         real = corrupt_command.corrupt_chunk

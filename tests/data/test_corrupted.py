@@ -72,7 +72,7 @@ class TestReading:
             ("fog", severity),
         ]
 
-    def test_root_may_be_the_layout_itself_or_come_from_the_variable(self, layout, monkeypatch):
+    def test_root_is_the_layout_or_the_variable(self, layout, monkeypatch):
         monkeypatch.setenv("TTALIGHT_DATA", str(layout.parent))
         for root in (None, str(layout)):
             assert torch.equal(
@@ -97,7 +97,7 @@ class TestReading:
         with pytest.raises(FileNotFoundError, match=r"no test_batch in .*cifar-10-batches-py.*download: true"):
             domains_of(CorruptedDataModule(root=str(layout.parent), domains=["clean", "fog"]))
 
-    def test_fortran_order_and_other_integers_are_read_right(self, layout):
+    def test_fortran_order_and_integer_types(self, layout):
         np.save(layout / "fog.npy", np.asfortranarray(published(0)))
         np.save(layout / "labels.npy", np.tile(np.arange(COUNT) % 10, 5).astype(">i2"))
         images = CorruptedFolder(layout).read("fog", 2, 10)
@@ -229,7 +229,7 @@ class TestGenerating:
         with pytest.raises(FileNotFoundError, match=r"no jpeg_compression.npy"):
             domains_of(CorruptedDataModule(root=str(clean), domains=["jpeg_compression"], generate=True))
 
-    def test_validation_images_can_be_made_where_test_images_are_published(self, layout, clean, monkeypatch):
+    def test_validation_is_generated_beside_published_test(self, layout, clean, monkeypatch):
         monkeypatch.setattr(CIFAR10, "train_list", CIFAR10.test_list)
         data = CorruptedDataModule(
             root=str(clean), domains=["fog"], generate=True, stream_split="validation", validation=20

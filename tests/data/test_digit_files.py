@@ -237,14 +237,6 @@ class TestDigitSets:
         with pytest.raises(ValueError, match=r"test_32x32\.mat must hold X of shape \(32, 32, 3, N\) and y, it has"):
             make(dataset="svhn").load("test")
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [({"dataset": "emnist"}, "dataset must be mnist, usps or svhn"), ({"validation": -1}, "validation must be at")],
-    )
-    def test_arguments(self, make, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            make(**arguments)
-
     def test_train_and_adapt(self, make):
         options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         task = SupervisedTask(encoder="cifar_resnet8")

@@ -135,7 +135,7 @@ class TestTrainingOnAGPU:
     @pytest.mark.parametrize(
         ("device", "free", "workers"), [("cuda", 4 * BYTES - 1, 0), ("cuda", 8 * BYTES, 1), ("cpu", 8 * BYTES, 0)]
     )
-    def test_images_stay_where_they_are_without_room_or_use(self, monkeypatch, device, free, workers):
+    def test_images_stay_on_host_without_room(self, monkeypatch, device, free, workers):
         assert self.trained(monkeypatch, device, free, workers) == ["cpu"]
 
     @pytest.mark.parametrize("device", ["cuda", "cpu"])
@@ -171,7 +171,7 @@ class TestTrainingOnAGPU:
 
 
 class TestImageArrays:
-    def test_batches_come_from_the_device_that_holds_the_images(self):
+    def test_batches_are_on_the_images_device(self):
         data = ImageArrays(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.arange(4), with_index=True)
         data.to("meta")
         images, labels, index = data.__getitems__([1, 3])
@@ -206,16 +206,3 @@ class TestImageArrays:
     def test_says_what_is_wrong(self, images, labels, message):
         with pytest.raises(ValueError, match=message):
             ImageArrays(images, labels)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"domains": []}, "domains is empty"),
-        ({"limit": 0}, "limit must be at least 1, got 0"),
-    ],
-)
-def test_says_what_is_wrong_with_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        DigitsDataModule(**arguments)

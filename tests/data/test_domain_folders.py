@@ -41,7 +41,7 @@ def greys(part):
     return sorted(int(part[index][0].flatten()[0]) for index in range(len(part)))
 
 
-def test_sources_are_trained_on_and_the_others_are_the_stream(make):
+def test_sources_train_and_others_stream(make):
     data = make(sources=["art_painting", "cartoon"])
     data.setup("fit")
     data.setup("test")

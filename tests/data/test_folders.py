@@ -158,7 +158,7 @@ class TestLinks:
         assert find_files(tmp_path / "train", ["cat"], ENDINGS) == {"cat": ["cat/0.png", "cat/next/1.png"]}
 
     @pytest.mark.parametrize("both", [False, True])
-    def test_classes_that_lead_into_each_other_are_an_error(self, both, tmp_path):
+    def test_class_folder_cycles_are_an_error(self, both, tmp_path):
         """No image may have two labels."""
         for name in ("cat", "dog"):
             paint(tmp_path / "train" / name / "0.png")

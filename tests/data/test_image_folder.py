@@ -170,17 +170,6 @@ class TestTree:
         with pytest.raises(ValueError, match=r"test has classes that .*train has not: bug"):
             make().setup("test")
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"resize": 0}, "resize must be at least 1 pixel, got 0"),
-            ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
-        ],
-    )
-    def test_arguments(self, make, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            make(**arguments)
-
 
 class TestDomains:
     @pytest.mark.parametrize(("resize", "table"), [(256, "imagenet"), (64, "tiny_imagenet"), (32, "cifar")])

@@ -56,7 +56,7 @@ class FakeTrainer:
         ({"resize": 48, "interpolation": "lanczos"}, (48, "lanczos")),
     ],
 )
-def test_pretrained_weights_decide_what_arguments_leave_open(root, arguments, expected):
+def test_pretrained_weights_fill_open_arguments(root, arguments, expected):
     data = ImageFolderDataModule(root=str(root), num_workers=0, batch_size=6, **arguments)
     assert (data.resize, data.interpolation) == (
         arguments.get("resize", 256),

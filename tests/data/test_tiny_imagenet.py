@@ -64,7 +64,7 @@ def label_of(image):
     raise AssertionError("not a test image")
 
 
-def test_test_images_have_the_labels_of_the_annotations(make):
+def test_test_labels_come_from_annotations(make):
     images, labels = shown(make())
     assert images.shape == (6, 3, 64, 64)
     assert labels.tolist() == [label_of(image) for image in images]
@@ -85,7 +85,7 @@ def test_sorted_test_images_are_the_same(make, root):
     }
 
 
-def test_training_and_validation_are_parts_of_the_training_images(make):
+def test_validation_is_part_of_training_images(make):
     data = make()
     data.setup("fit")
     train, validation = data.train_set, data.validation_set

@@ -67,7 +67,7 @@ def test_detached_targets_get_no_gradient(triplet):
     assert second.grad.any()
 
 
-def test_half_precision_and_autocast_do_not_touch_the_similarities(triplet):
+def test_similarities_are_float32_under_autocast(triplet):
     vectors = triplet.bfloat16()
     exact = alignment_loss(*vectors.double(), 0.01)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -79,7 +79,7 @@ def test_half_precision_and_autocast_do_not_touch_the_similarities(triplet):
 
 
 @pytest.mark.parametrize("sibling", SIBLINGS)
-def test_sharp_temperatures_and_zero_vectors_stay_finite(triplet, sibling):
+def test_sharp_temperatures_and_zeros_stay_finite(triplet, sibling):
     vectors = triplet.float()
     vectors[0, 1] = vectors[1, 1]
     vectors[:, 2] = 0

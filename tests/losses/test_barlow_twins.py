@@ -11,7 +11,7 @@ def views() -> torch.Tensor:
     return torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def test_equal_views_with_independent_dimensions_are_the_minimum():
+def test_minimum_at_equal_independent_views():
     signs = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
     assert barlow_twins_loss(signs, 3 * signs + 7, 1.0).item() == pytest.approx(0, abs=1e-9)
 
@@ -66,7 +66,7 @@ def test_a_dimension_that_one_view_lost_stays_finite(views):
     assert first.grad.isfinite().all()
 
 
-def test_half_precision_and_autocast_do_not_touch_the_correlations(views):
+def test_correlations_are_float32_under_autocast(views):
     first, second = views.bfloat16()
     exact = barlow_twins_loss(first.double(), second.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):

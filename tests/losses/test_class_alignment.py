@@ -58,7 +58,7 @@ def test_targets_are_written_out(features, rows, logits, top_k, share):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_the_likeliest_classes_are_targets_however_small(share):
+def test_likeliest_classes_are_targets(share):
     logits = torch.tensor([[200.0, 0.0, -1.0, -2.0, -300.0]])  # float32 probabilities of all but the first are 0
     targets = hybrid_targets(torch.linspace(-1, 1, 5)[None], logits, top_k=3, share=share)
     assert (targets > 0).tolist() == [[True, True, True, False, False]]

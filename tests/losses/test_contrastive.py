@@ -44,7 +44,7 @@ def test_views_and_images_can_be_exchanged(views):
     assert not torch.isclose(contrastive_loss(first[order], second, 0.1), loss)
 
 
-def test_symmetric_is_the_mean_of_both_one_sided_losses(views):
+def test_symmetric_is_mean_of_one_sided_losses(views):
     first, second = views
     one_sided = [contrastive_loss(*pair, 0.1, symmetric=False) for pair in ((first, second), (second, first))]
     assert not torch.isclose(*one_sided)
@@ -71,7 +71,7 @@ def test_many_anchors_are_as_one_matrix(symmetric):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
 
 
-def test_memory_does_not_grow_with_the_square_of_the_batch():
+def test_memory_grows_linearly_with_the_batch():
     class Largest(TorchDispatchMode):
         seen = 0
 
@@ -88,7 +88,7 @@ def test_memory_does_not_grow_with_the_square_of_the_batch():
     assert largest.seen <= 1024 * 4096
 
 
-def test_half_precision_and_autocast_do_not_touch_the_similarities(views):
+def test_similarities_are_float32_under_autocast(views):
     first, second = views.bfloat16()
     exact = contrastive_loss(first.double(), second.double(), 0.01)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -101,7 +101,7 @@ def test_half_precision_and_autocast_do_not_touch_the_similarities(views):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sharp_temperatures_neither_overflow_nor_lose_the_gradient(dtype):
+def test_sharp_temperatures_keep_finite_gradients(dtype):
     first = torch.eye(4, dtype=dtype).roll(1, 0).requires_grad_()  # every partner is at a right angle, another is equal
     loss = contrastive_loss(first, torch.eye(4, dtype=dtype), 0.001)
     assert loss.item() == pytest.approx(1000, rel=1e-3)
@@ -110,7 +110,7 @@ def test_sharp_temperatures_neither_overflow_nor_lose_the_gradient(dtype):
     assert first.grad.any()
 
 
-def test_zero_vectors_have_no_direction_and_no_gradient(views):
+def test_zero_vectors_have_no_gradient(views):
     first = views[0].clone()
     first[2] = 0
     first.requires_grad_()

@@ -31,7 +31,7 @@ def test_impossible_classes_contribute_nothing():
     assert not more.grad[:, 4:].any()
 
 
-def test_gradient_is_finite_where_probabilities_underflow():
+def test_gradient_is_finite_at_underflow():
     logits = torch.tensor([[0.0, -300.0, -1e30]], requires_grad=True)
     entropy(logits).sum().backward()
     assert torch.equal(logits.grad, torch.zeros(1, 3))

@@ -26,7 +26,7 @@ def alignment():
     return made
 
 
-def test_a_batch_like_the_source_s_costs_about_the_weight_and_another_more(alignment):
+def test_shifted_batch_costs_more_than_source_batch(alignment):
     losses = [alignment(randn(50, 6, seed=100 + index)).item() for index in range(20)]
     assert 0.4 < sum(losses) / 20 / 2.0 < 1.6  # batches against the whole lie nearer than batches against each other
     assert alignment(3 * randn(50, 6)) > 10 * max(losses)

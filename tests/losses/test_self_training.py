@@ -40,7 +40,7 @@ def test_soft_likelihood_ratio_is_written_out(logits):
     assert soft_likelihood_ratio(logits, clip=0.9).tolist() == pytest.approx(expected)
 
 
-def test_soft_likelihood_ratio_is_finite_where_a_prediction_is_certain():
+def test_soft_likelihood_ratio_is_finite_if_certain():
     logits = torch.tensor([[500.0, 0.0, -500.0]], requires_grad=True)
     value = soft_likelihood_ratio(logits)
     value.sum().backward()
@@ -48,7 +48,7 @@ def test_soft_likelihood_ratio_is_finite_where_a_prediction_is_certain():
     assert torch.isfinite(logits.grad).all()
 
 
-def test_symmetric_cross_entropy_is_a_weighted_sum_of_both_directions(logits):
+def test_symmetric_cross_entropy_sums_both_directions(logits):
     other = logits.flip(0) * 0.3
     both = (
         F.cross_entropy(other, logits.softmax(1), reduction="none"),
@@ -58,7 +58,7 @@ def test_symmetric_cross_entropy_is_a_weighted_sum_of_both_directions(logits):
     torch.testing.assert_close(symmetric_cross_entropy(logits, logits), entropy(logits))
 
 
-def test_marginal_entropy_is_that_of_the_mean_probability(logits):
+def test_marginal_entropy_of_mean_probability(logits):
     views = torch.stack([logits, logits.flip(0), logits * 0.1], 1)
     expected = []
     for image in views.softmax(2).tolist():

@@ -48,7 +48,7 @@ def results(tmp_path_factory) -> list[dict]:
 
 @pytest.mark.parametrize("size", [worker.SIZE, RANKS])
 @pytest.mark.parametrize("name", worker.LOSSES)
-def test_two_ranks_are_one_process_with_the_whole_batch(results, name, size):
+def test_two_ranks_equal_one_process(results, name, size):
     encoders = worker.Encoders()
     expected = worker.LOSSES[name](*encoders(worker.batch(size)), False)
     expected.backward()
@@ -58,12 +58,12 @@ def test_two_ranks_are_one_process_with_the_whole_batch(results, name, size):
         torch.testing.assert_close(result[name, size][1], worker.gradients(encoders), rtol=1e-10, atol=1e-14)
 
 
-def test_losses_of_the_ranks_are_those_of_their_own_anchors(results):
+def test_rank_losses_are_of_own_anchors(results):
     first, second = (result["contrastive", worker.SIZE][0] for result in results)
     assert not torch.isclose(first, second)
 
 
-def test_gather_is_in_rank_order_and_sums_gradients_over_ranks(results):
+def test_gather_order_and_summed_gradients(results):
     for rank, result in enumerate(results):
         gathered, gradient = result["gather"]
         assert torch.equal(gathered, torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3))

@@ -90,20 +90,20 @@ def test_each_row_may_mask_other_classes(predictions):
         torch.testing.assert_close(gradient[:1, 1:LEFT], other)
 
 
-def test_a_class_that_one_view_masks_is_possible_in_the_others():
+def test_class_masked_in_one_view():
     logits = torch.zeros(2, 3)
     logits[0, 2] = -torch.inf
     p = torch.tensor([5 / 12, 5 / 12, 1 / 6])
     torch.testing.assert_close(marginal_entropy(logits), -(p * p.log()).sum())
 
 
-def test_an_impossible_target_has_an_infinite_divergence():
+def test_impossible_target_diverges():
     possible, impossible = torch.zeros(1, 2), torch.tensor([[0.0, -torch.inf]])
     assert divergence(possible, impossible).item() == math.inf
     torch.testing.assert_close(divergence(impossible, possible), torch.tensor([math.log(2)]))
 
 
-def test_a_clip_that_rounds_to_one_gives_a_finite_ratio():
+def test_clip_near_one_gives_a_finite_ratio():
     assert torch.isfinite(soft_likelihood_ratio(torch.tensor([[1e4, 0.0]]), clip=1 - 1e-9)).all()
 
 
@@ -125,7 +125,7 @@ def test_alignment_without_masked_classes(top_k, predictions):
     assert not targets[:, LEFT:].any()
 
 
-def test_prior_and_weights_of_a_batch_ignore_masked_classes(predictions):
+def test_prior_and_weights_ignore_masked_classes(predictions):
     prior, expected = smoothed_prior(predictions[0]), smoothed_prior(predictions[0][:, :LEFT])
     torch.testing.assert_close(prior[:LEFT], expected)
     uniform = torch.tensor([1 / LEFT] * LEFT + [0.0] * (C - LEFT))

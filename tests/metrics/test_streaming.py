@@ -195,7 +195,7 @@ class TestStreamingClassification:
             torch.cuda.set_sync_debug_mode("default")
         assert metric.compute()["samples"] == 128
 
-    def test_state_made_in_inference_mode_is_updated_outside_of_it(self):
+    def test_inference_mode_state_updates_outside(self):
         logits, labels = batch(32, 10)
         with torch.inference_mode():
             metric = StreamingClassification(10)
@@ -214,7 +214,7 @@ class TestStreamingClassification:
         assert metric.compute() == fresh.compute()
 
     @pytest.mark.parametrize(("label", "message"), [(10, "saw label 10 with 10 classes"), (-1, "saw label -1")])
-    def test_label_outside_the_classes_is_reported_once_computed(self, label, message):
+    def test_label_outside_the_classes_is_reported(self, label, message):
         logits, labels = batch(8, 10)
         labels[3] = label
         metric = StreamingClassification(10)
@@ -223,7 +223,7 @@ class TestStreamingClassification:
         with pytest.raises(ValueError, match=message + r".*\[0, 9\]"):
             metric.compute()
 
-    def test_nan_in_a_network_shows_and_the_rest_still_counts(self):
+    def test_nan_logits_show_in_nll_and_ece(self):
         logits, labels = batch(8, 10)
         logits[0] = float("nan")
         metric = StreamingClassification(10)
@@ -289,7 +289,7 @@ class TestFunctional:
         _, labels = flatten_pixels(torch.zeros(2, 3), torch.tensor([1, 2], dtype=torch.uint8))
         assert labels.dtype == torch.int64
 
-    def test_bins_are_closed_above_and_certainty_is_in_the_last(self):
+    def test_bins_are_closed_above(self):
         confidences = torch.tensor([0.2, 0.2 + 1e-9, 0.4, 1.0], dtype=torch.float64)
         count, confidence, hits = calibration_bins(confidences, torch.tensor([True, False, True, True]), bins=5)
         assert count.tolist() == [1, 2, 0, 0, 1]

@@ -29,12 +29,12 @@ def test_is_registered_with_timm_and_has_its_depth(depth):
         assert _parameters(model) == PARAMETERS[depth]
 
 
-def test_stages_halve_the_resolution_and_double_the_channels():
+def test_stages_halve_size_and_double_channels():
     maps = timm.create_model("cifar_resnet8", features_only=True)(torch.rand(2, 3, 32, 32))
     assert [tuple(level.shape) for level in maps] == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
 
 
-def test_shortcut_takes_every_second_pixel_and_pads_channels_on_both_sides():
+def test_shortcut_subsamples_and_pads_channels():
     block = timm.create_model("cifar_resnet8", width=4).layer2[0].eval()
     nn.init.zeros_(block.bn2.weight)  # nothing but the shortcut is left
     x = torch.rand(2, 4, 6, 6)
@@ -83,7 +83,7 @@ def test_timm_arguments_arrive():
     assert model.pretrained_cfg["classifier"] == "linear"
 
 
-def test_refuses_impossible_depths_and_unpooled_classes():
+def test_refuses_impossible_depths():
     with pytest.raises(ValueError, match=r"6n \+ 2.*got 21"):
         CifarResNet(21)
     with pytest.raises(ValueError, match="6n"):
@@ -99,7 +99,7 @@ def test_no_weights_can_be_downloaded():
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_public_weights_classify_as_many_images_as_measured_with_them(shared_data):
+def test_public_weights_reach_measured_accuracy(shared_data):
     with tarfile.open(shared_data / "cifar-10-test.tar.xz") as archive:
         content = archive.extractfile("cifar-10-batches-py/test_batch").read()
     assert hashlib.md5(content).hexdigest() == "40351d587109b95175f43aff81a1287e"

@@ -48,7 +48,7 @@ def test_cifar_stem_keeps_the_resolution():
     assert plain.forward_features(torch.rand(1, 3, 32, 32)).shape == (1, 512, 1, 1)
 
 
-def test_cifar_stem_of_an_efficientnet_keeps_its_weights_and_takes_any_size(tmp_path):
+def test_efficientnet_cifar_stem_keeps_weights(tmp_path):
     state = _state(1, "test_efficientnet")
     torch.save(state, tmp_path / "network.pth")
     encoder = create_encoder("test_efficientnet", pretrained=str(tmp_path / "network.pth"), stem="cifar").eval()
@@ -61,14 +61,14 @@ def test_cifar_stem_of_an_efficientnet_keeps_its_weights_and_takes_any_size(tmp_
     assert preprocessing_of(encoder).mean == preprocessing_of(plain).mean
 
 
-def test_cifar_stem_is_initialised_like_the_convolution_it_replaces():
+def test_cifar_stem_initialisation():
     torch.manual_seed(0)
     weight = create_encoder("resnet18").conv1.weight
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
     assert weight.requires_grad
 
 
-def test_building_leaves_batch_statistics_alone_and_draws_no_extra_numbers():
+def test_building_keeps_statistics_and_draws():
     torch.manual_seed(3)
     encoder = create_encoder(CIFAR)
     after = torch.rand(1)
@@ -113,7 +113,7 @@ def test_cuts_the_centre_out_of_7x7_kernels_in_a_file(tmp_path):
     assert torch.equal(imagenet.conv1.weight, state["conv1.weight"])
 
 
-def test_takes_3x3_kernels_in_a_file_as_they_are_and_only_with_the_cifar_stem(tmp_path):
+def test_cifar_stem_loads_3x3_kernels_of_a_file(tmp_path):
     encoder = create_encoder("resnet18", stem="cifar")
     path = tmp_path / "small.pth"
     torch.save(encoder.state_dict(), path)
@@ -166,7 +166,7 @@ def test_reports_keys_that_do_not_fit(tmp_path):
         create_encoder(CIFAR, pretrained=str(path))
 
 
-def test_files_older_than_the_batch_counters_of_batch_norm_load(tmp_path):
+def test_files_without_batch_counters_load(tmp_path):
     state = {key: value for key, value in _state(1).items() if not key.endswith("num_batches_tracked")}
     path = tmp_path / "old.pth"
     torch.save(state, path)
@@ -235,7 +235,7 @@ def test_unknown_names_list_near_ones():
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "mobilenetv3_small_050", "resnetv2_50"])
-def test_networks_without_a_replaceable_stem_are_refused(name):
+def test_irreplaceable_stems_are_refused(name):
     with pytest.raises(ValueError, match=f'{name} has no ResNet stem.*stem="imagenet"'):
         create_encoder(name, stem="cifar")
 

@@ -98,7 +98,7 @@ class TestReverseDecoder:
         for stream in decoded:
             assert [tuple(values.shape) for values in stream] == [(2, *values.shape[1:]) for values in maps]
 
-    def test_streams_share_statistics_in_training_and_nothing_else(self, decoder, maps):
+    def test_maps_share_statistics_in_training_only(self, decoder, maps):
         maps = [values[..., : 8 >> n] for n, values in enumerate(maps)]
         changed = [torch.cat([values[:6], values[6:] + 1]) for values in maps]
         for mode in (True, False):

@@ -138,7 +138,7 @@ def test_train_and_eval_change_nothing(x):
         assert torch.equal(module.train()(x), module.eval()(x))
 
 
-def test_a_layer_without_running_statistics_always_uses_the_batch(x):
+def test_layer_without_running_statistics_uses_batch(x):
     module, _ = layer(nn.BatchNorm2d(4, track_running_stats=False))
     torch.testing.assert_close(module(x).mean((0, 2, 3)), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="layer norm sees one value a channel and has no running statistics"):
@@ -169,7 +169,7 @@ def test_a_forward_of_its_own_is_refused():
     ],
 )
 @pytest.mark.parametrize("mode", ["source", "batch"])
-def test_a_replacement_that_does_the_same_changes_nothing(make, shape, mode):
+def test_equal_replacement_changes_nothing(make, shape, mode):
     module, norm = layer(make())
     nn.init.normal_(module.weight)
     nn.init.normal_(module.bias)
@@ -194,14 +194,14 @@ def test_a_replacement_that_does_the_same_changes_nothing(make, shape, mode):
         lambda: type("Conditional", (nn.LayerNorm,), {"forward": lambda self, x, condition: x})(4),
     ],
 )
-def test_a_layer_that_computes_something_else_cannot_be_replaced(make):
+def test_layer_of_another_computation_is_refused(make):
     norm = NormLayer("blocks.3", make().eval())
     assert not norm.replaceable
     with pytest.raises(TypeError, match=r"layer blocks\.3 is a .* computes something else than torch\.nn's layer"):
         norm.replace(torch.zeros_like)
 
 
-def test_without_weight_and_bias_a_layer_can_be_replaced():
+def test_layer_without_affine_can_be_replaced():
     assert NormLayer("norm", nn.LayerNorm((3, 4), elementwise_affine=False)).replaceable
     assert NormLayer("norm", nn.GroupNorm(2, 4, affine=False)).replaceable
 
@@ -232,7 +232,7 @@ def test_moments_of_vectors():
 @pytest.mark.parametrize(
     ("affine", "wanted"), [(True, "all"), (True, "affine"), (True, "input"), (False, "all"), (False, "input")]
 )
-def test_normalize_by_batch_is_batch_norm_with_its_gradients(affine, wanted):
+def test_normalize_by_batch_equals_batch_norm(affine, wanted):
     draws = torch.Generator().manual_seed(0)
     x, target = torch.randn(2, 6, 3, 5, 4, generator=draws, dtype=torch.float64) * 2 + 1
     weight, bias = torch.randn(2, 3, generator=draws, dtype=torch.float64)
@@ -253,7 +253,7 @@ def test_normalize_by_batch_is_batch_norm_with_its_gradients(affine, wanted):
             torch.testing.assert_close(ours, theirs)
 
 
-def test_exact_statistics_are_those_of_the_default_layout_in_channels_last():
+def test_exact_statistics_equal_in_channels_last():
     x = torch.randn(200, 8, 32, 32, generator=torch.Generator().manual_seed(0)) + 100
     layer = NormLayer("norm", nn.BatchNorm2d(8).eval())
     layer.attach()

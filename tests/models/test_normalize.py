@@ -8,7 +8,7 @@ from ttalight.models import Normalize
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def test_subtracts_mean_and_divides_by_std_channel_by_channel():
+def test_normalises_each_channel():
     images = torch.rand(2, 3, 4, 5)
     normalised = Normalize(MEAN, STD)(images)
     for channel in range(3):
@@ -21,7 +21,7 @@ def test_is_the_identity_by_default():
     assert torch.equal(Normalize()(images), images)
 
 
-def test_values_travel_with_the_state_dict_and_are_no_parameters():
+def test_values_are_buffers_in_the_state_dict():
     source, target = Normalize(MEAN, STD), Normalize()
     target.load_state_dict(source.state_dict())
     images = torch.rand(1, 3, 4, 4)

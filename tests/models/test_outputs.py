@@ -72,7 +72,7 @@ def test_logits_are_replaced_where_they_were_found(name):
     assert logits_of(output, select) is logits, "what the model returned stays as it was"
 
 
-def test_a_function_that_computes_logits_gets_them_as_they_are():
+def test_select_function_gets_the_raw_output():
     output = {"a": LOGITS, "b": LOGITS}
 
     def total(output):

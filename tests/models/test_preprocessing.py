@@ -127,17 +127,17 @@ class TestTask:
             task.setup("fit")
         assert said in caplog.text
 
-    def test_the_line_tells_of_a_data_module_that_scales_otherwise(self, weights, caplog):
+    def test_line_names_another_scaling(self, weights, caplog):
         class Scaled(Data):
             resize, interpolation = 70, "bilinear"
 
         task = SupervisedTask(weights=weights, **ENCODER)
-        line = task._describe_input(Scaled())
+        line = task.preparation.describe(Scaled())
         wanted = task.preprocessing
         assert "size 70 bilinear, crop" in line
         assert line.endswith(f"; the model's pretrained configuration has size {wanted.resize} {wanted.interpolation}")
         Scaled.resize, Scaled.interpolation = wanted.resize, wanted.interpolation
-        assert "pretrained configuration has" not in task._describe_input(Scaled())
+        assert "pretrained configuration has" not in task.preparation.describe(Scaled())
 
 
 class TestStages:

@@ -328,7 +328,7 @@ def test_containers_and_prefixes(container, prefix):
 @pytest.mark.parametrize(
     ("names", "shape"), [(("mu", "sigma"), (1, 3, 1, 1)), (("normalize.mean", "normalize.std"), (3,))]
 )
-def test_normalisation_in_a_file_is_what_the_network_then_asks_for(tmp_path, names, shape):
+def test_normalisation_of_a_file_becomes_the_network_s(tmp_path, names, shape):
     state = weights(wide_resnet_file(40, 2, 10))
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(shape), torch.tensor([0.4, 0.5, 0.6]).view(shape)
     torch.save(state | dict(zip(names, (mean, std), strict=True)), tmp_path / "a.pt")

@@ -325,7 +325,7 @@ def public_affines(net: nn.Module) -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_resnet26_gn"])
-def test_sar_on_three_stages_adapts_what_the_public_code_does(name):
+def test_sar_adapts_parameters_of_the_public_code(name):
     torch.manual_seed(0)
     net = timm.create_model(name).double().eval()
     net.get_classifier().weight.data *= 5

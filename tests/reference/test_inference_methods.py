@@ -109,18 +109,6 @@ class TestAlphaBN:
         images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
         torch.testing.assert_close(AlphaBN(alpha=0.0).wrap(copy.deepcopy(net))(images), net(images).detach())
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
-            ({"prior": -1}, "prior must"),
-            ({"prior": 8.0, "alpha": 0.3}, "prior .* or alpha .*, not both: got prior=8.0 and alpha=0.3"),
-        ],
-    )
-    def test_says_what_is_wrong(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            AlphaBN(**arguments)
-
 
 class TestT3A:
     @pytest.mark.parametrize("supports", [1, 3, 50])
@@ -338,18 +326,6 @@ class TestFIND:
         net = timm.create_model("tf_efficientnet_lite0", num_classes=4).double().eval()
         images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
         torch.testing.assert_close(FIND(alpha=1.0).wrap(copy.deepcopy(net))(images), net(images).detach())
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"alpha": 2}, r"alpha must lie in \[0, 1\], got 2"),
-            ({"layers": "some"}, "layers must be 'auto', 'all' or a list"),
-            ({"others": "batch"}, "others must be 'unified' or 'source'"),
-        ],
-    )
-    def test_says_what_is_wrong(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            FIND(**arguments)
 
     def test_names_positions_that_do_not_exist(self):
         with pytest.raises(ValueError, match=r"layers names positions \[2\], .* BatchNorm layers 0 to 1"):

@@ -71,7 +71,7 @@ class TestClustering:
         assert clustering_loss(torch.zeros(4, 4, 1, 1)).item() == pytest.approx(0, abs=1e-6)  # uncertain
 
     @pytest.mark.parametrize("variant", ["paper", "code"])
-    def test_clusters_nobody_chooses_leave_loss_and_gradient_finite(self, variant):
+    def test_unused_clusters_keep_loss_finite(self, variant):
         logits = torch.tensor([[1e4, 0.0, -1e4]] * 2)[:, :, None, None].requires_grad_()
         loss = clustering_loss(logits, variant=variant)
         loss.backward()
@@ -79,7 +79,7 @@ class TestClustering:
         assert logits.grad.isfinite().all()
 
     @pytest.mark.parametrize("variant", ["paper", "code"])
-    def test_clusters_are_dimension_1_whatever_the_order_of_samples(self, variant):
+    def test_cluster_dimension_ignores_sample_order(self, variant):
         """The authors' view of (B, K, H, W) as (K, B * H * W) makes this fail."""
         maps = 3 * draw(6, 4, 3, 3)
         whole = clustering_loss(maps, variant=variant)
@@ -185,7 +185,7 @@ class TestReconstruction:
         assert all(values.grad.any() for values in decoded)
 
     @pytest.mark.parametrize("alpha", [-3.0, 0.0, 1.0])
-    def test_easy_positions_get_no_gradient_and_hard_ones_keep_theirs(self, scales, alpha):
+    def test_only_hard_positions_have_gradients(self, scales, alpha):
         decoded, targets = scales
         plain = [values.clone().requires_grad_() for values in decoded]
         mined = [values.clone().requires_grad_() for values in decoded]
@@ -224,7 +224,7 @@ class TestDivergence:
         expected = torch.tensor([divergence(p, q) + divergence(q, p) for p, q in pairs], dtype=torch.float64)
         torch.testing.assert_close(mutual_divergence(first, second), expected, **EXACT)
 
-    def test_each_classifier_learns_from_the_other_as_it_is(self):
+    def test_classifiers_learn_from_each_other_detached(self):
         first, second = draw(2, 5, 3).unbind()
         first.requires_grad_()
         mutual_divergence(first, second).sum().backward()

@@ -13,7 +13,7 @@ from ttalight.reporting.compare import compare
 
 
 class TestPairedInterval:
-    def test_is_the_normal_one_where_images_are_independent(self):
+    def test_equals_normal_interval_if_independent(self):
         """One visit: mean ± 1.96 standard errors."""
         difference = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=4000, p=[0.1, 0.7, 0.2])
         low, high = paired_interval(difference, np.zeros(4000, int), np.arange(4000), draws=2000)

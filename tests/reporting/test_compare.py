@@ -154,7 +154,7 @@ class TestAcrossWeights:
     def runs(self, make_run, **second):
         return [make_run("a"), make_run("b", accuracies=(0.7, 0.9), seed=1, weights="b", **second)]
 
-    def test_seeds_with_their_own_weights_are_one_row_and_the_table_says_so(self, make_run):
+    def test_seeds_with_own_weights_share_a_row(self, make_run):
         text = compare(self.runs(make_run), across_weights=True)
         assert main_table(text)["Tent"] == ["2", "60.00±14.14", "80.00±14.14", "70.00±14.14"]
         above = " ".join(text.split("\n\n")[0].split())
@@ -249,7 +249,7 @@ class TestLabels:
 
 
 class TestProtocol:
-    def test_what_all_rows_share_is_above_and_what_differs_below(self, make_run):
+    def test_shared_settings_are_above_the_table(self, make_run):
         text = compare([make_run("tent"), make_run("cotta", "CoTTA", reset="never", lr=0.01, weights="b")])
         above = " ".join(text.split("\n\n")[0].split())
         assert (

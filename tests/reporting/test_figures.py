@@ -19,7 +19,7 @@ def test_bars_are_the_accuracies():
     assert axes.lines[0].get_ydata()[0] == 90.0
 
 
-def test_very_many_domains_make_a_picture_that_can_be_drawn(monkeypatch):
+def test_figure_of_very_many_domains(monkeypatch):
     monkeypatch.setattr(figures, "by_domain", list)
     rows = [{"name": str(index), "accuracy": 0.5} for index in range(1000)]
     figure = domain_figure({"method": "Tent", "domains": rows, "mean": {"accuracy": 0.5}})

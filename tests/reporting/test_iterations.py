@@ -34,7 +34,7 @@ def test_a_run_without_readings(make_results):
         iteration_curves(make_results())
 
 
-def test_figure_has_a_line_for_each_domain_and_the_control_dashed(make_results, with_readings):
+def test_figure_lines_and_dashed_control(make_results, with_readings):
     pytest.importorskip("matplotlib", reason="figures need the plots extra")
     run = make_results("TestTimeTraining", extra=with_readings, steps=5)
     control = make_results("EMABN", accuracies=(0.4, 0.6), extra=with_readings, steps=5)
@@ -46,7 +46,7 @@ def test_figure_has_a_line_for_each_domain_and_the_control_dashed(make_results, 
     assert list(lines[5].get_ydata()) == pytest.approx([30, 40, 50])
 
 
-def test_page_has_the_curve_of_the_runs_that_have_readings(make_run, with_readings, tmp_path):
+def test_page_has_curves_of_readings(make_run, with_readings, tmp_path):
     runs = [make_run("a", "EMABN", extra=with_readings, steps=5), make_run("b", "Tent")]
     compare(runs, output=str(tmp_path / "table"))
     page = (tmp_path / "table" / "table.html").read_text()

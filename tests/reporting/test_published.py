@@ -32,7 +32,7 @@ def found(text: str) -> str:
 
 
 class TestRows:
-    def test_every_row_is_a_result_in_range_with_its_source(self):
+    def test_every_row_is_in_range_with_a_source(self):
         rows = published_rows()
         assert len(rows) > 100
         for row in rows:
@@ -56,7 +56,7 @@ class TestRows:
         tent = [row for row in published_rows() if row.label == "tent" and row.protocol["network"] == "cifar_wrn28_10"]
         assert tent[0].accuracy["gaussian_noise"] == pytest.approx(1 - 0.248)
 
-    def test_the_unadapted_model_has_no_settings_of_a_method(self):
+    def test_unadapted_row_has_no_method_settings(self):
         assert not any("reset" in row.protocol for row in published_rows() if row.method == "Source")
 
     def test_no_row_is_there_twice(self):

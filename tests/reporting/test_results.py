@@ -190,7 +190,7 @@ class TestReadResults:
         with pytest.raises(ValueError, match=rf"results\.json does not follow schema 1: {message}"):
             read_results(tmp_path)
 
-    def test_whole_numbers_are_floats_and_unknown_keys_are_kept(self, tmp_path, make_results):
+    def test_integers_become_floats_unknown_keys_stay(self, tmp_path, make_results):
         write_results(tmp_path, make_results())
         damage(tmp_path, lambda r: (r["domains"][0].update(accuracy=1), r.update(comment="x", model="Net")))
         results = read_results(tmp_path)

@@ -82,7 +82,7 @@ class TestProbes:
         assert (found["last"], found["forgotten"], found["lowest"]) == (None, None, 0.95)
 
 
-def test_optional_measures_are_averaged_where_every_row_has_them(make_domain):
+def test_optional_measures_need_every_row(make_domain):
     rows = [{**make_domain("fog", 0.5), "brier": 0.2}, {**make_domain("snow", 0.5), "brier": 0.6}]
     assert summarize(rows)[0]["brier"] == pytest.approx(0.4)
     del rows[1]["brier"]

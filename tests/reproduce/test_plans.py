@@ -54,7 +54,7 @@ class TestPlans:
         )
         assert starts["clust3"]["pretrained"] == starts["nc_ttt"]["pretrained"] == "runs/x/encoder.pt"
 
-    def test_lite0_recipe_trains_its_stages_from_the_given_file(self, plan_of):
+    def test_lite0_recipe_starts_from_the_given_file(self, plan_of):
         plan = plan_of(2, "lite0", pretrained="lite0.pth")
         jobs = {job.name: job.config for job in plan.jobs if job.verb == "fit"}
         assert all(config["data"]["init_args"]["validation"] == 5000 for config in jobs.values())
@@ -103,7 +103,7 @@ class TestPlans:
         assert (adapted["adapter"]["init_args"]["steps"], adapted["adapter"]["init_args"]["reset"]) == (1, "domain")
         assert jobs["ttt_plus_plus_paper"]["model"]["init_args"]["calibration_images"] == 256 + 1280
 
-    def test_budgets_share_no_run_whose_configuration_differs(self, plan_of):
+    def test_budgets_share_equal_runs_only(self, plan_of):
         jobs: dict[str, object] = {}
         for budget in ("matched", "paper"):
             for job in plan_of(2, budget=budget, methods=("TTT", *IN_TABLE[2], "Y")).jobs:
@@ -128,7 +128,7 @@ class TestPlans:
         else:
             assert "scheduler" not in trained["model"]["init_args"]
 
-    def test_every_setting_of_other_data_has_its_configuration(self):
+    def test_other_data_have_configurations(self):
         for data, files in OTHER_DATA.items():
             assert data in DATA
             for name, sections in files.items():

@@ -132,7 +132,7 @@ class TestRuns:
         (root / "plans" / "source.yaml").write_text(yaml.safe_dump(plan["source"].config, sort_keys=False))
         assert state(plan["source"], tmp_path) == "to do"
 
-    def test_a_run_that_started_from_a_file_that_changed_is_repeated(self, demo, tmp_path):
+    def test_run_from_a_changed_file_is_repeated(self, demo, tmp_path):
         root = tmp_path / "digits"
         shutil.copytree(demo[0], root)
         for path in (root / "plans").glob("*.yaml"):

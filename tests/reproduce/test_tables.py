@@ -9,7 +9,7 @@ from ttalight.reproduce.command import main
 from ttalight.reproduce.differences import differences
 
 
-def test_table_3_needs_no_run_and_agrees_with_the_paper(tmp_path, capsys):
+def test_table_3_agrees_with_the_paper(tmp_path, capsys):
     main(["--table", "3", "--output", str(tmp_path)])
     lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
     assert len(lines) == 8
@@ -31,7 +31,7 @@ def test_published_numbers_of_table_2_have_their_rows(plan_of):
 
 
 class TestNotes:
-    def test_differences_of_the_small_recipe_are_those_of_its_configurations(self, plan_of):
+    def test_small_recipe_lists_its_differences(self, plan_of):
         text = "\n".join(differences(plan_of(2, "small")))
         for found in (
             "network cifar_resnet20 here, resnet50 there;",
@@ -49,7 +49,7 @@ class TestNotes:
             assert alike not in text
 
     @pytest.mark.parametrize(("table", "data"), [(2, "cifar10"), (5, "tiny_imagenet")])
-    def test_the_recipe_paper_names_what_is_known_to_differ(self, plan_of, table, data):
+    def test_paper_recipe_names_known_differences(self, plan_of, table, data):
         text = "\n".join(differences(plan_of(table, data=data, budget="paper")))
         assert "differs from the recipe paper" not in text
         assert ("TTT++ has batches of 256, steps 1 and reset domain; the published run passes" in text) == (table == 2)

@@ -42,7 +42,7 @@ def plain(results):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_results_and_predictions_are_those_of_one_process(name, together, alone):
+def test_results_equal_one_process(name, together, alone):
     (first, second), folder = together
     expected, one = alone
     ours, theirs = (plain(result[name]["results"]) for result in (first, expected))
@@ -56,7 +56,7 @@ def test_results_and_predictions_are_those_of_one_process(name, together, alone)
         np.testing.assert_array_equal(ours[column], theirs[column], err_msg=column)
 
 
-def test_the_file_is_written_once_and_says_how_the_run_was_divided(together):
+def test_results_name_sharding_and_are_written_once(together):
     (first, _), folder = together
     written = read_results(folder / "Tent")
     assert written["protocol"]["sharding"] == "domain"
@@ -81,7 +81,7 @@ def stream(order, sizes=(50, 10, 30, 20), batch_size=8, clean=0):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 @pytest.mark.parametrize("each_batch", [False, True])
-def test_every_batch_has_one_owner_and_domains_stay_whole(ranks, each_batch):
+def test_every_batch_has_one_owner(ranks, each_batch):
     given = stream(PerDomain())
     shares = deal(given, ranks, each_batch)
     assert sorted(np.concatenate(shares).tolist()) == list(range(given.batches))
@@ -114,7 +114,7 @@ def test_domains_need_boundaries():
 
 
 @pytest.mark.parametrize("order", [PerDomain(), Continual(), Probed(every=20), Probed()])
-def test_places_are_those_of_an_engine_that_sees_everything(order):
+def test_places_equal_an_undivided_engine(order):
     from ttalight.adapters import Tent
 
     given = stream(order, clean=12 if isinstance(order, Probed) else 0)
@@ -129,7 +129,7 @@ def test_places_are_those_of_an_engine_that_sees_everything(order):
     assert list(zip(*(part.tolist() for part in places(given)), strict=True)) == seen
 
 
-def test_the_loader_of_a_share_keeps_the_numbers_of_the_whole():
+def test_share_loader_keeps_batch_numbers():
     data = DigitsDataModule(batch_size=8, domains=["clean", "contrast"], limit=20)
     data.setup("test")
     data.share = np.array([1, 4, 5])

@@ -22,7 +22,7 @@ def alone(cases, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["supervised", "alignment"])
-def test_weights_statistics_and_buffers_are_those_of_one_process(name, together, alone):
+def test_fit_equals_one_process(name, together, alone):
     for rank in together:
         torch.testing.assert_close(rank[name], alone[name], rtol=1e-5, atol=1e-5)
 

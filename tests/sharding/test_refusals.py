@@ -46,7 +46,7 @@ def test_domains_must_start_from_the_source(reset):
 
 
 @pytest.mark.parametrize("adapter", [LAME, EMABN])
-def test_methods_that_need_the_batch_inside_the_network(adapter):
+def test_methods_that_need_the_whole_batch(adapter):
     refused(adapter(), "batch", f"{adapter.__name__} cannot share a batch among processes")
 
 

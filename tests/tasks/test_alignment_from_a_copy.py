@@ -44,7 +44,7 @@ def images():
     return torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_before_the_first_step_it_is_the_pretrained_model(network, weights, images):
+def test_starts_as_the_pretrained_model(network, weights, images):
     task = AlignmentTask(supervised=weights, **SIZE, **NETWORK).eval()
     mean, std = (torch.tensor(network.pretrained_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():

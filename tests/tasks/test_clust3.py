@@ -46,7 +46,7 @@ def test_loss_does_not_depend_on_the_order_of_samples(images, variant):
     torch.testing.assert_close(loss, reordered)
 
 
-def test_a_batch_of_one_has_logits_and_a_loss_of_its_own(images):
+def test_batch_of_one_has_logits_and_loss(images):
     task = ClusT3(**SMALL).eval()
     assert task(images[:1]).shape == (1, 10)
     loss = task.auxiliary_loss(images[:1], torch.Generator())
@@ -79,18 +79,3 @@ def test_published_settings():
     protocol = adapter.protocol()
     assert (protocol["optimizer"], protocol["lr"], protocol["steps"]) == ("Adam", 1e-5, 20)
     assert (protocol["reset"], protocol["norm"]) == ("batch", "ema")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"layers": [1, 4]}, r"layers must be different numbers from 1 to 3, .* got \[1, 4\]"),
-        ({"layers": [2, 2]}, r"got \[2, 2\]"),
-        ({"layers": []}, r"got \[\]"),
-        ({"clusters": 1}, "2 clusters and 1 projector at least, got 1 and 3"),
-        ({"variant": "view"}, "variant must be 'paper' or 'code', got 'view'"),
-    ],
-)
-def test_says_what_is_wrong_with_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ClusT3(**(SMALL | arguments))

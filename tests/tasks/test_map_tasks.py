@@ -104,7 +104,7 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"of another architecture \(encoder: file 'cifar_resnet8', here"):
             kind(weights=files[kind], encoder="cifar_resnet14", **OWN[kind])
 
-    def test_resuming_gives_the_weights_of_the_uninterrupted_run(self, kind, make_trainer, make_data, tmp_path):
+    def test_resumed_weights_equal_uninterrupted(self, kind, make_trainer, make_data, tmp_path):
         class Killed(Exception):
             pass
 
@@ -146,7 +146,7 @@ class TestAdaptation:
         assert torch.equal(adapt(task, TestTimeTraining(steps=2, lr=0.0))[1], control)
         assert not torch.equal(adapt(task, Source())[1], control)
 
-    def test_moves_what_lies_in_front_of_the_deepest_map_and_gives_it_back(self, task, adapt):
+    def test_updates_up_to_the_deepest_map_and_releases(self, task, adapt):
         before = {name: value.clone() for name, value in task.state_dict().items()}
         flags = [(module.training, len(module._buffers)) for module in task.modules()]
         adapter = TestTimeTraining(steps=2, lr=1e-3, reset="never")
@@ -173,12 +173,12 @@ class TestAdaptation:
         assert len(losses) == 5
         assert losses[-1] < losses[0]
 
-    def test_fewer_steps_read_along_the_way_are_those_of_shorter_runs(self, task, adapt):
+    def test_readings_equal_shorter_runs(self, task, adapt):
         results, _ = adapt(task, TestTimeTraining(steps=2, lr=1e-3, read_at=[1]))
         shorter, _ = adapt(task, TestTimeTraining(steps=1, lr=1e-3))
         assert results["readings"][0]["mean"] == shorter["mean"]
 
-    def test_nothing_is_drawn_so_that_steps_differ_by_weights_alone(self, task, images):
+    def test_auxiliary_loss_draws_nothing(self, task, images):
         task.eval()
         losses = [
             task.auxiliary_loss(images, torch.Generator().manual_seed(derive_seed(0, "adapt", 0, 0, step)))

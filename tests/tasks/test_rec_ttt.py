@@ -47,7 +47,7 @@ def test_logits_are_the_mean_of_both_classifiers(task, images):
     torch.testing.assert_close(task(images), expected)
 
 
-def test_an_encoder_and_the_frozen_one_stand_for_each_other(task, images):
+def test_encoder_and_frozen_encoder_swap(task, images):
     """With a decoder that returns what it was given, each pair's distance counts twice, and nothing else does."""
     parts = []
 
@@ -71,7 +71,7 @@ def test_an_encoder_and_the_frozen_one_stand_for_each_other(task, images):
     assert [tuple(values.shape) for values in parts] == [(16, 16, 32, 32), (16, 32, 16, 16), (16, 64, 8, 8)]
 
 
-def test_encoders_learn_through_their_own_decoding_alone(task, images):
+def test_encoders_learn_from_own_decoding(task, images):
     """As targets, and as each other's partners, they get no gradient."""
     _, maps = task._pass(task.encoder, images)
     rest = [task._pass(part, images)[1] for part in (task.frozen, task.frozen, task.mirror_encoder)]
@@ -87,7 +87,7 @@ def test_encoders_learn_through_their_own_decoding_alone(task, images):
     assert gradient.any()
 
 
-def test_mining_at_test_time_keeps_the_loss_and_changes_the_gradient(task, images):
+def test_mining_at_test_time_changes_gradient_only(task, images):
     gradients, losses = [], []
     for task.mine_at_test in (False, True):
         loss = task.auxiliary_loss(images, torch.Generator()).mean()
@@ -97,7 +97,7 @@ def test_mining_at_test_time_keeps_the_loss_and_changes_the_gradient(task, image
     assert not torch.allclose(*gradients)
 
 
-def test_statistics_of_the_first_three_stages_move_and_no_others(task, images):
+def test_statistics_of_first_three_stages_update(task, images):
     adapter = TestTimeTraining(steps=1, lr=1e-3, reset="never")
     adapted = adapter.wrap(task)
     adapted(images)
@@ -130,7 +130,7 @@ class TestTraining:
     def start(self, stages):
         return {"supervised": stages["source"], **SMALL}
 
-    def test_all_start_from_the_supervised_model_and_the_frozen_one_stays(self, start, stages, fit):
+    def test_encoders_start_from_the_supervised_model(self, start, stages, fit):
         task = ReCTTT(**start)
         source = torch.load(stages["source"], weights_only=True)["state_dict"]
         parts = ("encoder", "mirror_encoder", "frozen")
@@ -151,7 +151,7 @@ class TestTraining:
         assert not torch.equal(moved[0], source["encoder.conv1.weight"])
         assert not task.train().frozen.training
 
-    def test_hard_positions_become_fewer_in_the_first_tenth(self, start, fit):
+    def test_hard_positions_decrease_in_first_tenth(self, start, fit):
         seen = []
         task = ReCTTT(**start)
         task.on_train_batch_end = lambda *args: seen.append(task.alpha)

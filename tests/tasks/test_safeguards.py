@@ -80,7 +80,7 @@ def test_labels_of_the_stream_change_no_prediction(task, make_trainer, tmp_path)
     assert nll != permuted_nll
 
 
-def test_an_episode_does_not_know_the_batches_before_it(task):
+def test_episode_ignores_earlier_batches(task):
     """Draws belong to a batch's place, so the place is kept, and what came before it is other."""
     first, second, third = batches(3)
 
@@ -99,7 +99,7 @@ def test_an_episode_leaves_the_global_random_state(task):
     assert_keeps_random_state(TestTimeTraining(steps=2, lr=1e-3).wrap(task))
 
 
-def test_an_update_of_a_supervised_model_leaves_the_global_random_state():
+def test_update_keeps_global_random_state():
     assert_keeps_random_state(Tent(lr=1e-3).wrap(SupervisedTask(**SMALL)))
 
 
@@ -142,7 +142,7 @@ def test_readings_write_no_file(make_trainer, make_data, tmp_path, monkeypatch):
     assert read == plain
 
 
-def test_the_last_epoch_is_kept_and_nothing_is_chosen_unless_asked_for(make_trainer, make_data, tmp_path):
+def test_last_epoch_is_kept_by_default(make_trainer, make_data, tmp_path):
     def fit(folder, **arguments):
         task = SupervisedTask(**SMALL)
         task.validation_step = lambda batch, batch_idx: task.log("val/accuracy", 0.9 - 0.3 * task.current_epoch)

@@ -51,7 +51,7 @@ def test_training_loss(objective, make_trainer, make_data, tmp_path):
     assert seen["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_file_has_the_moments_of_all_training_images(load, make_data):
+def test_file_has_moments_of_training_images(load, make_data):
     task = load().eval()
     data = make_data()
     data.setup("fit")
@@ -92,7 +92,7 @@ def test_moments_are_taken_once_at_the_end(make_trainer, make_data, tmp_path, mo
     assert task.training
 
 
-def test_weights_from_the_middle_of_training_are_refused_at_the_first_batch():
+def test_unfinished_weights_are_refused():
     task = TTTPlusPlus(encoder="cifar_resnet8")
     adapted = TestTimeTraining(steps=1, lr=1e-3).wrap(task)
     with pytest.raises(ValueError, match="no moments of the source, which training takes at its end"):
@@ -180,18 +180,3 @@ def test_default_adapter_has_the_published_optimizer():
     group = adapter.make_optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]
     assert (group["lr"], group["momentum"]) == (0.01, 0.9)
     assert (adapter.steps, adapter.reset) == (20, "batch")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"supervised": "a", "weights": "b"}, "give supervised .* or weights .*, not both"),
-        ({"contrastive_weight": 2}, r"contrastive_weight must lie in \[0, 1\], got 2"),
-        ({"calibration_images": 1}, "calibration_images at least 2, got 128 and 1"),
-        ({"queue": -1}, "queue must be at least 0"),
-        ({"head_weight": -1.0}, "weight of moment alignment must be at least 0"),
-    ],
-)
-def test_what_is_wrong_is_said(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        TTTPlusPlus(encoder="cifar_resnet8", **arguments)

@@ -22,7 +22,7 @@ def parameters(count: int, generator: torch.Generator):
 
 @pytest.mark.parametrize(("outside", "padding"), [("reflection", "reflect"), ("border", "edge")])
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (13, 20)])
-def test_warp_equals_padding_torchvisions_affine_and_cropping(outside, padding, height, width):
+def test_warp_equals_torchvision_affine(outside, padding, height, width):
     images = torch.rand(8, 3, height, width, generator=seeded())
     angles, shifts, scales = parameters(8, seeded(1))
     made = warp(images, affine_matrices(angles, shifts, scales), outside)
@@ -53,7 +53,7 @@ def test_a_half_turn_is_two_flips():
     torch.testing.assert_close(made, images.flip(2, 3), rtol=0, atol=1e-5)
 
 
-def test_an_image_of_one_pixel_and_images_that_are_not_warped():
+def test_one_pixel_and_identity_warps():
     point = torch.rand(2, 3, 1, 1, generator=seeded())
     matrices = affine_matrices(torch.tensor([20.0, -7.0]), torch.zeros(2, 2), torch.ones(2))
     for outside in ("reflection", "border"):

@@ -79,7 +79,7 @@ class TestAugMixViews:
 
 
 class TestRandomJitterAffineFlip:
-    def test_is_in_range_repeats_and_differs_between_images(self):
+    def test_views_are_in_range_and_differ(self):
         images = torch.rand(1, 3, 16, 16, generator=seeded()).expand(6, -1, -1, -1)
         augmentation = RandomJitterAffineFlip(blur=(0.001, 0.5), noise=0.005, outside="border")
         made = augmentation(images, seeded(1))

@@ -73,7 +73,7 @@ def test_operations_that_are_left_out(kept):
     torch.testing.assert_close(color_jitter(images, parameters), oracle_jitter(images, parameters), rtol=0, atol=1e-5)
 
 
-def test_double_precision_jitter_equals_a_slow_reference():
+def test_float64_jitter_equals_slow_reference():
     """colorsys, one pixel at a time: torchvision computes hue in float32 only."""
     import colorsys
 
@@ -110,7 +110,7 @@ def test_hue_equals_torchvision(share):
     torch.testing.assert_close(made, oracle.adjust_hue(images, share), rtol=0, atol=1e-5)
 
 
-def test_hue_of_each_image_by_its_own_angle_and_greys_untouched():
+def test_hue_angle_of_each_image_keeps_greys():
     hue = torch.linspace(-0.5, 0.5, 11)
     images = torch.rand(11, 3, 8, 8, generator=seeded())
     expected = torch.stack([oracle.adjust_hue(i, h) for i, h in zip(images, hue.tolist(), strict=True)])
@@ -131,13 +131,13 @@ def test_images_without_a_hue_rest_from_it():
     assert torch.equal(color_jitter(images, still), images)
 
 
-def test_hue_of_a_third_of_a_turn_permutes_the_channels():
+def test_hue_third_turn_permutes_channels():
     images = torch.rand(4, 3, 8, 8, dtype=torch.float64, generator=seeded())
     turned = adjust_hue(images, torch.full((4,), 1 / 3, dtype=torch.float64))
     torch.testing.assert_close(turned, images[:, [2, 0, 1]], rtol=0, atol=1e-12)
 
 
-def test_neutral_factors_and_images_that_are_not_jittered_come_back():
+def test_neutral_factors_change_nothing():
     images = torch.cat((special_images(12), torch.rand(12, 3, 8, 8, generator=seeded())))
     one, zero = torch.ones(24), torch.zeros(24)
     neutral = JitterParameters(one, one, one, None, ORDERS)
@@ -166,7 +166,7 @@ def test_input_is_left_alone():
     assert torch.equal(images, before)
 
 
-def test_drawn_parameters_are_distributed_as_in_torchvision():
+def test_parameters_are_distributed_as_in_torchvision():
     count = 4000
     parameters = draw_color_jitter(count, (0.4, 1.5, 0.4, 0.1), 0.8, seeded(1))
     jitter = ColorJitter(0.4, 1.5, 0.4, 0.1)

@@ -45,7 +45,7 @@ def test_resized_crop_equals_torchvision(height, width, size, batch):
     torch.testing.assert_close(resized_crop(images, boxes, size, flip), flipped, rtol=0, atol=1e-6)
 
 
-def test_resized_crop_equals_torchvision_for_every_box_of_a_small_image():
+def test_resized_crop_equals_torchvision_for_every_box():
     sides = [(start, length) for length in range(1, 7) for start in range(7 - length)]
     boxes = torch.tensor([(top, left, h, w) for top, h in sides for left, w in sides])
     images = torch.rand(1, 3, 6, 6, dtype=torch.float64, generator=seeded())
@@ -54,7 +54,7 @@ def test_resized_crop_equals_torchvision_for_every_box_of_a_small_image():
         torch.testing.assert_close(resized_crop(images, boxes, size), expected, rtol=0, atol=1e-13)
 
 
-def test_resized_crop_of_the_whole_image_is_the_image_and_flipping_twice_undoes():
+def test_full_crop_is_identity_and_double_flip_undoes():
     images = torch.rand(5, 3, 20, 20, generator=seeded())
     boxes = torch.tensor([[0, 0, 20, 20]]).expand(5, 4)
     everywhere = torch.ones(5, dtype=torch.bool)
@@ -79,7 +79,7 @@ def test_pixels_outside_the_box_never_contribute():
     torch.testing.assert_close(made, torch.full((1, 3, 7, 7), 0.25))
 
 
-def test_resized_crop_does_not_lose_precision_to_autocast_or_half_images():
+def test_resized_crop_keeps_precision_under_autocast():
     images = torch.rand(4, 3, 16, 16, generator=seeded())
     boxes = draw_boxes(4, 16, 16, generator=seeded(1))
     expected = resized_crop(images, boxes, 16)
@@ -137,7 +137,7 @@ def test_boxes_lie_within_the_image(height, width):
     assert int((left + box_width).max()) <= width
 
 
-def test_fallback_is_the_largest_central_crop_within_the_ratio():
+def test_fallback_is_largest_central_crop():
     wide = draw_boxes(3, 10, 100, (1.0, 1.0), (1.0, 2.0), seeded())
     assert wide.tolist() == [[0, 40, 10, 20]] * 3
     tall = draw_boxes(3, 100, 10, (1.0, 1.0), (0.5, 1.0), seeded())
@@ -152,7 +152,7 @@ def chi_squared(values: torch.Tensor, kinds: int) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def test_boxes_lie_uniformly_at_every_place_where_they_fit():
+def test_boxes_are_uniform_over_places():
     boxes = draw_boxes(9000, 8, 12, (1 / 6, 1 / 6), (1.0, 1.0), seeded())
     assert torch.equal(boxes[:, 2:], torch.full((9000, 2), 4))
     assert chi_squared(boxes[:, 0], 5) < 18.5  # 4 degrees of freedom, p = 0.001

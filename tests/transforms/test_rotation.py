@@ -37,7 +37,7 @@ def test_expanded_views_are_all_four_with_their_labels():
     assert torch.equal(turned, rotate_quarters(batch.repeat(4, 1, 1, 1), labels))
 
 
-def test_random_views_are_drawn_for_each_image_and_labelled_rightly():
+def test_random_views_are_labelled_by_rotation():
     batch = images(4000, 2)
     turned, labels = rotation_views(batch, "random", torch.Generator().manual_seed(1))
     assert torch.equal(turned, rotate_quarters(batch, labels))

@@ -46,7 +46,7 @@ def oracle_view(image: torch.Tensor, p: ViewParameters, n: int, size: int) -> to
 
 
 @pytest.mark.parametrize(("height", "width", "size", "batch"), [(32, 32, 32, 20), (30, 40, 48, 20), (256, 250, 224, 1)])
-def test_views_equal_torchvision_with_the_same_parameters(height, width, size, batch):
+def test_views_equal_torchvision(height, width, size, batch):
     module = SimCLRViews(size=size, blur=0.5)
     images = torch.rand(batch, 3, height, width, generator=seeded())
     parameters = module.draw(2 * batch, height, width, seeded(1))
@@ -57,7 +57,7 @@ def test_views_equal_torchvision_with_the_same_parameters(height, width, size, b
     assert torch.equal(module.render(images, parameters), made)
 
 
-def test_a_large_batch_is_worked_on_in_parts_without_changing_it(monkeypatch):
+def test_large_batch_in_parts_is_unchanged(monkeypatch):
     images = torch.rand(21, 3, 16, 16, generator=seeded())
     module = SimCLRViews(blur=0.3)
     whole = module(images, seeded(1), views=3)
@@ -69,7 +69,7 @@ def test_a_large_batch_is_worked_on_in_parts_without_changing_it(monkeypatch):
     assert calls == [8, 8, 5]
 
 
-def test_views_are_view_major_and_each_has_its_own_draws():
+def test_views_are_view_major_with_own_draws():
     levels = torch.linspace(0.1, 0.9, 5)
     images = levels[:, None, None, None].expand(5, 3, 12, 18)
     plain = SimCLRViews(jitter_probability=0.0, grayscale=0.0)
@@ -176,7 +176,7 @@ def test_compiles_into_one_graph(module):
     assert torch.equal(made, expected)
 
 
-def test_rendering_compiles_into_one_pass_where_a_generator_draws(monkeypatch):
+def test_rendering_compiles_with_a_generator(monkeypatch):
     images = torch.rand(20, 3, 32, 32, generator=seeded())
     module = SimCLRViews()
     expected = module(images, seeded(1))
@@ -260,7 +260,7 @@ def test_wrong_arguments(arguments, message):
         SimCLRViews(**arguments)
 
 
-def test_lists_are_stored_as_tuples_and_views_are_checked():
+def test_lists_become_tuples():
     module = SimCLRViews(scale=[0.3, 1], ratio=[1, 2], jitter=[0, 0, 0, 0.1], blur_sigma=[0.5, 1])
     assert (module.scale, module.ratio, module.blur_sigma) == ((0.3, 1.0), (1.0, 2.0), (0.5, 1.0))
     assert module.jitter == (0.0, 0.0, 0.0, 0.1)

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
-from ttalight.adapters.sharding import Shard, check_sharding, first_images, share_of
-from ttalight.adapters.timing import add_clock
+from ttalight.adapters.evaluation import EvaluationCallback
+from ttalight.adapters.window import check_window
 from ttalight.adapters.wrapper import AdaptedNetwork
-from ttalight.arguments import CheckedArguments
-from ttalight.data.streams.shares import StreamShare
+from ttalight.arguments import CheckedArguments, shown_arguments
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
 from ttalight.engine.schedule import make_schedules
+from ttalight.errors import InputError, InputTypeError, UsageError
 from ttalight.models.outputs import Select
 from ttalight.models.pass_policy import PassPolicy
-from ttalight.models.stand_in import StepForward
 from ttalight.seeding import global_seed
 
 __all__ = ["Adapter"]
 
-_LOOPS = {"validate": "validate_loop", "test": "test_loop", "predict": "predict_loop"}
 
-
-class Adapter(CheckedArguments, Callback, Method):
+class Adapter(CheckedArguments, EvaluationCallback, Method):
     """Adapts a classifier to the unlabelled stream that it is evaluated on.
 
     During ``test``, ``validate`` and ``predict`` an adapter stands in for the forward of the module under
@@ -53,10 +49,6 @@ class Adapter(CheckedArguments, Callback, Method):
 
     #: Published settings by benchmark; see ``GradientAdapter.preset``.
     published: ClassVar[dict[str, dict[str, Any]]] = {}
-    #: Whether shard='batch' gives what one process gives: ``adapt`` has to reach the model through ``net`` alone.
-    shards_batches: ClassVar[bool] = False
-    #: Whether ``configure`` uses the images of the first batch.
-    configured_by_images: bool = False
 
     def __init__(
         self,
@@ -69,12 +61,13 @@ class Adapter(CheckedArguments, Callback, Method):
         adapt_every: int = 1,
         max_milliseconds: float | None = None,
     ) -> None:
+        super().__init__()
         if on_bad_batch not in ("error", "skip", "source"):
-            raise ValueError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
+            raise InputError(f"on_bad_batch must be 'error', 'skip' or 'source', got {on_bad_batch!r}")
         if reset not in ("domain", "batch", "never") and not (type(reset) is int and reset >= 1):
-            raise ValueError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
+            raise InputError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
         if passes is not None and not isinstance(passes, PassPolicy):
-            raise TypeError(f"passes must be a way to compute passes, for example FastPass(), got {passes!r:.60}")
+            raise InputTypeError(f"passes must be a way to compute passes, for example FastPass(), got {passes!r:.60}")
         self.reset = reset
         self.classifier = classifier
         self.output = output
@@ -83,18 +76,12 @@ class Adapter(CheckedArguments, Callback, Method):
         self.passes = passes
         self.adapt_every, self.max_milliseconds = adapt_every, max_milliseconds
         self.schedules = make_schedules(adapt_every, max_milliseconds)
-        #: How several processes divide the coming run; ``Trainer.adapt`` sets it.
-        self.shard: Shard | None = None
-        self._share: StreamShare | None = None
-        self._engine: Engine | None = None
-        self._constructed: frozenset[str] = frozenset()
-        #: State of the last run; the one that the coming run starts from, and whether in the middle of a visit.
+        #: State of the last run.
         self._state: dict[str, Any] = {}
-        self._initial: tuple[dict[str, Any], bool] | None = None
-        self._stage = ""
-        self._inference_mode: bool | None = None
-        self._standing: StepForward | None = None
-        self._dataloader = 0
+        self._constructed: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown_arguments(self, self.given_arguments)})"
 
     # -- hooks for subclasses
 
@@ -114,14 +101,6 @@ class Adapter(CheckedArguments, Callback, Method):
             **({} if self.max_milliseconds is None else {"max_milliseconds": self.max_milliseconds}),
         }
 
-    def check_batch_shard(self, module: nn.Module) -> None:
-        """Check that shard='batch' gives what one process gives on a model; raises ValueError or TypeError."""
-        if not self.shards_batches:
-            raise ValueError(
-                f"{type(self).__name__} cannot share a batch among processes: it needs the images of a batch together "
-                "inside the network, or was not checked to give the same numbers. Use shard='domain', or one process"
-            )
-
     def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:
         """Warn of batches too small for batch statistics, and of a method that makes no step."""
         if net.counters.batches == 1:
@@ -135,22 +114,29 @@ class Adapter(CheckedArguments, Callback, Method):
 
     # -- plain networks
 
-    def wrap(self, network: nn.Module | None = None) -> AdaptedNetwork:
+    def wrap(self, network: nn.Module | None = None, window: int | None = None) -> AdaptedNetwork:
         """Return a classifier as one that adapts, in place, whenever it is called, until ``release()``.
 
+        Args:
+            network: The classifier.
+            window: Adapt with each call to the last so many images, and return the logits of the new ones, so that
+                batches of one have statistics. The images are part of ``state_dict()``; ``reset()`` drops them.
+
         Raises:
-            ValueError: If the network lacks something that the method needs.
+            ValueError: If the network lacks something that the method needs, or the window is less than one image.
             RuntimeError: If the network, or a part of it, is being adapted already.
         """
         if not isinstance(self, Adapter):  # Tent.wrap(network)
-            raise TypeError("wrap belongs to an adapter, not to its class: write Tent().wrap(network)")
+            raise InputTypeError("wrap belongs to an adapter, not to its class: write Tent().wrap(network)")
         if not isinstance(network, nn.Module):
-            raise TypeError(f"wrap takes a network (nn.Module), got {type(network).__name__}")
-        return AdaptedNetwork(self, self._begin(network))
+            raise InputTypeError(f"wrap takes a network (nn.Module), got {type(network).__name__}")
+        check_window(window)
+        return AdaptedNetwork(self, self.begin(network), window)
 
-    def _begin(self, module: nn.Module, forward: Any = None) -> Engine:
+    def begin(self, module: nn.Module, forward: Any = None) -> Engine:
+        """Return the engine of a new adaptation; a RuntimeError where there is one already."""
         if self._engine is not None:
-            raise RuntimeError(f"this {type(self).__name__} is adapting a network already: make another one")
+            raise UsageError(f"this {type(self).__name__} is adapting a network already: make another one")
         self._constructed = self._constructed or frozenset(vars(self))
         self._engine = Engine(self, module, global_seed() if self.seed is None else self.seed, forward)
         return self._engine
@@ -170,12 +156,7 @@ class Adapter(CheckedArguments, Callback, Method):
             if engine.batches < MANY:
                 warn_of_no_step(type(self).__name__, engine.net)
 
-    # -- what the recorder reads
-
-    @property
-    def engine(self) -> Engine | None:
-        """The engine of the run in progress."""
-        return self._engine
+    # -- states
 
     def state_dict(self) -> dict[str, Any]:
         """Return the adapted state: of the run in progress, or of the last one."""
@@ -191,94 +172,3 @@ class Adapter(CheckedArguments, Callback, Method):
     def resume(self, state: dict[str, Any] | None) -> None:
         """Let the next run continue in the middle of the stream that a state was captured in; None lets it begin."""
         self._initial = None if state is None else (state, False)
-
-    # -- Lightning
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make gradients possible in the coming evaluation."""
-        self._stage = stage
-        if stage == "fit":
-            return
-        adapters = [callback for callback in trainer.callbacks if isinstance(callback, Adapter)]  # type: ignore[attr-defined]
-        if len(adapters) > 1:
-            names = ", ".join(type(adapter).__name__ for adapter in adapters)
-            raise ValueError(f"a run takes exactly one adapter, got {len(adapters)} among the callbacks: {names}")
-        check_sharding(trainer, self.shard, self.reset)
-        self._share = None
-        if trainer.world_size > 1 and self.shard == "batch":
-            self.check_batch_shard(pl_module)
-        elif trainer.world_size > 1:
-            self._share = share_of(trainer, each_batch=self.reset == "batch")
-        loop = getattr(trainer, _LOOPS[stage])
-        self._inference_mode = loop.inference_mode
-        loop.inference_mode = False
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stand in for the module's forward, outside fit."""
-        if self._stage == "fit":
-            return
-        engine = self._begin(pl_module, pl_module.forward)
-        add_clock(engine, trainer)
-        if trainer.world_size > 1 and self.shard == "batch":
-            engine.net.shard_batches()
-        with trainer.precision_plugin.forward_context():  # methods are configured under the precision of a step
-            if self._share is not None and self._share.begins_later and self.configured_by_images:
-                engine.prepare(first_images(trainer))
-            if self._initial is not None:
-                engine.restore(*self._initial)
-        self._initial = None
-        self._dataloader = -1
-        self._standing = StepForward(pl_module, engine.scheduled, type(self).__name__)
-
-    on_validation_start = on_predict_start = on_test_start
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Tell the engine of a boundary that the stream announces."""
-        engine = self._engine
-        if engine is None or self._standing is None:
-            return
-        self._standing.clear()
-        stream = getattr(getattr(trainer, "datamodule", None), "stream", None)
-        for schedule in engine.schedules:
-            schedule.arrive(batch_idx)
-        probe = stream is not None and stream.is_probe(batch_idx)
-        engine.probe(probe)
-        begins = stream.begins_visit(batch_idx) if stream is not None else dataloader_idx != self._dataloader
-        if begins and not probe:
-            engine.announce()
-        if self._share is not None and (place := self._share.place(batch_idx)):
-            engine.seek(*place)
-        self._dataloader = dataloader_idx
-
-    on_validation_batch_start = on_predict_batch_start = on_test_batch_start
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Check that the first batch was adapted to."""
-        if self._engine is not None and self._engine.batches == 0:
-            raise RuntimeError(
-                f"{type(self).__name__} was never reached: the step of {type(pl_module).__name__} does not call "
-                "self(images), so its numbers would be those of the unadapted model. Let the step call self(images), "
-                "or adapt the network inside with wrap()"
-            )
-
-    on_validation_batch_end = on_predict_batch_end = on_test_batch_end
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None
-    ) -> None:
-        """Release the module as it was, whatever happened."""
-        if self._engine is not None:
-            if self._standing is not None:
-                self._standing.end()
-            self._standing = None
-            self.end()
-
-    on_test_end = on_validation_end = on_predict_end = on_exception
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the loop's inference mode."""
-        if self._inference_mode is not None and stage in _LOOPS:
-            getattr(trainer, _LOOPS[stage]).inference_mode = self._inference_mode
-            self._inference_mode = None

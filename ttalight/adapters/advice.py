@@ -51,7 +51,7 @@ def warn_of_small_batches(method: str, net: AdaptiveNetwork, images: int) -> Non
 
 
 def warn_of_no_step(method: str, net: AdaptiveNetwork) -> None:
-    """Warn when no step of a run has moved anything.
+    """Warn when no step of a run has updated anything.
 
     Args:
         method: Its name.

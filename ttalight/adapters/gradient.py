@@ -14,6 +14,7 @@ from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.advice import warn_of_defaults
 from ttalight.adapters.published import make_published_optimizer, split_settings
 from ttalight.adapters.term import Term
+from ttalight.errors import InputError, InputTypeError
 
 __all__ = ["GradientAdapter"]
 
@@ -47,27 +48,27 @@ class GradientAdapter(Adapter):
     ) -> None:
         super().__init__(**kwargs)
         if lr is not None and optimizer is not None:
-            raise ValueError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
+            raise InputError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
         if optimizer is not None and not callable(optimizer):
-            raise TypeError(
+            raise InputTypeError(
                 "optimizer must make an optimizer of parameters, for example lambda parameters: SGD(parameters, "
                 f"lr=0.1), got a {type(optimizer).__name__}"
             )
         if terms is not None and not (isinstance(terms, (list, tuple)) and all(isinstance(t, Term) for t in terms)):
-            raise TypeError(f"terms must be a list of terms, for example [STAG()], got {terms!r:.60}")
+            raise InputTypeError(f"terms must be a list of terms, for example [STAG()], got {terms!r:.60}")
         if lr is not None and not lr >= 0:
-            raise ValueError(f"lr must be at least 0, got {lr}")
+            raise InputError(f"lr must be at least 0, got {lr}")
         if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+            raise InputError(f"steps must be at least 0, got {steps}")
         if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, or None for no limit, got {clip_norm}")
+            raise InputError(f"clip_norm must be positive, or None for no limit, got {clip_norm}")
         self.steps = steps
         self.clip_norm = clip_norm
         self.terms = terms or []
         #: Settings of the optimizer where none is given, and whether they are those for CIFAR by default.
         self._settings = {**self.published.get("cifar", {}), **({} if lr is None else {"lr": lr})}
         if optimizer is None and "lr" not in self._settings:
-            raise ValueError(f"{type(self).__name__} has no published learning rate: give lr or optimizer")
+            raise InputError(f"{type(self).__name__} has no published learning rate: give lr or optimizer")
         self._is_default = lr is None and optimizer is None
         self._make = optimizer
 
@@ -80,12 +81,13 @@ class GradientAdapter(Adapter):
             overrides: Arguments that replace published ones, and ``batch_size`` for a rate published for each image.
         """
         if not isinstance(benchmark, str) or benchmark not in cls.published:
-            raise ValueError(f"{cls.__name__} has settings for {', '.join(cls.published)}, got {benchmark!r}")
+            raise InputError(f"{cls.__name__} has settings for {', '.join(cls.published)}, got {benchmark!r}")
         arguments, settings = split_settings(cls.published[benchmark], overrides.pop("batch_size", None))
         method = cls(**(arguments | overrides))
         if "optimizer" not in overrides:
             method._settings = settings | {name: overrides[name] for name in ("lr",) if name in overrides}
             method._is_default = False
+            method.given_arguments = {**settings, **arguments, **overrides}
         return method
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ttalight.errors import InputError
+
 __all__ = ["make_published_optimizer", "split_settings"]
 
 #: Settings that belong to the optimizer, and those that are neither its nor an argument.
@@ -29,7 +31,7 @@ def split_settings(settings: dict[str, Any], batch_size: int | None) -> tuple[di
     settings = dict(settings)
     if "lr" not in settings or (batch_size is not None and "lr_per_image" in settings):
         if batch_size is None:
-            raise ValueError("its learning rate is published for each image: give batch_size=")
+            raise InputError("its learning rate is published for each image: give batch_size=")
         settings["lr"] = settings["lr_per_image"] * batch_size
     return {name: value for name, value in settings.items() if name not in (*_OPTIONS, *_OTHERS)}, settings
 
@@ -39,7 +41,7 @@ def make_published_optimizer(settings: dict[str, Any], parameters: Sequence[nn.P
 
     Args:
         settings: Name of the optimizer (Adam by default), its rate, momentum and so on.
-        parameters: What it moves.
+        parameters: The parameters that it updates.
     """
     make: Any = getattr(torch.optim, settings.get("optimizer", "Adam"))
     options = {name: settings[name] for name in _OPTIONS if name in settings}

@@ -10,6 +10,7 @@ from torch import Tensor
 from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.term import add_terms
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.network import Network, Outputs, Selection
 
 __all__ = ["SelfTrainingAdapter", "per_image"]
@@ -48,9 +49,9 @@ class SelfTrainingAdapter(GradientAdapter):
     ) -> None:
         super().__init__(lr=lr, **kwargs)
         if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+            raise InputError(f"steps must be at least 1, got {self.steps}")
         if prediction not in ("before", "after"):
-            raise ValueError(f"prediction must be 'before' or 'after', got {prediction!r}")
+            raise InputError(f"prediction must be 'before' or 'after', got {prediction!r}")
         self.prediction = prediction
         self.parameters: Selection = self.published_parameters if parameters is None else parameters
 
@@ -127,7 +128,7 @@ class SelfTrainingAdapter(GradientAdapter):
         net.backward(losses, weights, self.penalty(net), self.penalty_gradient(net))
 
     def optimizer_step(self, net: AdaptiveNetwork) -> None:
-        """Let the optimizer step, and what follows a step that has moved the parameters."""
+        """Let the optimizer step, and do what follows a step that has updated the parameters."""
         if net.optimizer_step():
             self.after_step(net)
 

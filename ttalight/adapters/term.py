@@ -30,7 +30,8 @@ class Term(CheckedArguments, ABC):
         self.reweight = reweight
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+        own = ", ".join(f"{name}={value}" for name, value in vars(self).items() if name != "given_arguments")
+        return f"{type(self).__name__}({own})"
 
     @abstractmethod
     def __call__(self, outputs: Outputs, head: Head, selected: Tensor | None) -> Tensor:

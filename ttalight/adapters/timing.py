@@ -7,6 +7,7 @@ from lightning import Trainer
 from ttalight.data.streams import Timing
 from ttalight.engine.engine import Engine
 from ttalight.engine.schedule import Clock
+from ttalight.errors import InputError
 
 __all__ = ["add_clock"]
 
@@ -22,7 +23,7 @@ def add_clock(engine: Engine, trainer: Trainer) -> None:
     if timing is not None:
         engine.schedules.append(Clock(timing.arrivals, timing.costs))
     if trainer.world_size > 1 and (timing is not None or any(schedule.measures for schedule in engine.schedules)):
-        raise ValueError(
+        raise InputError(
             f"a stream with a clock, and max_milliseconds, need one process, got {trainer.world_size}: set devices=1 "
             "(trainer.devices: 1)"
         )

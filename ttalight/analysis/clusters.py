@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
+
 __all__ = ["MedianDistance", "class_medians", "davies_bouldin", "median_distance"]
 
 
@@ -45,7 +47,7 @@ def davies_bouldin(features: Tensor, labels: Tensor) -> float:
     _check(features, labels)
     classes = len(torch.unique(labels))
     if not 1 < classes < len(labels):
-        raise ValueError(
+        raise InputError(
             f"the Davies-Bouldin index needs two classes at least, and one with two samples, got {classes} classes of "
             f"{len(labels)} samples"
         )
@@ -72,7 +74,7 @@ def class_medians(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """
     _check(features, labels)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(
+        raise InputError(
             f"labels must be in 0 to {num_classes - 1}, got {int(labels.min())} to {int(labels.max())}: is num_classes "
             "that of the data?"
         )
@@ -98,7 +100,7 @@ def median_distance(features: Tensor, labels: Tensor, reference: Tensor) -> Medi
         ValueError: If shapes do not fit, or a label is out of range.
     """
     if reference.ndim != 2 or features.ndim != 2 or reference.shape[1] != features.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"features and medians must have the same dimension, got {tuple(features.shape)} and "
             f"{tuple(reference.shape)}"
         )
@@ -115,7 +117,7 @@ def median_distance(features: Tensor, labels: Tensor, reference: Tensor) -> Medi
 
 def _check(features: Tensor, labels: Tensor) -> None:
     if features.ndim != 2 or labels.ndim != 1 or len(features) != len(labels) or not features.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"expected floating-point features (N, D) and labels (N,), got {tuple(features.shape)} of {features.dtype} "
             f"and {tuple(labels.shape)}"
         )

@@ -19,6 +19,7 @@ from ttalight.callbacks.search import find_callback
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream
 from ttalight.engine import Engine
+from ttalight.errors import InputError, InputTypeError
 from ttalight.tasks import BaseTask, SupervisedTask
 
 __all__ = ["FeatureCollector"]
@@ -63,12 +64,12 @@ class FeatureCollector(Callback):
         keep_images: int = 2000,
     ) -> None:
         if images < 1 or keep_images < 1 or source_images < 0:
-            raise ValueError(
+            raise InputError(
                 "images and keep_images must be at least 1 and source_images at least 0, got "
                 f"{images}, {keep_images} and {source_images}"
             )
         if supervised is not None and source_images == 0:
-            raise ValueError("supervised is a reference on training images: say how many by source_images")
+            raise InputError("supervised is a reference on training images: say how many by source_images")
         self.images = images
         self.source_images = source_images
         self.supervised = supervised
@@ -87,7 +88,7 @@ class FeatureCollector(Callback):
         self._adapter = find_callback(trainer, Adapter)
         self._engine = None if self._adapter is None else self._adapter.engine
         if not isinstance(pl_module, BaseTask) or self._engine is None:
-            raise TypeError(
+            raise InputTypeError(
                 "FeatureCollector reads encoder and projector of this package's tasks while Trainer.adapt runs, got "
                 f"{type(pl_module).__name__} and {'no adapter' if self._engine is None else 'an adapter'}"
             )
@@ -98,7 +99,7 @@ class FeatureCollector(Callback):
         self._left = self._images_by_domain()
         unknown = [name for name in self.keep if name not in self._left]
         if unknown:
-            raise ValueError(f"keep names {', '.join(unknown)}, the stream has {', '.join(self._left)}")
+            raise InputError(f"keep names {', '.join(unknown)}, the stream has {', '.join(self._left)}")
         self._held: dict[str, _Held] = {}
         self.rows, self.features = [], {}
         if getattr(data, "start_batch", 0) and self._folder is not None:
@@ -172,7 +173,7 @@ class FeatureCollector(Callback):
         if not self.source_images:
             return {}
         if not isinstance(data, ImageDataModule):
-            raise TypeError(f"source_images needs a data module of this package, got {type(data).__name__}")
+            raise InputTypeError(f"source_images needs a data module of this package, got {type(data).__name__}")
         assert self._engine is not None
         with self._engine.at_source(), self._engine.net.as_source():
             references = {"source": source_medians(task, data, self.source_images)}

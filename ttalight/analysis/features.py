@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from ttalight.analysis.clusters import class_medians
 from ttalight.data import ImageDataModule
 from ttalight.data.image_files import as_is
+from ttalight.errors import InputError, MissingFileError
 from ttalight.files.atomic import write_files
 from ttalight.files.untrusted import DAMAGE, check_archive, read_member
 from ttalight.tasks import BaseTask
@@ -73,7 +74,7 @@ def source_medians(task: BaseTask, data: ImageDataModule, images: int) -> dict[s
         ValueError: If ``images`` is not positive.
     """
     if images < 1:
-        raise ValueError(f"medians need at least one image, got images={images}")
+        raise InputError(f"medians need at least one image, got images={images}")
     train_set = data.open("train")
     chosen = range(min(images, len(train_set)))
     # A generator of its own: a loader draws a seed for its workers from the global one.
@@ -145,7 +146,7 @@ def read_features(folder: str | Path) -> dict[str, Features]:
     """
     path = Path(folder) / _FILE
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {path}: features are kept by a run with a FeatureCollector whose keep names their domains"
         )
     labels: dict[str, Tensor] = {}
@@ -163,4 +164,4 @@ def read_features(folder: str | Path) -> dict[str, Features]:
                     labels[domain] = array
         return {domain: Features(own, values[domain]) for domain, own in labels.items()}
     except DAMAGE as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): repeat the run") from error
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): repeat the run") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ttalight.analysis.clusters import davies_bouldin, median_distance
 from ttalight.analysis.features import Features
+from ttalight.errors import InputError, MissingFileError
 from ttalight.files.atomic import write_files
 from ttalight.reporting.summary import by
 
@@ -150,13 +151,13 @@ def read_geometry(folder: str | Path) -> list[GeometryRow]:
     """
     path = Path(folder) / _FILE
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: a run with a FeatureCollector writes it")
+        raise MissingFileError(f"no {path}: a run with a FeatureCollector writes it")
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): repeat the run") from error
+        raise InputError(f"{path} is damaged ({error}): repeat the run") from error
     version = content.get("schema") if isinstance(content, dict) else None
     if version != _SCHEMA:
-        raise ValueError(f"{path} has schema {version!r}, expected {_SCHEMA}: repeat the run")
+        raise InputError(f"{path} has schema {version!r}, expected {_SCHEMA}: repeat the run")
     rows: list[GeometryRow] = content["rows"]
     return rows

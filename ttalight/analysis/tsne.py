@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ttalight.analysis.clusters import davies_bouldin
 from ttalight.analysis.features import Features, stratified
+from ttalight.errors import InputError, MissingPackageError
 from ttalight.reporting.figures import require_matplotlib
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def tsne(features: Tensor, perplexity: float = 30.0, seed: int = 0) -> npt.NDArr
         ValueError: If there are too few features for the perplexity.
     """
     if not can_embed():
-        raise ImportError("t-SNE needs scikit-learn, which is not installed: pip install 'ttalight[analysis]'")
+        raise MissingPackageError("t-SNE needs scikit-learn, which is not installed: pip install 'ttalight[analysis]'")
     if not 0 < perplexity < len(features):
-        raise ValueError(
+        raise InputError(
             f"perplexity must be above 0 and below the number of features, got {perplexity} for {len(features)}: "
             "collect more images or lower it"
         )
@@ -95,7 +96,7 @@ def feature_panels(
     for model, domains in models.items():
         missing = [name for name in (source, target) if name not in domains]
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"the features of {model} lack {', '.join(missing)}, there are {', '.join(domains) or 'none'}: name "
                 "the domains by the FeatureCollector's keep"
             )

@@ -20,9 +20,10 @@ from ttalight.callbacks.adaptation_files import FOLDER, check_resumable, list_ch
 from ttalight.callbacks.checkpoint_validation import check_recorded, check_states, read_identity
 from ttalight.callbacks.event_files import cut_back, event_sizes
 from ttalight.callbacks.recorder import Recorder
-from ttalight.callbacks.search import callbacks_of
+from ttalight.callbacks.search import get_callback
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream
+from ttalight.errors import InputError
 from ttalight.seeding import global_seed
 
 __all__ = ["AdaptationCheckpoint"]
@@ -63,9 +64,9 @@ class AdaptationCheckpoint(Callback):
 
     def __init__(self, every: int | None = None, seconds: float = 60.0) -> None:
         if every is not None and every < 1:
-            raise ValueError(f"every must be at least 1, or None, got {every}")
+            raise InputError(f"every must be at least 1, or None, got {every}")
         if not seconds > 0:
-            raise ValueError(f"seconds must be positive, got {seconds}")
+            raise InputError(f"seconds must be positive, got {seconds}")
         self.every = every
         self.seconds = seconds
         self._begun = False
@@ -111,19 +112,17 @@ class AdaptationCheckpoint(Callback):
         """Pass the checkpoint to the adapter, the recorder and the data module if it belongs to this run."""
         if not self._begun:
             return
-        callbacks = callbacks_of(trainer)
-        adapter = next(callback for callback in callbacks if isinstance(callback, Adapter))
-        recorder = next(callback for callback in callbacks if isinstance(callback, Recorder))
+        adapter, recorder = get_callback(trainer, Adapter), get_callback(trainer, Recorder)
         folder, data = recorder.run_folder(trainer), getattr(trainer, "datamodule", None)
         if folder is None or not isinstance(data, ImageDataModule) or data.stream is None:
             if self._resume is not None:
-                raise ValueError(
+                raise InputError(
                     "a run is resumed in its folder, on the stream of its data module: this one has "
                     + ("no folder" if folder is None else f"no stream, its data module is a {type(data).__name__}")
                 )
             return
         if self._resume is not None and self._resume.resolve() != Path(folder).resolve():
-            raise ValueError(
+            raise InputError(
                 f"the run to resume is in {self._resume}, and this one writes to {Path(folder)}: use "
                 f"Trainer(default_root_dir={str(self._resume)!r})"
             )
@@ -258,7 +257,7 @@ def _check_checkpoint(checkpoint: dict[str, Any], run: _Run) -> None:
             checkpoint["recorder"], batches, run.stream, run.adapter.read_at, recorder.predictions, every_label
         )
     except ValueError as error:
-        raise ValueError(f"the checkpoint of batch {batches} in {run.folder / FOLDER} {error}") from None
+        raise InputError(f"the checkpoint of batch {batches} in {run.folder / FOLDER} {error}") from None
 
 
 def _check_identity(saved: dict[str, Any], run: _Run) -> None:
@@ -268,7 +267,7 @@ def _check_identity(saved: dict[str, Any], run: _Run) -> None:
         listing = "; ".join(
             f"{name:.60}: there {_shown(saved.get(name))}, here {_shown(own.get(name))}" for name in differing[:8]
         )
-        raise ValueError(
+        raise InputError(
             f"is of another run ({listing}): resume with the configuration in {run.folder}/config.yaml, or give the "
             "new run a folder of its own"
         )

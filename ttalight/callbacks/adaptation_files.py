@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ttalight.callbacks.rank_files import FOLDER as RANKS
+from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
 from ttalight.files.run_folder import find_files, remove
 from ttalight.files.untrusted import Between, difference, load_tensors
@@ -70,7 +71,7 @@ def read_last(run: Path) -> dict[str, Any] | None:
         except ValueError as error:
             others = checkpoints[position + 1 :]
             if not others:
-                raise ValueError(f"{error}, and no other is left: start the run again") from error
+                raise InputError(f"{error}, and no other is left: start the run again") from error
             warnings.warn(
                 f"{error}: the run continues from the one before, batch {others[0][0]} instead of {batches}",
                 stacklevel=2,
@@ -82,16 +83,16 @@ def _read(path: Path) -> dict[str, Any]:
     named = _NAME.fullmatch(path.name)
     data = path.read_bytes()
     if named is None or hashlib.sha256(data).hexdigest()[:16] != named[2]:
-        raise ValueError(f"the checkpoint {path} is damaged, its content does not fit the digest in its name")
+        raise InputError(f"the checkpoint {path} is damaged, its content does not fit the digest in its name")
     try:
         content: dict[str, Any] = load_tensors(data)
     except Exception as error:  # what archive and unpickler say has no common base class
-        raise ValueError(f"the checkpoint {path} cannot be read ({type(error).__name__})") from error
+        raise InputError(f"the checkpoint {path} cannot be read ({type(error).__name__})") from error
     if difference({"format": Between(_FORMAT, _FORMAT)}, content) is not None:
-        raise ValueError(f"the checkpoint {path} is not one of this version of the package")
+        raise InputError(f"the checkpoint {path} is not one of this version of the package")
     batches = Between(int(named[1]), int(named[1]))
     if fault := difference(_PARTS | {"batches": batches}, content):
-        raise ValueError(f"the checkpoint {path} ({fault}) lacks what a run needs to resume")
+        raise InputError(f"the checkpoint {path} ({fault}) lacks what a run needs to resume")
     return content
 
 
@@ -102,9 +103,9 @@ def check_resumable(run: Path) -> None:
         ValueError: If it has none, or one that is complete and has cleaned up.
     """
     if not any((run / name).is_file() for name in ("config.yaml", "stream.npz")):
-        raise ValueError(f"there is no run in {run} to resume: give the folder of a run that adapt has begun")
+        raise InputError(f"there is no run in {run} to resume: give the folder of a run that adapt has begun")
     if _is_complete(run) and not find_files(run, _TEMPORARY):
-        raise ValueError(
+        raise InputError(
             f"the run in {run} is complete, there is nothing to resume: give a new run another name, or replace this "
             "one with --overwrite"
         )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ttalight.callbacks.measurement import visit_starts
 from ttalight.data.streams import Stream
+from ttalight.errors import InputError
 from ttalight.files.untrusted import Between, difference
 from ttalight.metrics import ClassificationValues, RunningCurve
 from ttalight.metrics.functional import classification_sums
@@ -33,18 +34,18 @@ _SLACK = 1e-6
 
 
 def read_identity(text: str) -> dict[str, Any]:
-    """Returns what tells a run from others, as a checkpoint holds it; a ValueError if it is something else."""
+    """Return what tells a run from others, as a checkpoint holds it; a ValueError if it is something else."""
     try:
         identity = json.loads(text)
     except (ValueError, RecursionError):
         identity = None
     if not isinstance(identity, dict):
-        raise ValueError("does not say which run it is of: start the run again")
+        raise InputError("does not say which run it is of: start the run again")
     return identity
 
 
 def check_states(random: dict[str, Any], events: dict[str, Any]) -> None:
-    """Checks random states, and the sizes of event files by logger and name.
+    """Check random states, and the sizes of event files by logger and name.
 
     Raises:
         ValueError: If they are none.
@@ -62,7 +63,7 @@ def check_states(random: dict[str, Any], events: dict[str, Any]) -> None:
 
 
 def _refusal(fault: str) -> ValueError:
-    return ValueError(f"was changed ({fault}): remove the file to resume from the one before, or start the run again")
+    return InputError(f"was changed ({fault}): remove the file to resume from the one before, or start the run again")
 
 
 def _is_state(device: str, state: Any) -> bool:
@@ -76,7 +77,7 @@ def _is_state(device: str, state: Any) -> bool:
 def check_recorded(
     recorded: Any, batches: int, stream: Stream, read_at: Sequence[int], predictions: bool, every_label: bool
 ) -> None:
-    """Checks what was recorded in the first batches of a stream.
+    """Check what was recorded in the first batches of a stream.
 
     Args:
         recorded: What ``Recorder.run_state`` returned, or what is in a file instead.
@@ -117,7 +118,7 @@ def check_recorded(
 def _measurement_form(
     classes: int, batches: int, stream: Stream, read_at: Sequence[int]
 ) -> tuple[dict[str, Any], dict[int, int]]:
-    """Returns the form of ``Measurement.state_dict`` after some batches, and the number of images of each visit."""
+    """Return the form of ``Measurement.state_dict`` after some batches, and the number of images of each visit."""
     counts, whole, starts = stream.counts(np.arange(batches)), stream.counts(), visit_starts(stream)
     seen = {visit: int(counts[visit]) for visit in np.flatnonzero(counts).tolist()}
     closed = [visit for visit, images in seen.items() if images == whole[visit]]
@@ -168,14 +169,14 @@ def _agreement_fault(visits: dict[str, Any], seen: dict[int, int]) -> str | None
 
 
 def _exactly(value: Any) -> Any:
-    """Returns a form of integers that have to be these."""
+    """Return a form of integers that have to be these."""
     if isinstance(value, dict):
         return {name: _exactly(part) for name, part in value.items()}
     return [_exactly(part) for part in value] if isinstance(value, list) else Between(value, value)
 
 
 def _check_metrics(metrics: dict[str, Any], counts: dict[int, int] | None, stream: Stream) -> None:
-    """Checks sums and shares of visits; ``counts`` are their numbers of samples where these are known."""
+    """Check sums and shares of visits; ``counts`` are their numbers of samples where these are known."""
     for visit, values in metrics["closed"].items():
         finite = {
             name: 0.0 if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()
@@ -194,7 +195,7 @@ def _check_metrics(metrics: dict[str, Any], counts: dict[int, int] | None, strea
 
 
 def _check_sums(sums: dict[str, Tensor], samples: int | None, where: str) -> None:
-    """Checks that sums are those of some predictions; NaN may be among them, where logits were not finite."""
+    """Check that sums are those of some predictions; NaN may be among them, where logits were not finite."""
     lower = {name: 0 if name != "lowest_label" else -math.inf for name in sums}
     total = int(sums["samples"])
     upper: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from ttalight.metrics.functional import flatten_pixels
 from ttalight.reporting import DomainResult, Overall
 
 __all__ = ["Batch", "Measurement", "visit_starts"]
+
+_Measures = TypeVar("_Measures", DomainResult, Overall)
 
 #: Attributes of a measurement that are numbers, and those that have one for each visit.
 _COUNTS = ("classes", "batches", "largest_batch", "unwritten", "_images", "_counted", "_loader")
@@ -307,8 +309,10 @@ class Measurement:
         total = self.metrics.total()
         if total is None:
             return None
-        images = sum(self._seen[visit] for visit in self.metrics.closed if not self.place(visit)[1].probe)
-        return cast(Overall, {"samples": images, **_measures(total)})
+        visits = [visit for visit in self.metrics.closed if not self.place(visit)[1].probe]
+        images = sum(self._seen[visit] for visit in visits)
+        overall: Overall = {**total, "samples": images, "agreement": self._agreement(visits)}
+        return _without_absent(overall)
 
     def rows(self) -> list[DomainResult]:
         """Return the rows of the visits that are closed, in the order of the stream."""
@@ -319,27 +323,32 @@ class Measurement:
         closed = self.readings[steps].closed
         return [self._row(visit, closed[visit], None) for visit in self._order()]
 
+    def _agreement(self, visits: Sequence[int]) -> float | None:
+        """Return the share of predictions that are the source's, None where these were not computed."""
+        compared = sum(self._compared.get(visit, 0) for visit in visits)
+        return sum(self._agreed.get(visit, 0.0) for visit in visits) / compared if compared else None
+
     def _order(self) -> list[int]:
         return sorted(self.metrics.closed)
 
     def _row(self, visit: int, measured: ClassificationValues, seconds: float | None) -> DomainResult:
         domain, where = self.place(visit)
         images = self._seen[visit]
-        row: dict[str, Any] = {
+        row: DomainResult = {
             "name": domain.name,
             "severity": domain.severity,
             "visit": where.number,
-            "samples": images,
-            **_measures(measured),
+            **measured,
+            "samples": images,  # where a prediction is dense, the measured ones are pixels
             "seconds": seconds,
             "images_per_second": images / seconds if seconds else None,
             "start": self._starts[visit],
+            "probe": where.probe,
+            "agreement": self._agreement([visit]),
         }
-        if where.probe:
-            row["probe"] = True
-        if self._compared.get(visit):
-            row["agreement"] = self._agreed[visit] / self._compared[visit]
-        return cast(DomainResult, row)
+        if not where.probe:
+            del row["probe"]
+        return _without_absent(row)
 
 
 def visit_starts(stream: Stream) -> dict[int, int]:
@@ -351,9 +360,13 @@ def visit_starts(stream: Stream) -> dict[int, int]:
     return dict(zip(visits.tolist(), counted[stream.offsets[batch]].tolist(), strict=True))
 
 
-def _measures(values: ClassificationValues) -> dict[str, float | None]:
-    """Leave out the number of samples, which for a dense prediction are pixels, and a mean IoU that there is not."""
-    return {name: value for name, value in values.items() if name != "samples" and (name, value) != ("miou", None)}  # type: ignore[misc]
+def _without_absent(measures: _Measures) -> _Measures:
+    """Return measures without a mean IoU, and without an agreement with the source, where there is none."""
+    if measures["miou"] is None:
+        del measures["miou"]
+    if measures["agreement"] is None:
+        del measures["agreement"]
+    return measures
 
 
 def _by_image(logits: Tensor, labels: Tensor, ignore_index: int | None) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ttalight.errors import UsageError
 from ttalight.files.atomic import write_files
 from ttalight.files.untrusted import load_tensors
 from ttalight.reporting.predictions import PREDICTIONS
@@ -72,14 +73,14 @@ class RankFiles:
         contents = self.read()
         missing = [str(rank) for rank in range(self.ranks) if rank not in contents]
         if missing:
-            raise RuntimeError(
+            raise UsageError(
                 f"process {', '.join(missing)} of {self.ranks} left no measurements in {self.folder}: the folder of a "
                 "run on several machines must be on a file system that all of them share (trainer.default_root_dir)"
             )
         return [contents[rank] for rank in range(self.ranks)]
 
     def ends_everywhere(self, ends: bool) -> bool:
-        """Returns whether any process is to end, and tells the others where this one is."""
+        """Return whether any process is to end and tell the others where this one is."""
         mark = self.folder / f"end-{self.token}"
         if ends:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ class RankFiles:
         return mark.exists()
 
     def wait(self, trainer: Trainer) -> None:
-        """Waits until all processes have measured.
+        """Wait until all processes have measured.
 
         A barrier would handle no signal before all have come.
 

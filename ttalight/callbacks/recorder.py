@@ -7,10 +7,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.agreement import source_agreement
@@ -21,6 +24,7 @@ from ttalight.callbacks.run_results import Passes, build_results
 from ttalight.callbacks.search import find_callback
 from ttalight.data.streams import Stream
 from ttalight.engine import Engine
+from ttalight.errors import InputError, InputTypeError, UsageError
 from ttalight.labels import UNLABELLED
 from ttalight.models.outputs import Select, logits_of
 from ttalight.reporting import PredictionWriter, Results, write_results
@@ -63,7 +67,7 @@ class Recorder(Callback):
         #: What a progress bar may show: the domain and the running accuracy in it.
         self.status: dict[str, str] = {}
         self._active = False
-        self._hook: Any = None
+        self._hook: RemovableHandle | None = None
         self._writer: PredictionWriter | None = None
         self._resumed: dict[str, Any] | None = None
         self._predicted: dict[str, Any] | None = None
@@ -102,9 +106,9 @@ class Recorder(Callback):
         if state is not None:
             self._measurement.load_state_dict(state["measurement"], module.device)
         if self.predictions and folder is None:
-            raise ValueError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
+            raise InputError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
         if share is not None and folder is None:
-            raise ValueError(
+            raise InputError(
                 "shard='domain' needs a place where processes leave what they measured: give the Trainer a "
                 "default_root_dir, or the Recorder a folder"
             )
@@ -147,7 +151,7 @@ class Recorder(Callback):
             return
         labels = _labels(batch)
         if self._logits is None:
-            raise RuntimeError(
+            raise UsageError(
                 f"the step of {type(module).__name__} does not call self(images), so its predictions cannot be "
                 "recorded: let it call self(images), or remove the Recorder from the callbacks"
             )
@@ -374,7 +378,7 @@ class Recorder(Callback):
             )
 
 
-def _share(trainer: Trainer) -> Any:
+def _share(trainer: Trainer) -> npt.NDArray[np.int64] | None:
     """Return the numbers of the batches that this process measures, None where it measures all."""
     return None if trainer.validating else getattr(getattr(trainer, "datamodule", None), "share", None)
 
@@ -382,7 +386,7 @@ def _share(trainer: Trainer) -> Any:
 def _labels(batch: Any) -> Tensor:
     if isinstance(batch, (tuple, list)) and len(batch) >= 2 and isinstance(batch[1], Tensor):
         return batch[1]
-    raise TypeError(
+    raise InputTypeError(
         f"the recorder reads batches (image, label), got {type(batch).__name__}: let the data loader yield such pairs "
         f"(label {UNLABELLED} for images without one), or remove the Recorder from the callbacks"
     )

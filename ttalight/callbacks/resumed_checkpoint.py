@@ -9,6 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
+from ttalight.callbacks.search import callbacks_of
+from ttalight.errors import InputError
 from ttalight.files.optimizer_state import adopted_state, optimizer_fault
 from ttalight.files.untrusted import Between, difference, known
 
@@ -39,7 +41,7 @@ class ResumedCheckpoint(Callback):
             fault = difference(known(form, loops) if _OLDER in checkpoint else form, loops, "loops")
             _refuse(fault)
             checkpoint["loops"] = known(loops, form)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in callbacks_of(trainer):
             state = checkpoint["callbacks"].get(callback.state_key)
             _refuse(None if state is None else difference(dict, state, f"callbacks.{type(callback).__name__}"))
             if isinstance(callback, ModelCheckpoint) and state:
@@ -70,21 +72,21 @@ class ResumedCheckpoint(Callback):
 
 def _refuse(fault: str | None) -> None:
     if fault is not None:
-        raise ValueError(
+        raise InputError(
             f"ckpt_path: the checkpoint does not fit this run ({fault}): name another one, or start from its weights "
             "with the task's own argument"
         )
 
 
 def _counts(value: Any) -> Any:
-    """Returns the form of a loop's state: its integers are counts."""
+    """Return the form of a loop's state: its integers are counts."""
     if isinstance(value, dict):
         return {name: _counts(part) for name, part in value.items()}
     return Between(0, 2**62) if type(value) is int else value
 
 
 def _path_fault(callback: ModelCheckpoint, state: dict[str, Any]) -> str | None:
-    """Returns which path in the state of a callback leads out of its folder."""
+    """Return which path in the state of a callback leads out of its folder."""
     form = {"best_model_path": str, "last_model_path": str, "kth_best_model_path": str, "best_k_models": dict}
     fault = difference(known(form, state), state, "callbacks.ModelCheckpoint")
     if fault is not None:

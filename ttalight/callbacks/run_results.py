@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -16,6 +16,7 @@ from ttalight.data import ImageDataModule
 from ttalight.data.streams import StreamOrder
 from ttalight.engine import Engine
 from ttalight.reporting import Cost, Curve, DomainResult, Reading, Results, RunProtocol, Source, digest, summarize
+from ttalight.reporting.shown import shown
 from ttalight.seeding import global_seed
 from ttalight.version import __version__
 
@@ -118,7 +119,7 @@ def build_results(
         results["missed_batches"], results["missed"] = len(measurement.missed), list(measurement.missed)
     if measurement.readings:
         results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
-    return cast(Results, {**results, **digest(rows)})
+    return shown({**results, **digest(rows)})
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:
@@ -173,8 +174,8 @@ def _curve(measurement: Measurement, rows: list[DomainResult]) -> Curve:
     curve = measurement.curve.values()
     if any(row["accuracy"] is None for row in rows):
         unknown: list[float | None] = [None] * len(curve["images"])
-        return {"images": cast("list[int]", curve["images"]), "accuracy": unknown, "running": list(unknown)}
-    return cast(Curve, curve)
+        return {"images": curve["images"], "accuracy": unknown, "running": [*unknown]}
+    return {"images": curve["images"], "accuracy": [*curve["accuracy"]], "running": [*curve["running"]]}
 
 
 def _reading(measurement: Measurement, steps: int) -> Reading:

@@ -19,7 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.recorder import Recorder
-from ttalight.callbacks.search import callbacks_of, find_callback
+from ttalight.callbacks.search import find_callback, get_callback
 
 __all__ = ["TERMINATED", "Termination", "spawned"]
 
@@ -55,7 +55,7 @@ class Termination(Callback):
 
     @contextlib.contextmanager
     def around(self, trainer: Trainer) -> Iterator[None]:
-        """Covers a run from before processes are launched until all of them have ended.
+        """Cover a run from before processes are launched until all of them have ended.
 
         Raises:
             SIGTERMException: If the signal has ended the run, also where another process ended first.
@@ -76,12 +76,12 @@ class Termination(Callback):
             self._wait()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Notes the handler that comes before Lightning's."""
+        """Note the handler that comes before Lightning's."""
         earlier = signal.getsignal(signal.SIGTERM)
         self._earlier = earlier if callable(earlier) and not isinstance(earlier, _PassOn) else None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replaces Lightning's handler where there are several processes; Lightning restores the one before."""
+        """Replace Lightning's handler where there are several processes; Lightning restores the one before."""
         earlier, self._earlier = self._earlier, None
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
 
@@ -95,29 +95,29 @@ class Termination(Callback):
     on_sanity_check_start = on_train_start = on_validation_start = on_predict_start = on_test_start
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes that the run has begun."""
+        """Note that the run has begun."""
         self.begun = True
 
     on_train_epoch_start = on_validation_epoch_start = on_predict_epoch_start = on_test_epoch_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives Lightning's exception the exit code."""
+        """Give Lightning's exception the exit code."""
         if isinstance(exception, SIGTERMException):
             exception.code = TERMINATED
 
     # -- which batch is the last one
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Decides together with the other processes."""
+        """Decide together with the other processes."""
         self._decide(trainer)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Decides together with the other processes, where all of them have the same batches."""
+        """Decide together with the other processes, where all of them have the same batches."""
         shard = _shard(trainer)
         if shard == "batch":
             self._decide(trainer)
         elif shard == "domain":
-            recorder = next(callback for callback in callbacks_of(trainer) if isinstance(callback, Recorder))
+            recorder = get_callback(trainer, Recorder)
             self.ends = recorder.ends_everywhere(self.received)
             self._take_over(trainer)
 
@@ -138,7 +138,7 @@ class Termination(Callback):
     # -- processes that this one has launched
 
     def _take_over(self, trainer: Trainer) -> None:
-        """Takes launched processes from Lightning's observer, if the run ends.
+        """Take launched processes from Lightning's observer, if the run ends.
 
         The observer kills this process when one of them ends with a code that is not 0, and this one may still be
         writing a checkpoint.
@@ -188,7 +188,7 @@ class _PassOn:
 
 
 def spawned(trainer: Trainer) -> bool:
-    """Returns whether this process has spawned those that run the loops, and only waits for them."""
+    """Return whether this process has spawned those that run the loops, and only waits for them."""
     return any(not isinstance(process, subprocess.Popen) for process in _processes(trainer))
 
 
@@ -201,12 +201,12 @@ def _launches(trainer: Trainer) -> bool:
 
 
 def _processes(trainer: Trainer) -> list[Any]:
-    """Returns the launcher's list of the processes that it has launched."""
+    """Return the launcher's list of the processes that it has launched."""
     processes: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
     return processes
 
 
 def _shard(trainer: Trainer) -> str | None:
-    """Returns how the processes divide the run, None where they do not."""
+    """Return how the processes divide the run, None where they do not."""
     adapter = find_callback(trainer, Adapter)
     return adapter.shard if adapter is not None and trainer.world_size > 1 else None

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ttalight.data.streams import Stream
+from ttalight.errors import InputError
 
 __all__ = ["ImageArrays", "StreamDataset"]
 
@@ -30,11 +31,11 @@ class ImageArrays(Dataset[tuple[Tensor, ...]]):
 
     def __init__(self, images: Tensor, labels: Tensor, with_index: bool = False) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
+            raise InputError(
                 f"images must be uint8 RGB of shape (N, 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
             )
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(
+            raise InputError(
                 f"labels must be int64 of shape ({len(images)},), one per image, "
                 f"got {labels.dtype} of shape {tuple(labels.shape)}"
             )
@@ -74,13 +75,13 @@ class StreamDataset(Dataset[tuple[Tensor, Tensor]]):
         self.stream = stream
         self.domains = list(domains)
         if len(self.domains) < len(stream.domains):
-            raise ValueError(f"the stream has {len(stream.domains)} domains, got the images of {len(self.domains)}")
+            raise InputError(f"the stream has {len(stream.domains)} domains, got the images of {len(self.domains)}")
         sizes = np.array([len(images) for images in self.domains])
         beyond = stream.sample >= sizes[stream.domain_of(slice(None))]
         if beyond.any():
             position = int(beyond.argmax())
             domain = int(stream.domain_of(slice(position, position + 1))[0])
-            raise ValueError(
+            raise InputError(
                 f"the stream asks for sample {stream.sample[position]} of {stream.domains[domain].name}, which has "
                 f"{sizes[domain]} samples: it was made for another image set, or for another limit"
             )

@@ -17,6 +17,7 @@ from ttalight.data.download import DATA_VARIABLE, data_root, fetch, unpack
 from ttalight.data.layout import check_images, check_labels, read_npy
 from ttalight.data.module import ImageDataModule, Split
 from ttalight.data.splits import held_out
+from ttalight.errors import InputError, MissingFileError
 
 __all__ = ["CIFARDataModule"]
 
@@ -74,9 +75,9 @@ class CIFARDataModule(ImageDataModule):
     ) -> None:
         super().__init__(**kwargs)
         if dataset not in (*_SETS, *_NEW_TESTS):
-            raise ValueError(f"dataset must be one of {', '.join((*_SETS, *_NEW_TESTS))}, got {dataset!r}")
+            raise InputError(f"dataset must be one of {', '.join((*_SETS, *_NEW_TESTS))}, got {dataset!r}")
         if validation < 0:
-            raise ValueError(f"validation must be at least 0, got {validation}")
+            raise InputError(f"validation must be at least 0, got {validation}")
         self.dataset = dataset
         self.files, self.num_classes, self.mean, self.std = _SETS["cifar10" if dataset in _NEW_TESTS else dataset]
         self.root = data_root(root)
@@ -115,7 +116,7 @@ class CIFARDataModule(ImageDataModule):
     def _read(self, files: list[Any]) -> ImageArrays:
         missing = [name for name, _ in files if not (self.clean_folder / name).is_file()]
         if missing:
-            raise FileNotFoundError(self._advice(missing))
+            raise MissingFileError(self._advice(missing))
         batches = [_unpickle(self.clean_folder / name, md5) for name, md5 in files]
         images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
         key = "labels" if "labels" in batches[0] else "fine_labels"
@@ -128,7 +129,7 @@ class CIFARDataModule(ImageDataModule):
         paths = [folder / f"{name}_data.npy", folder / f"{name}_labels.npy"]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no {', '.join(missing)} in {folder} ({DATA_VARIABLE} is "
                 f"{os.environ.get(DATA_VARIABLE) or 'not set'}): get them from {_NEW_TESTS_SOURCE}. If they are "
                 "elsewhere, name the folder that has CIFAR-10.1 in it by root (--data.root) or by the environment "
@@ -155,7 +156,7 @@ def _unpickle(path: Path, md5: str) -> dict[str, Any]:
     content = path.read_bytes()
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise ValueError(
+        raise InputError(
             f"{path} is not the published file and was not opened: its md5 is {found}, expected {md5}. Remove it and "
             "use download: true, or unpack the published archive again"
         )

@@ -13,6 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ttalight.data.folders import find_files, subfolders
 from ttalight.data.image_files import ImageFiles, Interpolation
 from ttalight.data.splits import spread_order
+from ttalight.errors import MissingFileError
 
 __all__ = ["class_files", "class_names", "corruption_folder"]
 
@@ -25,7 +26,7 @@ def class_names(folder: Path) -> list[str]:
     """
     classes = subfolders(folder) if folder.is_dir() else []
     if not classes:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no class folders in {folder}: images belong into one subfolder a class, for example {folder}/cat/1.png"
         )
     return classes
@@ -58,11 +59,11 @@ def class_files(
     """
     present = {name: label for name, label in classes.items() if (folder / name).is_dir()}
     if not present:
-        raise FileNotFoundError(f"no folders of the classes {_few(list(classes))} in {folder}")
+        raise MissingFileError(f"no folders of the classes {_few(list(classes))} in {folder}")
     found = find_files(folder, sorted(present), IMG_EXTENSIONS)
     empty = [str(folder / name) for name, own in found.items() if not own]
     if empty:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no images in {_few(empty, most=3)}: every class folder needs at least one ({' '.join(IMG_EXTENSIONS)})"
         )
     paths = [path for own in found.values() for path in own]
@@ -83,7 +84,7 @@ def corruption_folder(folder: Path, corruption: str, severity: int) -> Path:
         if not (parent / name).is_dir():
             present = subfolders(parent)
             near = difflib.get_close_matches(name, present, n=3)
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no folder {name} in {parent}; there are {', '.join(present) or 'no folders'}"
                 + (f"; nearest: {', '.join(near)}" if near else "")
             )

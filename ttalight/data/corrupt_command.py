@@ -18,6 +18,7 @@ from ttalight.data.arrays import ImageArrays
 from ttalight.data.corruptions import COMMON, EXTRA, corrupt_chunk, frost_source, parameters
 from ttalight.data.layout import LABELS, SETTINGS, read_settings, write_npy, write_settings
 from ttalight.data.module import ImageDataModule
+from ttalight.errors import ExistingFileError, InputError
 from ttalight.reporting.text import printable
 from ttalight.version import __version__
 
@@ -145,9 +146,9 @@ def _counted(parts: Iterator[npt.NDArray[np.uint8]], bar: Any) -> Iterator[npt.N
 
 def _check(names: Sequence[str], severities: Sequence[int], table: str) -> None:
     if not names or not severities:
-        raise ValueError("name at least one corruption and one severity")
+        raise InputError("name at least one corruption and one severity")
     if len(set(severities)) < len(severities):
-        raise ValueError(f"severities must differ, got {' '.join(map(str, severities))}")
+        raise InputError(f"severities must differ, got {' '.join(map(str, severities))}")
     for name in names:
         for severity in severities:
             parameters(table, name, severity)
@@ -171,7 +172,7 @@ def _claim(folder: Path, settings: dict[str, Any], names: Sequence[str], overwri
         present = []
     found = read_settings(folder) if present else None
     if present and found is None:
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{folder} has {present[0].name} but no {SETTINGS}, so it was not made by this command: give another "
             "--output, or replace it with --overwrite"
         )
@@ -182,12 +183,12 @@ def _claim(folder: Path, settings: dict[str, Any], names: Sequence[str], overwri
             for key in {**settings, **found}
             if found.get(key) != settings.get(key)
         )
-        raise FileExistsError(
+        raise ExistingFileError(
             f"{folder} was made with other settings ({differences}): give another --output, or replace it with "
             "--overwrite"
         )
     if all((folder / f"{name}.npy").is_file() for name in names):
-        raise FileExistsError(f"{folder} is complete: give another --output, or replace it with --overwrite")
+        raise ExistingFileError(f"{folder} is complete: give another --output, or replace it with --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder, settings | {"corruptions": list(dict.fromkeys([*before, *names]))})
 

@@ -13,6 +13,7 @@ from ttalight.data.corruptions import COMMON, EXTRA, FROST_PROCEDURAL
 from ttalight.data.download import DATA_VARIABLE, data_root, fetch, unpack
 from ttalight.data.layout import LABELS, CorruptedFolder
 from ttalight.data.streams import Domain
+from ttalight.errors import InputError, MissingFileError
 
 __all__ = ["CorruptedDataModule"]
 
@@ -68,13 +69,13 @@ class CorruptedDataModule(CIFARDataModule):
         **kwargs: Any,
     ) -> None:
         if dataset not in _PUBLISHED:
-            raise ValueError(
+            raise InputError(
                 f"corrupted images are published of {' and '.join(_PUBLISHED)}, not of {dataset}: use CIFARDataModule, "
                 "which makes them from any set"
             )
         super().__init__(dataset=dataset, root=root, domains=domains, download=download, **kwargs)
         if self.severity not in range(1, 6):
-            raise ValueError(f"severity must be an integer from 1 (mild) to 5 (strong), got {self.severity}")
+            raise InputError(f"severity must be an integer from 1 (mild) to 5 (strong), got {self.severity}")
         self.generate = generate
         self.archive = _PUBLISHED[dataset]
         #: Whether ``root`` is the layout itself.
@@ -110,9 +111,9 @@ class CorruptedDataModule(CIFARDataModule):
         if not self._needed() or (self.generate and not (folder.exists and folder.split == self.stream_split)):
             return super().load_domains()
         if not folder.exists:
-            raise FileNotFoundError(self._how_to_get())
+            raise MissingFileError(self._how_to_get())
         if folder.split != self.stream_split:
-            raise ValueError(
+            raise InputError(
                 f"{folder.folder} was made from the {folder.split} images, and stream_split is {self.stream_split}: "
                 f"use generate: true (--data.generate true) to make the corruptions from the {self.stream_split} images"
             )
@@ -129,7 +130,7 @@ class CorruptedDataModule(CIFARDataModule):
         images = folder.read(name, severity, self.num_classes, self.limit)
         height, width = images.images.shape[2:]
         if (height, width) != (32, 32):
-            raise ValueError(
+            raise InputError(
                 f"{folder.path(name)} has images of {height} x {width} pixels, {self.dataset} has 32 x 32: is it of "
                 "another data set?"
             )

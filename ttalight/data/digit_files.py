@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ttalight.errors import InputError
 from ttalight.files.untrusted import DAMAGE, inflate
 
 __all__ = ["read_idx", "read_libsvm", "read_mat"]
@@ -30,11 +31,11 @@ def read_idx(path: Path) -> npt.NDArray[Any]:
         zero, kind, axes = struct.unpack_from(">HBB", content)
         shape = struct.unpack_from(f">{axes}I", content, 4)
         if zero != 0:
-            raise ValueError("it does not begin with two zero bytes")
+            raise InputError("it does not begin with two zero bytes")
         pixels = np.frombuffer(content, _IDX_TYPES[kind], offset=4 + 4 * axes)
         array = pixels.reshape(shape)
     except (*DAMAGE, struct.error) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a complete IDX file ({type(error).__name__}: {error}): get it again"
         ) from error
     return array.astype(array.dtype.newbyteorder("="))
@@ -63,10 +64,10 @@ def read_libsvm(path: Path, features: int) -> tuple[npt.NDArray[np.float64], npt
             table = np.array([pair.split(":") for pair in pairs], dtype=np.float64)
             index = table[:, 0].astype(np.int64) - 1
             if index.min() < 0:
-                raise ValueError("indices count from 1")
+                raise InputError("indices count from 1")
             values[row, index] = table[:, 1]
     except DAMAGE as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a complete LIBSVM file of {features} values a line ({type(error).__name__}: {error}): get "
             "it again"
         ) from error
@@ -93,7 +94,7 @@ def read_mat(path: Path) -> dict[str, npt.NDArray[Any]]:
             if kind == _MAT_MATRIX:
                 arrays |= _matrix(data, order)
     except (*DAMAGE, struct.error) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a complete MATLAB 5 file ({type(error).__name__}: {error}): get it again"
         ) from error
     return arrays
@@ -107,7 +108,7 @@ def _element(content: memoryview, place: int, order: str) -> tuple[int, memoryvi
         return kind, content[place + 4 : place + 4 + size], place + 8
     start, end = place + 8, place + 8 + size
     if end > len(content):
-        raise ValueError(f"{end - len(content):,} bytes are missing at its end")
+        raise InputError(f"{end - len(content):,} bytes are missing at its end")
     return kind, content[start:end], end if kind == _MAT_COMPRESSED else end + -size % 8
 
 

@@ -18,6 +18,7 @@ from ttalight.data.download import DATA_VARIABLE, data_root
 from ttalight.data.module import ImageDataModule, Split
 from ttalight.data.splits import held_out
 from ttalight.data.streams import Domain
+from ttalight.errors import InputError, MissingFileError
 
 __all__ = ["DigitSetsDataModule"]
 
@@ -80,9 +81,9 @@ class DigitSetsDataModule(ImageDataModule):
     ) -> None:
         super().__init__(domains=domains, **kwargs)
         if dataset not in _SOURCES:
-            raise ValueError(f"dataset must be mnist, usps or svhn, got {dataset!r}")
+            raise InputError(f"dataset must be mnist, usps or svhn, got {dataset!r}")
         if validation < 0:
-            raise ValueError(f"validation must be at least 0, got {validation}")
+            raise InputError(f"validation must be at least 0, got {validation}")
         self.dataset = dataset
         self.mean, self.std = _MEAN_STD[dataset]
         self.root = data_root(root)
@@ -106,7 +107,7 @@ class DigitSetsDataModule(ImageDataModule):
         """Return the domains of ``stream_domains``, in that order, with their images."""
         wanted = self.stream_domains()
         if self.stream_split != "test" and any(name in _SOURCES for name, _ in wanted):
-            raise ValueError(
+            raise InputError(
                 "stream_split: validation is for clean and corrupted images of the training set; the other sets are "
                 "tested on"
             )
@@ -125,7 +126,7 @@ class DigitSetsDataModule(ImageDataModule):
     def _read(self, name: str, train: bool) -> ImageArrays:
         pixels, labels = {"mnist": self._mnist, "usps": self._usps, "svhn": self._svhn}[name](train)
         if len(pixels) != len(labels) or labels.min() < 0 or labels.max() > 9:
-            raise ValueError(
+            raise InputError(
                 f"{name}: {len(pixels)} images and {len(labels)} labels from {labels.min()} to {labels.max()}, "
                 "expected as many labels as images, from 0 to 9: get the files again"
             )
@@ -151,7 +152,7 @@ class DigitSetsDataModule(ImageDataModule):
         arrays = read_mat(path)
         if not {"X", "y"} <= arrays.keys() or arrays["X"].shape[:3] != (_SIZE, _SIZE, 3):
             shapes = {name: array.shape for name, array in arrays.items()}
-            raise ValueError(f"{path} must hold X of shape (32, 32, 3, N) and y, it has {shapes}: get it again")
+            raise InputError(f"{path} must hold X of shape (32, 32, 3, N) and y, it has {shapes}: get it again")
         return arrays["X"].transpose(3, 2, 0, 1).astype(np.uint8), arrays["y"].reshape(-1) % 10
 
     def _file(self, name: str, *files: str) -> Path:
@@ -159,7 +160,7 @@ class DigitSetsDataModule(ImageDataModule):
             for file in files:
                 if (self.root / folder / file).is_file():
                     return self.root / folder / file
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {files[0]} in {self.root / _FOLDERS[name][0]} ({DATA_VARIABLE} is "
             f"{os.environ.get(DATA_VARIABLE) or 'not set'}): get it from {_SOURCES[name]}. If it is elsewhere, name "
             f"the folder that has {_FOLDERS[name][0]} in it by root (--data.root) or by the environment variable "

@@ -17,6 +17,7 @@ from ttalight.data.image_folder import ImageFolderDataModule
 from ttalight.data.module import Split
 from ttalight.data.splits import held_out
 from ttalight.data.streams import Domain
+from ttalight.errors import InputError, MissingFileError
 
 __all__ = ["DomainFoldersDataModule"]
 
@@ -54,7 +55,7 @@ class DomainFoldersDataModule(ImageFolderDataModule):
     ) -> None:
         super().__init__(root=root, domains=("clean",) if domains is None else domains, **kwargs)
         if not 0 <= validation < 1:
-            raise ValueError(f"validation must be a share from 0 up to, not including, 1, got {validation}")
+            raise InputError(f"validation must be a share from 0 up to, not including, 1, got {validation}")
         self._all_others = domains is None
         self.sources = tuple(sources)
         self.validation = validation
@@ -66,7 +67,7 @@ class DomainFoldersDataModule(ImageFolderDataModule):
             self.domains = tuple(name for name in present if name not in self.sources)
         unknown = [name for name in (*self.sources, *self.domains) if name not in present]
         if unknown or not self.domains:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no domain {', '.join(unknown) or 'beside the sources'} in {self.root}; there are {', '.join(present)}"
             )
         self.classes = sorted({name for domain in present for name in class_names(self.root / domain)})
@@ -76,7 +77,7 @@ class DomainFoldersDataModule(ImageFolderDataModule):
     def _root(self) -> Path:
         if self.root.is_dir():
             return self.root
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no folder {self.root} ({DATA_VARIABLE} is {os.environ.get(DATA_VARIABLE) or 'not set'}): "
             "expected domains in it, each with one subfolder a class. Name it by root (--data.root)"
         )
@@ -91,7 +92,7 @@ class DomainFoldersDataModule(ImageFolderDataModule):
     def open(self, split: Split) -> ImageFiles:
         """Return the images of the source domains, decoded when they are read."""
         if not self.sources:
-            raise ValueError("there is nothing to train or validate on: name the source domains by sources")
+            raise InputError("there is nothing to train or validate on: name the source domains by sources")
         parts = [self._part(name, split) for name in self.sources]
         files = [
             os.path.join(name, os.fsdecode(bytes(file)))
@@ -116,7 +117,7 @@ class DomainFoldersDataModule(ImageFolderDataModule):
             ValueError: If the stream asks for clean images beside them.
         """
         if self.order.needs_clean:
-            raise ValueError(
+            raise InputError(
                 f"{type(self.order).__name__} asks for clean images beside the domains, and domain folders have no "
                 "such set: take another stream"
             )
@@ -126,7 +127,7 @@ class DomainFoldersDataModule(ImageFolderDataModule):
         """Return the domains of the stream, in the order of ``domains``."""
         others = [name for name in self.domains if name not in self.sources]
         if self.stream_split == "validation" and others:
-            raise ValueError(
+            raise InputError(
                 f"stream_split is validation, and {', '.join(others)} is not among the sources: hyper-parameters "
                 "are chosen on held-out images of the sources only"
             )

@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from ttalight.errors import DownloadError, InputError
 from ttalight.files.atomic import open_replacing
 
 __all__ = ["DATA_VARIABLE", "data_root", "fetch", "file_md5", "unpack"]
@@ -69,7 +70,7 @@ def _verify(path: Path, md5: str, advice: str, remove: bool) -> None:
         return
     if remove:
         path.unlink()
-    raise ValueError(f"{path} is not the published file: its md5 is {found}, expected {md5}; {advice}")
+    raise InputError(f"{path} is not the published file: its md5 is {found}, expected {md5}; {advice}")
 
 
 def _receive(url: str, part: Path, path: Path) -> None:
@@ -86,7 +87,7 @@ def _receive(url: str, part: Path, path: Path) -> None:
         if isinstance(error, HTTPError) and error.code == 416 and present:  # nothing is left to send
             return
         arrived = part.stat().st_size if part.is_file() else 0
-        raise ConnectionError(
+        raise DownloadError(
             f"the download of {url} stopped after {arrived:,} bytes ({error}): run the same again to continue, "
             f"or get the file by other means and put it at {path}"
         ) from error
@@ -99,7 +100,7 @@ def _copy(response: IO[bytes], file: IO[bytes], present: int, expected: int, nam
             bar.update(len(block))
     file.flush()
     if expected and os.fstat(file.fileno()).st_size < expected:
-        raise ConnectionError(f"{expected:,} were announced")
+        raise DownloadError(f"{expected:,} were announced")
 
 
 def unpack(archive: Path, folder: Path, wanted: Collection[str]) -> None:
@@ -119,11 +120,11 @@ def unpack(archive: Path, folder: Path, wanted: Collection[str]) -> None:
         for member in tar:
             name = PurePosixPath(member.name)
             if name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"{archive} is not to be trusted: its member {member.name!r} leads out of the folder")
+                raise InputError(f"{archive} is not to be trusted: its member {member.name!r} leads out of the folder")
             if str(name) not in left:
                 continue
             if not member.isfile() or member.size > _LARGEST:
-                raise ValueError(
+                raise InputError(
                     f"{archive} is not to be trusted: its member {member.name!r} should be a plain file of at most "
                     f"{_LARGEST:,} bytes"
                 )
@@ -135,4 +136,4 @@ def unpack(archive: Path, folder: Path, wanted: Collection[str]) -> None:
                 copyfileobj(source, file, _BLOCK)
             left.remove(str(name))
     if left:
-        raise ValueError(f"{archive} lacks {', '.join(sorted(left))}: is it the published archive?")
+        raise InputError(f"{archive} lacks {', '.join(sorted(left))}: is it the published archive?")

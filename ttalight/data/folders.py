@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ttalight.errors import InputError
+
 __all__ = ["find_files", "subfolders"]
 
 #: What systems leave in folders without a dot in front, beside files whose endings tell them.
@@ -49,7 +51,7 @@ def find_files(folder: Path, names: Iterable[str], endings: tuple[str, ...]) -> 
         for place, files in sorted(_walk(str(folder / name))):
             owner = owners.setdefault(_identity(place), name)
             if owner != name:
-                raise ValueError(
+                raise InputError(
                     f"{place} is a folder of the class {owner}, and a link makes it one of the class {name}: remove "
                     "the link"
                 )

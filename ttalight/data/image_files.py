@@ -18,6 +18,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ttalight.data.arrays import ImageArrays
 from ttalight.data.pictures import read_picture
+from ttalight.errors import InputError
 
 __all__ = ["FileDomain", "ImageFiles", "Interpolation", "as_is", "read_image"]
 
@@ -143,7 +144,7 @@ def read_image(path: Path, size: int, scale: int | None = None, interpolation: I
     scale = size if scale is None else scale
     width, height = int(scale * width / short), int(scale * height / short)
     if width * height > _MOST_PIXELS:  # a line of pixels, which scaling would make large
-        raise ValueError(
+        raise InputError(
             f"cannot read image {path}: of {image.width} x {image.height} pixels, it would have {width} x {height} "
             "when it is scaled; replace the file or take it away"
         )

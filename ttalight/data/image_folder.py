@@ -20,6 +20,7 @@ from ttalight.data.folders import subfolders
 from ttalight.data.image_files import FileDomain, ImageFiles, Interpolation
 from ttalight.data.module import ImageDataModule, Split
 from ttalight.data.streams import Domain
+from ttalight.errors import InputError, MissingFileError
 
 __all__ = ["ImageFolderDataModule"]
 
@@ -79,12 +80,12 @@ class ImageFolderDataModule(ImageDataModule):
     ) -> None:
         super().__init__(**kwargs)
         if resize is not None and resize < 1:
-            raise ValueError(f"resize must be at least 1 pixel, got {resize}")
+            raise InputError(f"resize must be at least 1 pixel, got {resize}")
         if num_workers is not None and num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+            raise InputError(f"num_workers must be at least 0, got {num_workers}")
         if interpolation not in (None, *get_args(Interpolation)):
             known = ", ".join(get_args(Interpolation))
-            raise ValueError(f"interpolation must be one of {known}, got {interpolation!r}")
+            raise InputError(f"interpolation must be one of {known}, got {interpolation!r}")
         self.root = data_root(root)
         self._given = (resize, interpolation)
         self._set_scaling(resize or 256, interpolation or "bilinear")
@@ -160,7 +161,7 @@ class ImageFolderDataModule(ImageDataModule):
         changes = np.count_nonzero(np.diff(stream.domain_of(slice(None))))
         window_crosses = stream.window is not None and not stream.announced
         if changes >= len(stream.visits) or window_crosses:
-            raise ValueError(
+            raise InputError(
                 f"this stream comes back to its domains, so all {len(sets)} have to be in memory, and they do not fit "
                 f"into memory_limit ({self.memory_limit:g} GB): set limit to fewer images, lower resize, take fewer "
                 "domains, or raise memory_limit"
@@ -180,7 +181,7 @@ class ImageFolderDataModule(ImageDataModule):
             return
         size = count * 3 * self.resize**2 / _GIGABYTE
         copies = "" if sets == 1 else " each for the clean images and for those of one corruption"
-        raise ValueError(
+        raise InputError(
             f"{count:,} images of {folder} take {size:.3g} GB{copies} at {self.resize} x {self.resize} pixels, more "
             f"than memory_limit ({self.memory_limit:g} GB) allows: set limit to fewer images, lower resize, or raise "
             "memory_limit"
@@ -197,7 +198,7 @@ class ImageFolderDataModule(ImageDataModule):
             return folder
         present = subfolders(self.root) if self.root.is_dir() else None
         seen = "does not exist" if present is None else f"has {', '.join(present) or 'no folders'}"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {' or '.join(_FOLDERS[split])} folder in {self.root}, which {seen}: the {split} images belong there, "
             f"one subfolder a class. Another place is named by root (--data.root) or by the environment variable "
             f"{DATA_VARIABLE}"
@@ -210,7 +211,7 @@ class ImageFolderDataModule(ImageDataModule):
         classes = own if train is None else class_names(train)
         unknown = sorted(set(own) - set(classes))
         if unknown:
-            raise ValueError(f"{folder} has classes that {train} has not: {_few(unknown)}")
+            raise InputError(f"{folder} has classes that {train} has not: {_few(unknown)}")
         return classes
 
 

@@ -15,6 +15,7 @@ from ttalight.data.image_files import FileDomain, ImageFiles
 from ttalight.data.image_folder import ImageFolderDataModule
 from ttalight.data.module import Split
 from ttalight.data.streams import Domain
+from ttalight.errors import InputError, MissingFileError
 
 __all__ = ["ImageNetDataModule"]
 
@@ -90,14 +91,14 @@ class ImageNetDataModule(ImageFolderDataModule):
     ) -> None:
         super().__init__(root=root, **kwargs)
         if label_space not in ("full", "restricted"):
-            raise ValueError(f"label_space must be full or restricted, got {label_space!r}")
+            raise InputError(f"label_space must be full or restricted, got {label_space!r}")
         if self.stream_split != "test":
-            raise ValueError(
+            raise InputError(
                 "ImageNet has no validation images beside those that are tested on: take some of the training images, "
                 "for example in a folder of their own with ImageFolderDataModule"
             )
         if label_space == "restricted" and sum(name in self.domains for name in _PARTIAL) != 1:
-            raise ValueError(
+            raise InputError(
                 f"label_space: restricted is to the classes of one of {' and '.join(_PARTIAL)}, and domains has "
                 f"{', '.join(self.domains)}: name one of the two, or take label_space: full"
             )
@@ -157,7 +158,7 @@ class ImageNetDataModule(ImageFolderDataModule):
     def open(self, split: Split) -> ImageFiles:
         """Return the clean images of a split, decoded when they are read."""
         if split == "validation":
-            raise ValueError("ImageNet has no validation images beside those that are tested on: run test instead")
+            raise InputError("ImageNet has no validation images beside those that are tested on: run test instead")
         return self._files(self._folder("train") if split == "train" else self._folder_of("clean"), "clean")
 
     def _files(self, folder: Path, name: str) -> ImageFiles:
@@ -177,7 +178,7 @@ class ImageNetDataModule(ImageFolderDataModule):
         if found is not None:
             return found
         ways = ", or make them by generate: true (--data.generate true)" if _is_corruption(name) else ""
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {folders[0]} folder in {self.root} ({DATA_VARIABLE} is {os.environ.get(DATA_VARIABLE) or 'not set'}), "
             f"from which {name} is read: get it from {source} and unpack it there{ways}. If it is elsewhere, name the "
             f"folder that has it in it by root (--data.root) or by the environment variable {DATA_VARIABLE}"

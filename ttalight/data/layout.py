@@ -16,6 +16,7 @@ import torch
 from numpy.lib import format as npy
 
 from ttalight.data.arrays import ImageArrays
+from ttalight.errors import InputError, InputTypeError, MissingFileError
 from ttalight.files.atomic import open_replacing
 from ttalight.files.untrusted import read_npy_header
 
@@ -87,7 +88,7 @@ class CorruptedFolder:
             ValueError: If a file is damaged or not as described above, or has no such severity.
         """
         if severity not in self.severities:
-            raise ValueError(f"{self.folder} has severities {self.severities}, not {severity}")
+            raise InputError(f"{self.folder} has severities {self.severities}, not {severity}")
         images, labels = self._map(self.path(corruption)), self._map(self.folder / LABELS)
         check_images(images, self.path(corruption), len(self.severities))
         check_labels(labels, self.folder / LABELS, len(images), self.path(corruption), num_classes)
@@ -101,7 +102,7 @@ class CorruptedFolder:
         if not path.is_file():
             present = sorted(name.removesuffix(".npy") for name in self._arrays() if name != LABELS)
             near = difflib.get_close_matches(path.stem, present, n=3)
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no {path.name} in {self.folder}; there are {', '.join(present) or 'no .npy files'}"
                 + (f"; nearest: {', '.join(near)}" if near else "")
             )
@@ -111,11 +112,11 @@ class CorruptedFolder:
 def check_images(images: npt.NDArray[Any], path: Path, severities: int) -> None:
     """Raise a ValueError if an array of images is not uint8 (severities * N, H, W, 3)."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(
+        raise InputError(
             f"{path} must hold uint8 RGB images of shape (rows, H, W, 3), it has {images.dtype} of shape {images.shape}"
         )
     if len(images) == 0 or len(images) % severities:
-        raise ValueError(
+        raise InputError(
             f"{path} has {len(images)} images, expected a multiple of {severities}: one block a severity, equally long"
         )
 
@@ -123,11 +124,11 @@ def check_images(images: npt.NDArray[Any], path: Path, severities: int) -> None:
 def check_labels(labels: npt.NDArray[Any], path: Path, rows: int, images: Path, num_classes: int) -> None:
     """Raise a ValueError if an array of labels is not integers from 0, one for each of ``rows`` images."""
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise ValueError(f"{path} must hold integers of shape (rows,), it has {labels.dtype} of shape {labels.shape}")
+        raise InputError(f"{path} must hold integers of shape (rows,), it has {labels.dtype} of shape {labels.shape}")
     if len(labels) != rows:
-        raise ValueError(f"{path} has {len(labels)} labels, but {images} has {rows} images: one label an image")
+        raise InputError(f"{path} has {len(labels)} labels, but {images} has {rows} images: one label an image")
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
+        raise InputError(
             f"{path} has labels from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}: is it of "
             "another data set?"
         )
@@ -141,7 +142,7 @@ def read_npy(path: Path) -> npt.NDArray[Any]:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("not a plain file")  # a pipe would be waited for
+            raise InputError("not a plain file")  # a pipe would be waited for
         with path.open("rb") as file:
             shape, _, dtype = read_npy_header(file)
             missing = file.tell() + math.prod(shape) * dtype.itemsize - path.stat().st_size
@@ -156,11 +157,11 @@ def read_npy(path: Path) -> npt.NDArray[Any]:
         raise
     except Exception as error:  # exceptions of the header's parser have no common base class
         if "Python objects" in str(error):
-            raise ValueError(
+            raise InputError(
                 f"{path} holds Python objects, which may run code when they are read: it was not opened"
             ) from error
-        raise ValueError(f"{path} is not a .npy file ({error}): copy it again") from error
-    raise ValueError(f"{path} is cut short: {missing:,} bytes are missing at its end; copy it again")
+        raise InputError(f"{path} is not a .npy file ({error}): copy it again") from error
+    raise InputError(f"{path} is cut short: {missing:,} bytes are missing at its end; copy it again")
 
 
 def write_npy(path: Path, shape: Sequence[int], dtype: npt.DTypeLike, parts: Iterable[npt.NDArray[Any]]) -> None:
@@ -192,20 +193,20 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
         settings: Any = json.loads(path.read_text(encoding="utf-8"))
         _check_settings(settings)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): write the set again") from error
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}): write the set again") from error
     return {"frost": None, **settings}
 
 
 def _check_settings(settings: Any) -> None:
     severities, names = settings["severities"], settings.get("corruptions", [])
     if not isinstance(severities, list) or not severities or len(set(map(str, severities))) < len(severities):
-        raise TypeError("severities must be a list of different integers")
+        raise InputTypeError("severities must be a list of different integers")
     if not all(type(severity) is int for severity in severities):
-        raise TypeError("severities must be integers")
+        raise InputTypeError("severities must be integers")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise TypeError("corruptions must be a list of names")
+        raise InputTypeError("corruptions must be a list of names")
     if not isinstance(settings["split"], str) or not isinstance(settings.get("frost"), (str, type(None))):
-        raise TypeError("split must be a string, and frost a string or null")
+        raise InputTypeError("split must be a string, and frost a string or null")
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -13,11 +13,13 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from ttalight.arguments import arguments_of, shown_arguments
 from ttalight.data.arrays import ImageArrays, StreamDataset
 from ttalight.data.corruptions import FROST_PROCEDURAL, corrupt, frost_source
 from ttalight.data.image_files import ImageFiles, as_is
 from ttalight.data.partial import PartialLoader
 from ttalight.data.streams import Domain, PerDomain, Stream, StreamOrder, StreamSampler
+from ttalight.errors import InputError
 from ttalight.seeding import global_seed
 
 __all__ = ["ImageDataModule", "Split"]
@@ -74,11 +76,11 @@ class ImageDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if not domains:
-            raise ValueError("domains is empty: name at least one corruption, or 'clean'")
+            raise InputError("domains is empty: name at least one corruption, or 'clean'")
         if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}")
+            raise InputError(f"limit must be at least 1, got {limit}")
         self.batch_size = batch_size
         self.domains = tuple(domains)
         self.severity = severity
@@ -97,6 +99,13 @@ class ImageDataModule(LightningDataModule, ABC):
         self.validation_set: ImageArrays | ImageFiles | None = None
         self.stream: Stream | None = None
         self._stream_set: StreamDataset | None = None
+
+    def __repr__(self) -> str:
+        stream = "" if type(self.order) is PerDomain else f"stream={self.order!r}"
+        own = shown_arguments(self, {name: value for name, value in arguments_of(self).items() if name != "stream"})
+        return f"{type(self).__name__}({', '.join(filter(None, [own, stream]))})"
+
+    __str__ = __repr__
 
     @abstractmethod
     def load(self, split: Split) -> ImageArrays:

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
+from ttalight.errors import InputError
+
 __all__ = ["FORMATS", "read_picture"]
 
 #: Formats that are read. Of the formats that Pillow knows beside these, some start programs.
@@ -45,9 +47,9 @@ def read_picture(
         with Image.open(path, formats=formats) as file:
             return _eight_bits(file).convert("RGB")
     except _UnknownRange as error:
-        raise ValueError(f"cannot read image {path}: {error}; convert it to 8 bits") from None
+        raise InputError(f"cannot read image {path}: {error}; convert it to 8 bits") from None
     except Exception as error:  # exceptions of decoders have no common base class
-        raise ValueError(f"cannot read image {path} ({type(error).__name__}: {error}): {advice}") from error
+        raise InputError(f"cannot read image {path} ({type(error).__name__}: {error}): {advice}") from error
 
 
 def _eight_bits(file: Image.Image) -> Image.Image:

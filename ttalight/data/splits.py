@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from ttalight.errors import InputError
+
 __all__ = ["held_out", "spread_order"]
 
 _SEED = 20250707  # part of every split that was ever made with it
@@ -47,8 +49,8 @@ def held_out(labels: npt.ArrayLike, count: int, split: Literal["train", "validat
     """
     order = spread_order(labels)
     if count >= len(order):
-        raise ValueError(f"validation must be less than the {len(order)} training images, got {count}")
+        raise InputError(f"validation must be less than the {len(order)} training images, got {count}")
     if split == "validation" and count == 0:
-        raise ValueError("there are no validation images: validation is 0, so all training images are trained on")
+        raise InputError("there are no validation images: validation is 0, so all training images are trained on")
     cut = len(order) - count
     return np.sort(order[:cut] if split == "train" else order[cut:])

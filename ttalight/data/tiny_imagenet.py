@@ -17,6 +17,7 @@ from ttalight.data.image_folder import ImageFolderDataModule
 from ttalight.data.module import Split
 from ttalight.data.splits import held_out, spread_order
 from ttalight.data.streams import Domain
+from ttalight.errors import InputError, MissingFileError
 
 __all__ = ["TinyImageNetDataModule"]
 
@@ -69,7 +70,7 @@ class TinyImageNetDataModule(ImageFolderDataModule):
     ) -> None:
         super().__init__(root=root, resize=resize, **kwargs)
         if validation < 0:
-            raise ValueError(f"validation must be at least 0, got {validation}")
+            raise InputError(f"validation must be at least 0, got {validation}")
         self.generate = generate
         self.validation = validation
 
@@ -80,7 +81,7 @@ class TinyImageNetDataModule(ImageFolderDataModule):
         if (self.root / name).is_dir():
             return self.root / name
         ways = ", or make the corruptions by generate: true (--data.generate true)" if name == _CORRUPTED else ""
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {name} folder in {self.root} ({DATA_VARIABLE} is {os.environ.get(DATA_VARIABLE) or 'not set'}): "
             f"unpack {_SOURCES[name]} there{ways}. If it is elsewhere, name the folder that has it in it by root "
             f"(--data.root) or by the environment variable {DATA_VARIABLE}"
@@ -103,7 +104,7 @@ class TinyImageNetDataModule(ImageFolderDataModule):
         rows = _rows(table)
         odd = next((row for row in rows if not _is_row(row, classes)), None)
         if odd is not None or not rows:
-            raise ValueError(
+            raise InputError(
                 f"{table} must have lines of a file name, a tab and one of the {len(classes)} classes, got {odd}: "
                 "unpack the archive again"
             )
@@ -120,7 +121,7 @@ class TinyImageNetDataModule(ImageFolderDataModule):
         if self.generate or not any(severity for _, severity in wanted):
             return super().load_domains()
         if self.stream_split != "test":
-            raise ValueError(
+            raise InputError(
                 f"{_CORRUPTED} was made from the test images, and stream_split is {self.stream_split}: use generate: "
                 f"true (--data.generate true) to make the corruptions from the {self.stream_split} images"
             )
@@ -140,7 +141,7 @@ def _rows(table: Path) -> list[list[str]]:
     try:
         return [line.split("\t")[:2] for line in table.read_text(encoding="utf-8").splitlines() if line]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{table} is not a table in UTF-8 ({error}): unpack the archive again") from error
+        raise InputError(f"{table} is not a table in UTF-8 ({error}): unpack the archive again") from error
 
 
 def _is_row(row: list[str], classes: dict[str, int]) -> bool:

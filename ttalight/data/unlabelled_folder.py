@@ -16,6 +16,7 @@ from ttalight.data.image_files import FileDomain, ImageFiles
 from ttalight.data.image_folder import ImageFolderDataModule
 from ttalight.data.module import Split
 from ttalight.data.streams import Domain, PerDomain, StreamOrder
+from ttalight.errors import InputError, MissingFileError
 from ttalight.labels import UNLABELLED
 
 __all__ = ["UnlabelledFolderDataModule"]
@@ -54,7 +55,7 @@ class UnlabelledFolderDataModule(ImageFolderDataModule):
 
     def open(self, split: Split) -> ImageFiles:
         """Raise an error: there are no labels to train on or to validate with."""
-        raise ValueError(
+        raise InputError(
             f"the images of {type(self).__name__} have no labels, so nothing can be trained or validated on them: use "
             "adapt, or ImageFolderDataModule for images in one folder a class"
         )
@@ -66,7 +67,7 @@ class UnlabelledFolderDataModule(ImageFolderDataModule):
             ValueError: If the stream asks for clean images beside them.
         """
         if self.order.needs_clean:
-            raise ValueError(
+            raise InputError(
                 f"{type(self.order).__name__} asks for clean images beside the domains, and a folder of unlabelled "
                 "images has no such set: take another stream"
             )
@@ -75,14 +76,14 @@ class UnlabelledFolderDataModule(ImageFolderDataModule):
     def load_domains(self) -> list[tuple[Domain, ImageArrays]]:
         """Return the domains of the stream, in the order of ``domains``."""
         if not self.root.is_dir():
-            raise FileNotFoundError(f"there is no folder {self.root}: name the folder with the images by root")
+            raise MissingFileError(f"there is no folder {self.root}: name the folder with the images by root")
         wanted = self.stream_domains()
         if self._is_one:
             return [(Domain(self.root.resolve().name or "all"), self._part("."))]
         present = subfolders(self.root)
         unknown = [name for name in self.domains if name not in present]
         if unknown:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no folder {', '.join(unknown)} in {self.root}; there are {', '.join(present) or 'no folders'}"
             )
         return [(Domain(name), self._part(name)) for name, _ in wanted]
@@ -90,7 +91,7 @@ class UnlabelledFolderDataModule(ImageFolderDataModule):
     def _part(self, name: str) -> FileDomain:
         files = find_files(self.root, [name], IMG_EXTENSIONS)[name]
         if not files:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no images in {Path(os.path.normpath(self.root / name))}: expected files that end in "
                 f"{' '.join(IMG_EXTENSIONS)}, at any depth"
             )

@@ -19,6 +19,7 @@ from ttalight.data import ImageDataModule, UnlabelledFolderDataModule
 from ttalight.doctor.examination import Examination
 from ttalight.doctor.report import render_page, render_report
 from ttalight.doctor.verdict import Findings, judge, summarize
+from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
 from ttalight.trainer import Trainer
 
@@ -102,7 +103,7 @@ def _with_model(words: list[str]) -> list[str]:
         content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
         model = content.get("model") if isinstance(content, dict) else None
         if model is None:
-            raise ValueError(f"--config: {value} names no model")
+            raise InputError(f"--config: {value} names no model")
         return [*words[:position], "--model", json.dumps(model), *rest]
     return words
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from ttalight.distributed import average
 from ttalight.engine.guard import Guard
+from ttalight.errors import UsageError
 from ttalight.models.network import Network
 from ttalight.models.vectors import divide
 from ttalight.seeding import derive_seed
@@ -56,7 +57,7 @@ class AdaptiveNetwork(Network):
         self.last: dict[str, float] = {}
         #: Restores the source; the engine sets it.
         self.restore_source: Callable[[], None] = lambda: None
-        #: Whether no step of the present batch may move anything.
+        #: Whether no step of the present batch may update anything.
         self.is_bad = False
         self._reduced: tuple[Tensor, Tensor]
         self._gradients: list[Tensor] = []
@@ -84,7 +85,7 @@ class AdaptiveNetwork(Network):
                 that it is of, a scalar without gradient.
 
         Returns:
-            Whether the parameters have moved. A loss that does not depend on them is a RuntimeError.
+            Whether the parameters were updated. A loss that does not depend on them is a RuntimeError.
         """
         self.backward(losses, weights, penalty, penalty_gradient)
         return self.optimizer_step()
@@ -111,7 +112,7 @@ class AdaptiveNetwork(Network):
                 loss.backward()  # type: ignore[no-untyped-call]
         self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if not self._gradients:
-            raise RuntimeError(
+            raise UsageError(
                 "the loss does not depend on the parameters to adapt: does the model's forward run under no_grad, "
                 "freeze its parameters, detach its outputs, or have all that adapts inside a checkpoint with "
                 "use_reentrant=True?"
@@ -134,9 +135,9 @@ class AdaptiveNetwork(Network):
         self._reduced = loss, kept
 
     def optimizer_step(self) -> bool:
-        """Let the optimizer step, and return whether the parameters have moved. One host synchronisation.
+        """Let the optimizer step, and return whether it updated the parameters. One host synchronisation.
 
-        A step whose loss or gradient is not finite, that keeps no sample, or that is of a bad batch, moves nothing.
+        A step whose loss or gradient is not finite, that keeps no sample, or that is of a bad batch, updates nothing.
         """
         assert self.optimizer is not None, "a method that steps has trainable parameters"
         guard, gradients = self.guard, self._gradients
@@ -176,7 +177,7 @@ class AdaptiveNetwork(Network):
         self._reset_if = condition
 
     def begin(self, images: Tensor, is_bad: bool) -> None:
-        """Begin to adapt to a batch of finite images, (B, C, H, W), of which no step moves anything if it is bad."""
+        """Begin to adapt to a batch of finite images, (B, C, H, W), of which no step updates anything if it is bad."""
         self.images, self.is_bad, self.last, self.readings, self.pending_forwards = images, is_bad, {}, {}, 0.0
         self.fix_flags()
 

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import Any
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
+from ttalight.engine.prediction import predict
 from ttalight.engine.schedule import Schedule, run_scheduled
 from ttalight.engine.state import State
-from ttalight.files.untrusted import Between, difference
+from ttalight.errors import InputError
+from ttalight.files.adaptation_states import check_form, check_values
 from ttalight.models.admission import Admission, pixel_fault
 from ttalight.models.call import Call, present_autocast
 from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
@@ -25,18 +27,6 @@ from ttalight.seeding import global_generators
 
 __all__ = ["Engine", "release"]
 
-_EMPTY: dict[str, Any] = {"tensors": {}, "source": {}, "optimizer": None}
-#: The form of every captured state.
-_FORM = _EMPTY | {
-    "method": str,
-    "configured": bool,
-    "facts": {"classifier": None, "rows": None, "possible": None},
-    "size": list,
-    "counters": {field.name: Between(-1 if field.name == "visit" else 0, 2**62) for field in fields(Counters)},
-    "passes": [Between(0.0, 2.0**62)] * 2,
-    "before_probe": None,
-    "schedules": dict,
-}
 #: Number of batches after which ``check_progress`` is called a second time.
 MANY = 50
 
@@ -77,7 +67,7 @@ class Engine:
         self.admission = Admission(next(floats, torch.get_default_dtype()), self._try)
         #: What the method changes. None before the first batch.
         self.state: State | None = None
-        self._takeover: Takeover | None = None
+        self.takeover: Takeover | None = None
         #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
@@ -91,7 +81,7 @@ class Engine:
 
     def attach(self) -> None:
         """Take the network over; a RuntimeError if it, or a part of it, is being adapted already."""
-        self._takeover = Takeover(self.net.module, self)
+        self.takeover = Takeover(self.net.module, self)
         self._generators = [*global_generators(self.net.device), self.net.generator]
         for norm in self.net.norms:
             norm.attach()
@@ -100,20 +90,20 @@ class Engine:
 
     def release(self) -> nn.Module:
         """Return the network as it was: weights, statistics, forwards, flags, gradients."""
-        if self._takeover is not None:  # else it was released, and may be another engine's by now
+        if self.takeover is not None:  # else it was released, and may be another engine's by now
             self.reset()
             self._detach()
         return self.net.module
 
     def _detach(self) -> None:
-        assert self._takeover is not None, "only a network that was taken over is released"
+        assert self.takeover is not None, "only a network that was taken over is released"
         if self.method.passes is not None:
             self.method.passes.detach()
         for norm in self.net.norms:
             norm.detach()
         self.net.release()
-        self._takeover.end()
-        self._takeover = None
+        self.takeover.end()
+        self.takeover = None
 
     # -- a batch
 
@@ -126,7 +116,7 @@ class Engine:
             call: How the network is called with them. By default with the images alone.
             adapt: Whether the batch is adapted to. Otherwise see ``predict``.
         """
-        if self._takeover is None:
+        if self.takeover is None:
             self.attach()
         net, state, device = self.net, self.state, images.device.type
         is_cast = torch.is_autocast_enabled(device)
@@ -139,7 +129,7 @@ class Engine:
             if state is not None:
                 state.begin()
             try:
-                logits = self._adapt(images) if adapt else self._predict(images)
+                logits = self._adapt(images) if adapt else predict(self, images)
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
                 if not adapt:
                     self._undo(state, before, draws)
@@ -155,21 +145,17 @@ class Engine:
         return output
 
     def predict(self, images: Tensor, call: Call | None = None) -> Any:
-        """Return the logits of a batch without adapting to it; nothing changes.
+        """Return the logits of a batch without adapting to it; nothing changes. See ``__call__``.
 
         They come from ``Method.predict`` and the state that the next batch would begin with: that of the source where a
         reset is due, which with ``reset="batch"`` it always is. A network that was not adapted yet predicts as the
         method's source. Bad batches are an error, or are predicted, as ``on_bad_batch`` says, and are not counted.
-
-        Args:
-            images: See ``__call__``.
-            call: See ``__call__``.
         """
         return self(images, call, adapt=False)
 
-    def scheduled(self, images: Tensor, call: Call | None = None) -> Any:
+    def scheduled(self, images: Tensor, call: Call | None = None, adapt: bool = True) -> Any:
         """Adapt to a batch, or predict it where a schedule says that; see ``__call__``."""
-        return run_scheduled(self, images, call) if self.schedules else self(images, call)
+        return run_scheduled(self, images, call) if adapt and self.schedules else self(images, call, adapt)
 
     def _undo(self, state: State | None, before: tuple[Any, ...], draws: list[Tensor]) -> None:
         """Restore what there was before a batch: the state, None where it was the first one, counts, and draws."""
@@ -218,26 +204,6 @@ class Engine:
         counters.batches += 1
         assert logits is not None
         return logits
-
-    def _predict(self, images: Tensor) -> Tensor:
-        net, guard, policy = self.net, self.net.guard, self.method.on_bad_batch
-        finite, fault = self.admission.admit(images)
-        guard.begin(images)
-        net.begin(finite, is_bad=True)  # no step moves anything
-        if self.state is None and guard.is_pixels_finite() and fault is None:
-            self._configure()
-        if self.state is None:
-            logits = self._predict_source()
-        else:
-            guard.check_state()
-            with self.at_source() if self._reset_is_due() else nullcontext():
-                logits = self.method.predict(net, finite).detach()
-            guard.read()
-        if fault is None and not guard.pixels_finite:
-            fault = pixel_fault(images, net.counters.batch, net.counters.visit)
-        if fault is not None and policy == "error":
-            raise fault
-        return self._predict_source() if not guard.state_finite or (fault and policy == "source") else logits
 
     def _reset_is_due(self) -> bool:
         reset, counters = self.method.reset, self.net.counters
@@ -357,7 +323,7 @@ class Engine:
             "size": list(self.admission.sizes[0]) if self.admission.sizes else [],
             "counters": asdict(self.net.counters),
             "passes": [self.net.forwards, self.net.backwards],
-            **(_EMPTY if self.state is None else self.state.capture()),
+            **({"tensors": {}, "source": {}, "optimizer": None} if self.state is None else self.state.capture()),
             "before_probe": self._before_probe,
             "schedules": {type(schedule).__name__: schedule.state() for schedule in self.schedules},
         }
@@ -386,8 +352,9 @@ class Engine:
             if not isinstance(error, ValueError):
                 raise
             names = f"{type(self.method).__name__} on {type(self.net.module).__name__}"
-            raise ValueError(f"the adaptation state does not fit {names}: {error}") from None
-        self.net.counters, self._before_probe = _counters(state), state["before_probe"]
+            raise InputError(f"the adaptation state does not fit {names}: {error}") from None
+        self.net.counters = Counters(**{name: state["counters"][name] for name in asdict(self.net.counters)})
+        self._before_probe = state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
         self._keeps_place = keep_place
         for schedule in self.schedules:
@@ -396,22 +363,16 @@ class Engine:
 
     def _check(self, state: Any) -> None:
         """Configure the method if an untrusted state needs it; a ValueError if the state does not fit."""
-        fault = difference(_FORM, state) or difference([Between(1, 2**31)] * len(state["size"]), state["size"], "size")
-        probed = None if fault else state["before_probe"]
-        if probed is not None:
-            fault = difference(_FORM | {"before_probe": type(None)}, probed, "before_probe")
-        for schedule in () if fault else self.schedules:
-            name = type(schedule).__name__
-            fault = fault or (schedule.fault(state["schedules"][name]) if name in state["schedules"] else None)
-        if fault or state["method"] != type(self.method).__name__:
-            raise ValueError(fault or f"it is of {state['method']!r:.50}")
+        check_form(state, type(self.method).__name__, asdict(self.net.counters))
+        for schedule in self.schedules:
+            schedule.check(state["schedules"].get(type(schedule).__name__))
         if state["configured"] and self.state is None:
             self.net.classifier.know(state["facts"], self.net.device)
             with torch.inference_mode(False), torch.enable_grad():
                 self._configure()
-        for part in (state, probed):
+        for part in (state, state["before_probe"]):
             if self.state is not None and part is not None and part["configured"]:
-                self.state.check(part)
+                check_values(part, self.state.live, self.state.source, self.net.optimizer)
 
     def to(self, device: torch.device) -> None:
         """Move the network and all adaptation state to a device."""
@@ -425,18 +386,18 @@ class Engine:
 
     @contextmanager
     def at_source(self) -> Iterator[None]:
-        """Set weights, statistics and method state to the source for a while."""
+        """Set weights, statistics and method state to the source temporarily."""
         with nullcontext() if self.state is None else self.state.at_source():
             yield
 
     def source_copy(self) -> nn.Module:
         """Return a copy of the network as it was before adaptation."""
         with self.at_source():
-            module = copy.deepcopy(self.net.module)
-        if self._takeover is not None:
-            self._takeover.restore_copy(module)
+            return self.copy()
+
+    def copy(self) -> nn.Module:
+        """Return a copy of the network with its present weights, and flags as before adaptation."""
+        module = copy.deepcopy(self.net.module)
+        if self.takeover is not None:
+            self.takeover.restore_copy(module)
         return module
-
-
-def _counters(state: dict[str, Any]) -> Counters:
-    return Counters(**{field.name: state["counters"][field.name] for field in fields(Counters)})

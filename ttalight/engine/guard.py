@@ -22,14 +22,14 @@ class Guard:
         #: Whether the pixels of the batch are finite, and whether the model was before it. None until they are read.
         self.pixels_finite: bool | None = None
         self.state_finite: bool | None = None
-        #: Whether a step has moved the weights since they were last checked.
+        #: Whether a step has updated the weights since they were last checked.
         self.moved = False
         self._unread: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._others: list[Tensor] = []
 
     def watch(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        """Set what must stay finite: weights, that steps alone move, and others. What is not finite now is left out."""
+        """Set what must stay finite: weights, updated by steps alone, and others. Those not finite now are left out."""
         self._weights, self._others = (
             [value for value in values if value.is_floating_point() and value.numel() and bool(value.isfinite().all())]
             for values in (weights, others)

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.schedule import Schedule
+from ttalight.errors import InputTypeError
+from ttalight.models.exported_norm import replace_norms
 from ttalight.models.network import Network
 from ttalight.models.norm import NormMode
 from ttalight.models.outputs import Select
@@ -66,13 +68,21 @@ class Method(ABC):
         with torch.no_grad():
             return net(images, norm=self.prediction_norm).logits
 
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Change a copy of the network's module, in place, so that it predicts what ``predict`` returns.
+
+        Raises:
+            TypeError: If the prediction is not that of a network.
+        """
+        replace_norms(net.norms, module, self.prediction_norm)
+
     def method_state(self) -> dict[str, Tensor]:
         """Return the tensors that the method changes in place; they are reset and saved with the weights."""
         return {}
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Return a new optimizer of the trainable parameters."""
-        raise TypeError(f"{type(self).__name__} has trainable parameters but no optimizer: define make_optimizer")
+        raise InputTypeError(f"{type(self).__name__} has trainable parameters but no optimizer: define make_optimizer")
 
     def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:  # noqa: B027
         """Warn of what the logits of the first and of the fiftieth batch show."""

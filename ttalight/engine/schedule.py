@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.files.untrusted import Between, difference
 from ttalight.models.call import Call
 from ttalight.models.outputs import logits_of
@@ -40,9 +41,12 @@ class Schedule(ABC):
     def load(self, state: dict[str, float]) -> None:  # noqa: B027
         """Continue from what ``state()`` returned; from the beginning where it is empty."""
 
-    def fault(self, state: Any) -> str | None:
-        """Return what is wrong with a state of a file; None where nothing is."""
-        return difference(dict.fromkeys(self.state(), Between(0.0, 1e15)), state, type(self).__name__, whole=True)
+    def check(self, state: Any) -> None:
+        """Check a state of a file, None where it has none; a ValueError if it is no state of this schedule."""
+        form = dict.fromkeys(self.state(), Between(0.0, 1e15))
+        fault = None if state is None else difference(form, state, type(self).__name__, whole=True)
+        if fault is not None:
+            raise InputError(fault)
 
     def arrive(self, index: int) -> None:  # noqa: B027
         """Note the number of the coming batch in its stream."""
@@ -169,9 +173,9 @@ class Clock(Schedule):
 def make_schedules(adapt_every: int, max_milliseconds: float | None) -> list[Schedule]:
     """Return the schedules of a method's arguments; a ValueError if one is out of range."""
     if not (type(adapt_every) is int and adapt_every >= 1):
-        raise ValueError(f"adapt_every must be a number of batches >= 1, got {adapt_every!r:.60}")
+        raise InputError(f"adapt_every must be a number of batches >= 1, got {adapt_every!r:.60}")
     if max_milliseconds is not None and not 0 < max_milliseconds < float("inf"):
-        raise ValueError(f"max_milliseconds must be positive, or None for no limit, got {max_milliseconds!r:.60}")
+        raise InputError(f"max_milliseconds must be positive, or None for no limit, got {max_milliseconds!r:.60}")
     periodic: list[Schedule] = [Periodic(adapt_every)] if adapt_every > 1 else []
     return periodic if max_milliseconds is None else [*periodic, Budget(max_milliseconds)]
 

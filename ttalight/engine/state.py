@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
-from ttalight.files.optimizer_state import adopted_state, optimizer_fault
-from ttalight.files.untrusted import difference
+from ttalight.files.optimizer_state import adopted_state
 from ttalight.models.vectors import divide, flatten
 
 __all__ = ["State"]
@@ -40,10 +39,11 @@ class State:
                 self.live |= {f"{norm.name}.statistics.{i}": value for i, value in enumerate(norm.statistics)}
         self.live |= {f"method.{name}": value for name, value in method_state.items()}
         self._live = list(self.live.values())
-        #: Values that a reset restores.
-        self.source = [value.detach().clone() for value in self._live]
+        #: Values that a reset restores, by name.
+        self.source = {name: value.detach().clone() for name, value in self.live.items()}
+        self._source = list(self.source.values())
         count = len(net.parameters)
-        net.source = self.source[:count]
+        net.source = self._source[:count]
         net.guard.watch(self._live[:count], self._live[count:])
         self._options = [] if net.optimizer is None else list(map(_options, net.optimizer.param_groups))
         #: What ``begin`` saw, the tensors that hold it, copies of these, and the optimizer's entries and options.
@@ -92,7 +92,7 @@ class State:
     @torch.no_grad()
     def reset(self) -> None:
         """Restore weights, statistics, method state and optimizer to the source, bit for bit, and nothing else."""
-        self._set(self.source)
+        self._set(self._source)
         if self.net.optimizer is not None:
             self.net.optimizer.state.clear()
             for group, options in zip(self.net.optimizer.param_groups, self._options, strict=True):
@@ -102,10 +102,10 @@ class State:
 
     @contextmanager
     def at_source(self) -> Iterator[None]:
-        """Set weights, statistics and method state to those of the source for a while."""
+        """Set weights, statistics and method state to those of the source temporarily."""
         before = [value.detach().clone() for value in self._live]
         try:
-            self._set(self.source)
+            self._set(self._source)
             yield
         finally:
             self._set(before)
@@ -124,26 +124,6 @@ class State:
             "optimizer": None if optimizer is None else tree_map(_copied, optimizer.state_dict()),
         }
 
-    def check(self, state: dict[str, Any]) -> None:
-        """Check that ``restore`` can take over an untrusted state; a ValueError where it does not fit."""
-        tensors, optimizer, source = state["tensors"], self.net.optimizer, self._method_source()
-        fault = difference({"tensors": self.live}, state, whole=False)
-        odd = [f"{name!s:.60}" for name in tensors if name not in self.live] if fault is None else []
-        if odd:
-            fault = f"it has {', '.join(sorted(odd)[:5])}, which are not adapted here"
-        fault = fault or difference({"source": source}, state)
-        if fault is None:
-            named = {**dict(zip(self.live, self.source, strict=True)), **source}
-            seen = {**tensors, **{name: state["source"][name] for name in source}}
-            odd = [name for name, value in named.items() if _is_finite(value) and not _is_finite(seen[name])]
-            fault = f"{odd[0]} has values that are not finite" if odd else None
-        if fault is None and (optimizer is None) != (state["optimizer"] is None):
-            fault = "only one of both has an optimizer"
-        if fault is None and optimizer is not None:
-            fault = optimizer_fault(optimizer, state["optimizer"])
-        if fault is not None:
-            raise ValueError(fault)
-
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what ``capture`` returned."""
@@ -158,8 +138,7 @@ class State:
 
     def _method_source(self) -> dict[str, Tensor]:
         """Return what a reset restores of the method's own state, which a state file cannot be without."""
-        named = zip(self.live, self.source, strict=True)
-        return {name: value for name, value in named if name.startswith("method.")}
+        return {name: value for name, value in self.source.items() if name.startswith("method.")}
 
 
 def _copied(value: Any) -> Any:
@@ -190,7 +169,3 @@ def _packed(optimizer: Optimizer | None) -> list[Tensor]:
     known = {value.untyped_storage().data_ptr() for value in packed}
     loose = (value for value in _entries(optimizer) if isinstance(value, Tensor))
     return [*packed, *(value for value in loose if value.untyped_storage().data_ptr() not in known)]
-
-
-def _is_finite(value: Tensor) -> bool:
-    return bool(value.isfinite().all())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
 from ttalight.files.untrusted import Between, difference, known, load_tensors
 from ttalight.tasks.checkpoint import read_checkpoint
@@ -50,7 +51,7 @@ class CheckpointFiles(TorchCheckpointIO):
             ValueError: If it is not, or if ``weights_only=False`` asks for a file that may run code.
         """
         if weights_only is False:
-            raise ValueError(
+            raise InputError(
                 "checkpoints are read with weights_only=True always: save the hyper-parameters as plain values, or use "
                 "Lightning's own Trainer for a file that you trust"
             )
@@ -60,9 +61,9 @@ class CheckpointFiles(TorchCheckpointIO):
         try:
             content: dict[str, Any] = load_tensors(Path(path))  # on the CPU; the strategy moves what it takes
         except Exception as error:  # what archive, unpickler and tensors say of damage has no common base class
-            raise ValueError(f"{path} is not a whole checkpoint ({type(error).__name__}: {error})") from error
+            raise InputError(f"{path} is not a whole checkpoint ({type(error).__name__}: {error})") from error
         if fault := difference(_FORM, content) or difference(known(_COUNTS, content), content):
-            raise ValueError(f"{path} is not a checkpoint that a run can resume from ({fault})")
+            raise InputError(f"{path} is not a checkpoint that a run can resume from ({fault})")
         content.setdefault("callbacks", {})  # without it Lightning does not call the callbacks' hooks
         return content
 
@@ -96,5 +97,5 @@ def last_whole(folder: Path) -> Path | None:
             )
         return path
     if fault is not None:
-        raise ValueError(f"{fault}, and no other is left: start the run again with --overwrite") from fault
+        raise InputError(f"{fault}, and no other is left: start the run again with --overwrite") from fault
     return None

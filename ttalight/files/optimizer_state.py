@@ -46,7 +46,7 @@ def optimizer_fault(optimizer: Optimizer, state: Any) -> str | None:
 
 
 def adopted_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Returns a state to load: names and flags of the optimizer, of which some depend on the device, are its own."""
+    """Return a state to load: names and flags of the optimizer, of which some depend on the device, are its own."""
     groups = optimizer.state_dict()["param_groups"]
     for own, seen in zip(groups, state["param_groups"], strict=True):
         numbers = [name for name, value in own.items() if name != "params" and _form(value) is not None]
@@ -55,7 +55,7 @@ def adopted_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]
 
 
 def _stepped(optimizer: Optimizer) -> dict[str, Any]:
-    """Returns the state of a copy that has made a step: it has all entries that a step makes."""
+    """Return the state of a copy that has made a step: it has all entries that a step makes."""
     with torch.inference_mode(False):
         twin = copy.deepcopy(optimizer)
         for group in twin.param_groups:
@@ -67,7 +67,7 @@ def _stepped(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _form(value: Any) -> Any:
-    """Returns the form of an entry, for ``difference``; None for names and flags."""
+    """Return the form of an entry, for ``difference``; None for names and flags."""
     if isinstance(value, (tuple, list)):
         return [_form(entry) for entry in value]
     if isinstance(value, torch.Tensor):
@@ -76,7 +76,7 @@ def _form(value: Any) -> Any:
 
 
 def _is_sound(value: Any) -> bool:
-    """Returns whether a value may be one of an optimizer: no NaN, and no scalar below zero."""
+    """Return whether a value may be one of an optimizer: no NaN, and no scalar below zero."""
     if not isinstance(value, torch.Tensor):
         return True
     return not bool(value.isnan().any() or (value.ndim == 0 and value < 0))

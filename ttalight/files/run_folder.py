@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ttalight.errors import InputError
+
 try:
     import fcntl
 except ImportError:  # pragma: no cover  (Windows)
@@ -43,7 +45,7 @@ _held: dict[Path, tuple[int, int]] = {}
 
 @contextlib.contextmanager
 def hold_folder(folder: str | Path, first: bool = True) -> Iterator[None]:
-    """Holds the folder of a run, so that no other run writes there meanwhile.
+    """Hold the folder of a run, so that no other run writes there meanwhile.
 
     The lock is that of the system (``flock``) on the file ``.lock``, which ends with the process, however that ends.
     Where the file system has none, the file ``.lock-owner`` names the process; it counts as long as that process lives.
@@ -80,17 +82,17 @@ def hold_folder(folder: str | Path, first: bool = True) -> Iterator[None]:
 
 
 def is_run_name(name: str) -> bool:
-    """Returns whether a name is one of a folder below that of all runs, without marks that terminals obey."""
+    """Return whether a name is one of a folder below that of all runs, without marks that terminals obey."""
     return name.isprintable() and all(part.strip(" .") for part in name.split("/"))
 
 
 def find_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """Returns the files and folders in a folder that one of several patterns fits."""
+    """Return the files and folders in a folder that one of several patterns fits."""
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def remove(paths: Sequence[Path]) -> None:
-    """Removes files, and folders with all that is in them."""
+    """Remove files, and folders with all that is in them."""
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -99,7 +101,7 @@ def remove(paths: Sequence[Path]) -> None:
 
 
 def _make(path: Path) -> list[Path]:
-    """Makes a folder, and returns it and its parents that were missing, the innermost first."""
+    """Make a folder, and return it and its parents that were missing, the innermost first."""
     missing = []
     parent = path
     while not parent.exists():
@@ -110,7 +112,7 @@ def _make(path: Path) -> list[Path]:
 
 
 def _lock(folder: Path) -> int:
-    """Locks a folder and returns the descriptor of the file that keeps the lock."""
+    """Lock a folder and return the descriptor of the file that keeps the lock."""
     path = folder / _LOCK
     for attempt in range(_ATTEMPTS):
         folder.mkdir(parents=True, exist_ok=True)  # a run that could not begin may just have removed it
@@ -168,7 +170,7 @@ def _unlock(folder: Path, descriptor: int) -> None:
 
 
 def _check_owner(folder: Path) -> None:
-    """Refuses the lock of another run, in a process that is not the first of its own."""
+    """Refuse the lock of another run, in a process that is not the first of its own."""
     for path in (folder / _LOCK, folder / _OWNER):
         if not path.is_file():
             continue
@@ -188,7 +190,7 @@ def _check_owner(folder: Path) -> None:
 def _refusal(folder: Path, owner: str, advice: str = "") -> ValueError:
     words = owner.split("\n")
     who = f" (process {words[1]} on {words[0]})" if len(words) > 1 else ""
-    return ValueError(
+    return InputError(
         f"a run in {folder} is still running{who}: wait until it has ended, or give this one another name or "
         f"folder{advice}"
     )
@@ -203,7 +205,7 @@ def _launch() -> str:
 
 
 def _is_gone(owner: str) -> bool:
-    """Returns whether the process that an owner names is known to have ended."""
+    """Return whether the process that an owner names is known to have ended."""
     host, process = (owner.split("\n") + [""] * 2)[:2]
     if host != socket.gethostname() or not process.isdecimal() or os.name == "nt":  # there, signal 0 is no question
         return False
@@ -224,7 +226,7 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 
 def _drop_in_child() -> None:
-    """Closes the locks that a forked process has inherited: they would outlive this process."""
+    """Close the locks that a forked process has inherited: they would outlive this process."""
     for _, descriptor in _held.values():
         os.close(descriptor)
     _held.clear()

@@ -21,6 +21,8 @@ import numpy.typing as npt
 import torch
 from numpy.lib import format as npy
 
+from ttalight.errors import InputError
+
 __all__ = [
     "DAMAGE",
     "LARGEST",
@@ -66,12 +68,12 @@ def check_archive(file: Path | IO[bytes], whole: bool = True) -> None:
         members = archive.infolist()
         for member in members:
             if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-                raise ValueError(f"its member {member.filename!r:.60} is compressed or encrypted")
+                raise InputError(f"its member {member.filename!r:.60} is compressed or encrypted")
         if sum(member.file_size for member in members) > size:
-            raise ValueError("its members claim more bytes than it has")
+            raise InputError("its members claim more bytes than it has")
         damaged = archive.testzip() if whole else None
     if damaged is not None:
-        raise ValueError(f"its member {damaged!r:.60} does not fit its checksum")
+        raise InputError(f"its member {damaged!r:.60} does not fit its checksum")
 
 
 def load_tensors(file: Path | bytes) -> Any:
@@ -109,15 +111,15 @@ def _check_extent(content: Any) -> None:
             seen.add(id(value))
             left += [*value, *value.values()] if isinstance(value, dict) else value
     if size > _MOST_SHARED * sum(stored.values()) + 64 * _BLOCK:
-        raise ValueError(f"it has tensors of {size:,} bytes that are stored in {sum(stored.values()):,}")
+        raise InputError(f"it has tensors of {size:,} bytes that are stored in {sum(stored.values()):,}")
 
 
 def _check_tensor(value: torch.Tensor) -> None:
     if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
-        raise ValueError(f"it has a tensor of layout {value.layout} on {value.device}, expected plain ones")
+        raise InputError(f"it has a tensor of layout {value.layout} on {value.device}, expected plain ones")
     is_larger = value.numel() * value.element_size() > value.untyped_storage().nbytes()
     if is_larger and value.numel() > _BLOCK:
-        raise ValueError(f"it has a tensor of shape {tuple(value.shape)} that is stored as one of fewer values")
+        raise InputError(f"it has a tensor of shape {tuple(value.shape)} that is stored as one of fewer values")
 
 
 def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -129,14 +131,14 @@ def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
     reader = cast(_Readable, file)
     version = npy.read_magic(reader)
     if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"it is of version {version}")
+        raise InputError(f"it is of version {version}")
     shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(reader)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects, which may run code when they are read")
+        raise InputError("it holds Python objects, which may run code when they are read")
     if dtype.itemsize == 0:
-        raise ValueError(f"it has values of type {dtype}, of no bytes")
+        raise InputError(f"it has values of type {dtype}, of no bytes")
     if any(isinstance(side, bool) or side < 0 for side in shape):
-        raise ValueError(f"its shape is {shape}")
+        raise InputError(f"its shape is {shape}")
     return shape, fortran, dtype
 
 
@@ -160,10 +162,10 @@ def read_member(archive: zipfile.ZipFile, name: str, kinds: str, dimensions: Seq
     with archive.open(f"{name}.npy") as file:
         shape, fortran, dtype = read_npy_header(file)
         if dtype.kind not in kinds or (dimensions and len(shape) not in dimensions):
-            raise ValueError(f"{name} is {dtype} of shape {shape}")
+            raise InputError(f"{name} is {dtype} of shape {shape}")
         content = file.read()
     if len(content) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{name} must have {math.prod(shape) * dtype.itemsize:,} bytes, it has {len(content):,}")
+        raise InputError(f"{name} must have {math.prod(shape) * dtype.itemsize:,} bytes, it has {len(content):,}")
     array: npt.NDArray[Any] = np.frombuffer(content, dtype=dtype).reshape(shape, order="F" if fortran else "C").copy()
     return array
 
@@ -188,7 +190,7 @@ def inflate(data: bytes | memoryview, kind: str, most: int = LARGEST) -> bytes:
         while True:
             size += len(block)
             if size > most:
-                raise ValueError(f"it unpacks to more than {most:,} bytes")
+                raise InputError(f"it unpacks to more than {most:,} bytes")
             parts.append(block)
             if unpack.eof:
                 break

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
 from ttalight.losses.similarity import check_temperature, check_vectors, gather_candidates, unit_vectors
 
 __all__ = ["AlignmentLoss", "Sibling", "alignment_loss"]
@@ -76,7 +77,7 @@ def alignment_loss(
 
 def _check_sibling(sibling: str) -> None:
     if sibling not in get_args(Sibling):
-        raise ValueError(f"sibling must be one of {', '.join(get_args(Sibling))}, got {sibling!r}")
+        raise InputError(f"sibling must be one of {', '.join(get_args(Sibling))}, got {sibling!r}")
 
 
 class AlignmentLoss(nn.Module):

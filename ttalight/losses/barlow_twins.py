@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.losses.similarity import check_vectors, gather_candidates
 
 __all__ = ["barlow_twins_loss"]
@@ -41,7 +42,7 @@ def barlow_twins_loss(first: Tensor, second: Tensor, redundancy: float = 0.005, 
         ValueError: If shapes differ, the whole batch has fewer than two images, or the weight is negative.
     """
     if not redundancy >= 0:
-        raise ValueError(f"redundancy must be at least 0 (the paper has 0.005), got {redundancy}")
+        raise InputError(f"redundancy must be at least 0 (the paper has 0.005), got {redundancy}")
     check_vectors(first=first, second=second)
     with torch.autocast(first.device.type, enabled=False):
         both, _ = gather_candidates(*(_at_least_float(view) for view in (first, second)), gather=gather)

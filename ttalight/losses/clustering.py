@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.losses.entropy import bounded, log_probabilities
 
 __all__ = ["clustering_loss"]
@@ -36,9 +37,9 @@ def clustering_loss(logits: Tensor, groups: int = 1, variant: Literal["paper", "
         ValueError: If the shape does not fit the groups, a group has one cluster, or the variant is unknown.
     """
     if variant not in ("paper", "code"):
-        raise ValueError(f"variant must be 'paper' or 'code', got {variant!r}")
+        raise InputError(f"variant must be 'paper' or 'code', got {variant!r}")
     if logits.ndim < 2 or groups < 1 or logits.shape[1] % groups or logits.shape[1] // groups < 2:
-        raise ValueError(
+        raise InputError(
             f"expected logits (B, groups * K, ...) with groups={groups} and K of 2 or more, got {tuple(logits.shape)}"
         )
     logits = logits if logits.dtype == torch.float64 else logits.float()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
+
 __all__ = ["bounded", "entropy", "expectation", "is_masked", "log_probabilities"]
 
 #: A log-probability whose exponential is 0 in any precision, and small enough to be multiplied by large gradients.
@@ -30,7 +32,7 @@ def entropy(logits: Tensor) -> Tensor:
         ValueError: If there is no class dimension.
     """
     if logits.ndim < 2:
-        raise ValueError(
+        raise InputError(
             f"expected logits of shape (batch, classes) or (batch, classes, ...), got {tuple(logits.shape)}"
         )
     log_p = log_probabilities(logits)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
+
 __all__ = ["MomentAlignment", "MomentSummary", "covariance_distance", "feature_moments", "mean_distance"]
 
 
@@ -23,7 +25,7 @@ def feature_moments(features: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: If the shape is another, or B is 0.
     """
     if features.ndim != 2 or len(features) == 0:
-        raise ValueError(
+        raise InputError(
             f"expected features (batch, dimension) of at least one image, got {tuple(features.shape)}: pool or flatten "
             "maps first"
         )
@@ -92,7 +94,7 @@ class MomentSummary:
             ValueError: If there were fewer than two batches, which leaves nothing to compare.
         """
         if not self._distances:
-            raise ValueError(
+            raise InputError(
                 "the scale of moment alignment is the distance between batches of source features, and there were "
                 "fewer than two: use smaller batches or more images"
             )
@@ -122,9 +124,9 @@ class MomentAlignment(nn.Module):
     def __init__(self, width: int, weight: float = 1.0, queue: int = 0) -> None:
         super().__init__()
         if weight < 0:
-            raise ValueError(f"the weight of moment alignment must be at least 0, got {weight}")
+            raise InputError(f"the weight of moment alignment must be at least 0, got {weight}")
         if queue < 0:
-            raise ValueError(f"queue must be at least 0, got {queue}")
+            raise InputError(f"queue must be at least 0, got {queue}")
         self.weight = weight
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("covariance", torch.zeros(width, width))
@@ -159,7 +161,7 @@ class MomentAlignment(nn.Module):
             ValueError: If the source's moments are not there.
         """
         if not self.is_summarized:
-            raise ValueError("there are no moments of the source to align with: call summarize first")
+            raise InputError("there are no moments of the source to align with: call summarize first")
         past = self.queue if len(self.queue) and int(self.queued) == len(self.queue) else self.queue[:0]
         mean, covariance = feature_moments(torch.cat((features, past.to(features.dtype))))
         apart = covariance_distance(self.covariance, covariance), mean_distance(self.mean, mean)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from ttalight.errors import InputError
+
 __all__ = ["in_distribution_loss", "noise_contrastive_loss", "noise_logits"]
 
 
@@ -30,7 +32,7 @@ def noise_logits(noise: Tensor, small: float, large: float) -> Tensor:
         ValueError: Unless 0 < small < large.
     """
     if not 0 < small < large:
-        raise ValueError(f"standard deviations must satisfy 0 < small < large, got small={small}, large={large}")
+        raise InputError(f"standard deviations must satisfy 0 < small < large, got small={small}, large={large}")
     noise = (noise if noise.dtype == torch.float64 else noise.float()).flatten(1)
     squares = noise.square().sum(1)
     return 0.5 * (small**-2 - large**-2) * squares - noise.shape[1] * math.log(large / small)
@@ -53,7 +55,7 @@ def noise_contrastive_loss(scores: Tensor, targets: Tensor) -> Tensor:
         ValueError: If the shapes differ: a column (B, 1) against a row would be B x B comparisons.
     """
     if scores.shape != targets.shape or scores.ndim != 1:
-        raise ValueError(
+        raise InputError(
             f"expected scores and targets of one shape (B,), got {tuple(scores.shape)} and {tuple(targets.shape)}"
         )
     scores = scores if scores.dtype == torch.float64 else scores.float()

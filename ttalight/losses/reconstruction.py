@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from ttalight.errors import InputError
 from ttalight.losses.entropy import expectation, log_probabilities
 
 __all__ = ["mutual_divergence", "reconstruction_loss"]
@@ -35,7 +36,7 @@ def reconstruction_loss(decoded: Sequence[Tensor], targets: Sequence[Tensor], al
     """
     shapes = [[tuple(tensor.shape) for tensor in maps] for maps in (decoded, targets)]
     if not decoded or shapes[0] != shapes[1]:
-        raise ValueError(f"expected maps of the same shapes, one for each scale, got {shapes[0]} and {shapes[1]}")
+        raise InputError(f"expected maps of the same shapes, one for each scale, got {shapes[0]} and {shapes[1]}")
     return torch.stack(
         [_distance(_full(ours), _full(theirs).detach(), alpha) for ours, theirs in zip(decoded, targets, strict=True)]
     ).sum(0)
@@ -67,7 +68,7 @@ def mutual_divergence(first: Tensor, second: Tensor) -> Tensor:
         ValueError: If the shapes are not (B, C) alike.
     """
     if first.shape != second.shape or first.ndim != 2:
-        raise ValueError(f"expected logits of one shape (B, C), got {tuple(first.shape)} and {tuple(second.shape)}")
+        raise InputError(f"expected logits of one shape (B, C), got {tuple(first.shape)} and {tuple(second.shape)}")
     log_p, log_q = log_probabilities(first), log_probabilities(second)
     fixed_p, fixed_q = log_p.detach(), log_q.detach()
     return expectation(fixed_q, fixed_q - log_p) + expectation(fixed_p, fixed_p - log_q)

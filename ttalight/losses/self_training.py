@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.losses.entropy import bounded, entropy, expectation, log_probabilities
 
 __all__ = [
@@ -34,7 +35,7 @@ def generalized_cross_entropy(logits: Tensor, q: float = 0.8) -> Tensor:
         ValueError: If q is out of range.
     """
     if not 0 < q <= 1:
-        raise ValueError(f"q must lie in (0, 1], got {q}")
+        raise InputError(f"q must lie in (0, 1], got {q}")
     likely = log_probabilities(logits).amax(1)
     return -torch.expm1(q * likely) / q
 
@@ -58,7 +59,7 @@ def soft_likelihood_ratio(logits: Tensor, clip: float = 0.99) -> Tensor:
         ValueError: If ``clip`` is out of range.
     """
     if not 0 < clip < 1:
-        raise ValueError(f"clip must lie in (0, 1), got {clip}")
+        raise InputError(f"clip must lie in (0, 1), got {clip}")
     p = log_probabilities(logits).exp()
     limits = torch.finfo(p.dtype)
     p = p.clamp(max=min(clip, 1 - limits.eps / 2))  # the largest number below 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttalight.distributed import gather_with_gradients, rank_and_world_size
+from ttalight.errors import InputError
 
 __all__ = ["check_temperature", "check_vectors", "gather_candidates", "unit_vectors"]
 
@@ -17,7 +18,7 @@ EPS = 1e-12
 def check_temperature(temperature: float) -> None:
     """Raise ValueError unless the temperature is a positive finite number."""
     if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be positive and finite (CTA uses 0.01 and 0.5), got {temperature}")
+        raise InputError(f"temperature must be positive and finite (CTA uses 0.01 and 0.5), got {temperature}")
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def gather_candidates(*groups: Tensor, gather: bool) -> tuple[Tensor, int]:
     rank, ranks = rank_and_world_size() if gather else (0, 1)
     size, width = groups[0].shape
     if size * ranks < 2:
-        raise ValueError(
+        raise InputError(
             f"contrast needs at least 2 images in a batch, got {size}: use a batch size of 2 or more, "
             "and drop_last=True if the last batch can be smaller"
         )
@@ -68,4 +69,4 @@ def check_vectors(**named: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     if len(set(shapes.values())) > 1 or any(len(shape) != 2 for shape in shapes.values()):
         seen = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"expected vectors of one shape (batch, dimension), got {seen}: pool or flatten maps first")
+        raise InputError(f"expected vectors of one shape (batch, dimension), got {seen}: pool or flatten maps first")

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
+
+from ttalight.errors import InputError
 
 _Number = TypeVar("_Number", int, float)
+
+
+class CurveValues(TypedDict):
+    """Values of a curve, one for each stretch; see :meth:`RunningCurve.values`."""
+
+    images: list[int]
+    accuracy: list[float]
+    running: list[float]
 
 
 class RunningCurve:
@@ -23,7 +33,7 @@ class RunningCurve:
 
     def __init__(self, points: int = 200) -> None:
         if points < 2 or points % 2:
-            raise ValueError(f"points must be even and at least 2, got {points}")
+            raise InputError(f"points must be even and at least 2, got {points}")
         self.points = points
         self._stride = 1
         self._images: list[int] = []
@@ -57,7 +67,7 @@ class RunningCurve:
         self._stride, self._batches = state["stride"], state["batches"]
         self._images, self._hits = list(state["images"]), list(state["hits"])
 
-    def values(self) -> dict[str, list[float]]:
+    def values(self) -> CurveValues:
         """Return the curve.
 
         Returns:
@@ -65,7 +75,7 @@ class RunningCurve:
             from the beginning of the stream to the end of the stretch.
         """
         seen, hits = 0, 0.0
-        curve: dict[str, list[float]] = {"images": [], "accuracy": [], "running": []}
+        curve: CurveValues = {"images": [], "accuracy": [], "running": []}
         for images, right in zip(self._images, self._hits, strict=True):
             seen, hits = seen + images, hits + right
             curve["images"].append(seen)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError, InputTypeError
 from ttalight.labels import UNLABELLED
 
 TOP_K = 5
@@ -31,11 +32,13 @@ def flatten_pixels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: If the shapes do not belong together.
     """
     if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}: give scores of classes, not predictions")
+        raise InputTypeError(
+            f"logits must be floating point, got {logits.dtype}: give scores of classes, not predictions"
+        )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}: give the index of the class")
+        raise InputTypeError(f"labels must be integers, got {labels.dtype}: give the index of the class")
     if logits.ndim < 2 or labels.shape != logits.shape[:1] + logits.shape[2:]:
-        raise ValueError(
+        raise InputError(
             f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not belong together: "
             "expected (B, C) with (B,), or (B, C, *) with (B, *)"
         )

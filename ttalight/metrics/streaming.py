@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ttalight.errors import InputError
 from ttalight.labels import UNLABELLED
 from ttalight.metrics.functional import (
     TOP_K,
@@ -92,9 +93,9 @@ class StreamingClassification(Metric):
 
     def __init__(self, num_classes: int, bins: int = 15, ignore_index: int | None = None) -> None:
         if num_classes < 2:
-            raise ValueError(f"num_classes must be >= 2, got {num_classes}")
+            raise InputError(f"num_classes must be >= 2, got {num_classes}")
         if bins < 1:
-            raise ValueError(f"bins must be >= 1, got {bins}")
+            raise InputError(f"bins must be >= 1, got {bins}")
         # Processes may hold different domains: to gather at every compute would mix them or wait forever.
         super().__init__(sync_on_compute=False)
         self.num_classes = num_classes
@@ -120,7 +121,7 @@ class StreamingClassification(Metric):
         self.dense = self.dense or logits.ndim > 2
         logits, labels = flatten_pixels(logits, labels)
         if logits.shape[1] != self.num_classes:
-            raise ValueError(
+            raise InputError(
                 f"got logits of {logits.shape[1]} classes, expected {self.num_classes}: "
                 "classes are dimension 1, and num_classes must be the size of the network's output"
             )
@@ -176,7 +177,7 @@ def classification_values(
     samples, unlabelled, correct, top5, lowest, highest, nll, brier, entropy, ece, spread, miou = seen
     _check_labels(int(lowest), int(highest), classes)
     if 0 < unlabelled < samples and not partial:
-        raise ValueError(
+        raise InputError(
             f"{int(unlabelled)} of {int(samples)} samples have the label {UNLABELLED}, which means none: "
             "give all samples of a domain a label, or none of them, or name a label that does not count by ignore_index"
         )
@@ -204,7 +205,7 @@ def _without_labels(values: ClassificationValues) -> ClassificationValues:
 
 def _check_labels(lowest: int, highest: int, classes: int) -> None:
     if lowest < 0 or highest >= classes:
-        raise ValueError(
+        raise InputError(
             f"saw label {lowest if lowest < 0 else highest} with {classes} classes: labels must be in "
             f"[0, {classes - 1}]; check that the network's classes are those of the data, and name a label that does "
             "not count by ignore_index"

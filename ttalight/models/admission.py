@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ttalight.errors import InputError, InputTypeError
+
 __all__ = ["Admission", "pixel_fault"]
 
 
@@ -47,13 +49,15 @@ class Admission:
     def _type_fault(self, images: Tensor) -> Exception | None:
         shape = tuple(images.shape)
         if images.ndim == 3 and len(images) <= 4:
-            raise ValueError(f"expected images (B, C, H, W), got one of shape {shape}: add a dimension, images[None]")
+            raise InputError(f"expected images (B, C, H, W), got one of shape {shape}: add a dimension, images[None]")
         if images.ndim == 0 or images.numel() == 0:
-            raise ValueError(f"a batch of shape {shape} has no pixels: leave it out of the stream")
+            raise InputError(f"a batch of shape {shape} has no pixels: leave it out of the stream")
         if images.is_floating_point():
             return None
         advice = "use images.float() / 255" if images.dtype == torch.uint8 else "convert them first"
-        fault = TypeError(f"images must be floating point, as the network expects them; got {images.dtype}: {advice}")
+        fault = InputTypeError(
+            f"images must be floating point, as the network expects them; got {images.dtype}: {advice}"
+        )
         if images.dtype != torch.uint8:
             raise fault
         return fault
@@ -73,7 +77,7 @@ class Admission:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            fault = ValueError(
+            fault = InputError(
                 f"images of shape {tuple(images.shape[1:])} came after those of {tuple(self.sizes[0])}, and the "
                 f"network does not take them ({reason}): scale all images of the stream to one size"
             )
@@ -92,7 +96,7 @@ def pixel_fault(images: Tensor, batch: int, visit: int) -> ValueError:
         visit: Number of the visit.
     """
     bad = int(images.isfinite().flatten(1).all(1).logical_not_().sum())
-    return ValueError(
+    return InputError(
         f"{bad} of {len(images)} images in batch {batch} of visit {max(visit, 0)} (counted from 0) have NaN or "
         "infinite pixels: repair or remove them. Nothing was adapted to this batch"
     )

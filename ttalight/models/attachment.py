@@ -1,4 +1,4 @@
-"""Forwards of modules, replaced for a while in a way that copies and files of the modules do not see."""
+"""Forwards of modules, replaced temporarily in a way that copies and files of the modules do not see."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def normalize_by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, ep
 
 
 def normalize_each(
-    x: Tensor, mean: Tensor, var: Tensor, share: float, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor, mean: Tensor, var: Tensor, share: float | Tensor, weight: Any, bias: Any, eps: float
 ) -> Tensor:
     """Normalise each image by given statistics mixed with its own, as a batch of that image alone would be.
 

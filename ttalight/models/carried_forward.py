@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ttalight.errors import InputTypeError
+
 __all__ = ["normalize_by"]
 
 _OPTIONS = ("training", "track_running_stats", "momentum")
@@ -36,7 +38,7 @@ def normalize_by(own: Callable[..., Tensor], layer: _Layer, *args: Tensor, **kwa
     """
     module: Any = layer.module
     if layer.passes.shard is not None:
-        raise TypeError(
+        raise InputTypeError(
             f"layer {layer.name} carries a forward of its own, which cannot share a batch among processes: use "
             "shard='domain', or remove it"
         )
@@ -59,7 +61,7 @@ def _choose(layer: _Layer, x: Tensor) -> None:
         mode = "source"
     module.training, module.track_running_stats = False, has_own
     if mode == "image" and len(x) > 1:
-        raise TypeError(
+        raise InputTypeError(
             f"layer {layer.name} carries a forward of its own, which cannot normalise images one by one: remove it, or "
             "predict one image a batch"
         )

@@ -9,6 +9,8 @@ from timm.layers import SelectAdaptivePool2d  # type: ignore[attr-defined]  # pu
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttalight.errors import InputError
+
 __all__ = ["CifarNetwork", "cifar_cfg", "draw_weights"]
 
 
@@ -48,7 +50,7 @@ class CifarNetwork(nn.Module, ABC):
             ValueError: If the depth is not 6n + 2 with n >= 1.
         """
         if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth must be 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
+            raise InputError(f"depth must be 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
         self.num_features = self.head_hidden_size = 4 * width
         self.feature_info = [
             {"num_chs": width << stage, "reduction": 1 << stage, "module": f"layer{stage + 1}"} for stage in range(3)
@@ -75,7 +77,7 @@ class CifarNetwork(nn.Module, ABC):
         """
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         if num_classes and not pool_type:
-            raise ValueError('global_pool="" gives maps, which the classifier cannot take: set num_classes=0')
+            raise InputError('global_pool="" gives maps, which the classifier cannot take: set num_classes=0')
         self.num_classes = num_classes
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
         self.head_hidden_size = self.num_features * (2 if pool_type == "catavgmax" else 1)

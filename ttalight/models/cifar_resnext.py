@@ -7,6 +7,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
 from ttalight.models.cifar_network import CifarNetwork, cifar_cfg, draw_weights
 
 __all__ = ["CifarResNeXt"]
@@ -90,7 +91,7 @@ class CifarResNeXt(CifarNetwork):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
         if depth < 11 or (depth - 2) % 9:
-            raise ValueError(f"depth must be 9n + 2 with n >= 1 (11, 20, 29, ...), got {depth}")
+            raise InputError(f"depth must be 9n + 2 with n >= 1 (11, 20, 29, ...), got {depth}")
         blocks = (depth - 2) // 9
         widths = [256 << stage for stage in range(3)]
         self.num_features = self.head_hidden_size = widths[-1]

@@ -8,6 +8,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttalight.errors import InputError
 from ttalight.models.cifar_network import CifarNetwork, cifar_cfg, draw_weights
 
 __all__ = ["CifarWideResNet"]
@@ -86,7 +87,7 @@ class CifarWideResNet(CifarNetwork):
     ) -> None:
         super().__init__(num_classes, in_chans, drop_rate)
         if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, ...), got {depth}")
+            raise InputError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, ...), got {depth}")
         blocks = (depth - 4) // 6
         widths = [16 * widen_factor << stage for stage in range(3)]
         self.num_features = self.head_hidden_size = widths[-1]

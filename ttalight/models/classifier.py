@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
 from ttalight.losses.entropy import is_masked
 
 __all__ = ["Classifier", "can_classify", "find_classifier"]
@@ -49,7 +50,7 @@ class Classifier(NamedTuple):
         if self.rows is not None:
             weight, bias = weight[self.rows], None if bias is None else bias[self.rows]
         if len(weight) != classes:
-            raise ValueError(
+            raise InputError(
                 f"the classifier {self.name!r} has {len(weight)} outputs and the model returns {classes} logits that "
                 "are not some of them: name the layer that gives the logits with classifier="
             )
@@ -76,7 +77,7 @@ def find_classifier(module: nn.Module, run: _Run, name: str | None = None) -> Cl
     kind = type(module).__name__
     if name is not None:
         if name not in layers:
-            raise ValueError(
+            raise InputError(
                 f"classifier={name!r} is not a Linear layer or 1x1 convolution of {kind}; it has "
                 f"{', '.join(layers) or 'none'}"
             )
@@ -89,7 +90,7 @@ def find_classifier(module: nn.Module, run: _Run, name: str | None = None) -> Cl
     if name is not None:
         return found[0] if found else Classifier(name, layers[name])
     if len(found) != 1:
-        raise ValueError(
+        raise InputError(
             f"the classifier of {kind} cannot be found: {len(found)} layers give the logits "
             f"({', '.join(layer.name for layer in found) or 'none'}). Name one with classifier=; candidates: "
             f"{', '.join(seen) or 'none'}"

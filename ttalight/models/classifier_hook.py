@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
 from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.classifier import Classifier, can_classify, find_classifier
 
@@ -59,7 +60,7 @@ class ClassifierHook:
     def _layer(self, name: str) -> nn.Module:
         layers = self.candidates
         if name not in layers:
-            raise ValueError(
+            raise InputError(
                 f"classifier={name!r} is not a Linear layer or 1x1 convolution of {type(self.module).__name__}; it has "
                 f"{', '.join(layers) or 'none'}"
             )
@@ -73,7 +74,7 @@ class ClassifierHook:
         """
         if not self.candidates:
             scripted = any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules())
-            raise ValueError(
+            raise InputError(
                 f"{type(self.module).__name__} has no Linear layer and no 1x1 convolution"
                 f"{' outside TorchScript' if scripted else ''}, so it has no classifier "
                 "that this method could use: use a method that needs none, such as Tent"
@@ -100,7 +101,7 @@ class ClassifierHook:
             fits = len(chosen) > 0 and 0 <= int(chosen.min()) <= int(chosen.max()) < len(weight)
             fits = fits and (possible is None or len(possible) == len(chosen))
         if not fits:
-            raise ValueError("its facts are not a classifier and its classes")
+            raise InputError("its facts are not a classifier and its classes")
         self.found = None if layer is None else Classifier(name, layer, None if rows is None else rows.to(device))
         self.possible = None if possible is None else possible.to(device)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
+
 __all__ = ["CenterCrop"]
 
 
@@ -23,7 +25,7 @@ class CenterCrop(nn.Module):
     def __init__(self, size: int | None = None) -> None:
         super().__init__()
         if size is not None and size < 1:
-            raise ValueError(f"size must be at least 1 pixel, got {size}")
+            raise InputError(f"size must be at least 1 pixel, got {size}")
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from timm.models import EfficientNet, ResNet
 from torch import Tensor, nn
 
+from ttalight.errors import InputError, MissingFileError, UsageError
 from ttalight.files.untrusted import load_tensors
 
 # What registers the networks for 32-pixel images with timm.
 from ttalight.models import cifar_preact_resnet, cifar_resnet, cifar_resnet_gn, cifar_resnext, cifar_wide_resnet  # noqa: F401
 from ttalight.models.cifar_network import CifarNetwork
+from ttalight.models.depthwise import with_fast_depthwise
 from ttalight.models.weight_files import PublicWeights, classifier_names, numbers_allowed, public_weights
 
 __all__ = ["create_encoder", "download_weights", "with_normalisation"]
@@ -39,6 +41,8 @@ def create_encoder(
     MNASNet) gets a stride of 1 and keeps its weights. The cifar_* networks have that stem already: cifar_resnet8, 14,
     20, 32, 44, 56 and 110, cifar_resnet26_gn, cifar_preact_resnet18, cifar_wrn28_10, cifar_wrn40_2 and
     cifar_resnext29_4x32d.
+
+    Depthwise convolutions are ``DepthwiseConv2d``, whose weight gradient is fast on small maps on the CPU.
 
     ``num_features`` of the result is what the encoder puts out. For networks with a hidden layer in their head
     (MobileNetV3 and others) timm gives that attribute another meaning, the channels before the head.
@@ -64,10 +68,10 @@ def create_encoder(
         RuntimeError: If timm cannot get pretrained weights.
     """
     if stem not in ("cifar", "imagenet"):
-        raise ValueError(f"stem must be cifar or imagenet, got {stem!r}")
+        raise InputError(f"stem must be cifar or imagenet, got {stem!r}")
     file = None if isinstance(pretrained, bool) else Path(pretrained).expanduser()
     if file is not None and not file.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"pretrained: there is no file {pretrained}. Give the path of a local weight file, true to let timm "
             "download weights, or false for random ones"
         )
@@ -76,7 +80,7 @@ def create_encoder(
         _replace_stem(encoder, name, keep_weights=pretrained is True)
     if file is not None:
         _load_file(encoder, name, file)
-    return _with_measured_features(encoder, name, in_chans)
+    return with_fast_depthwise(_with_measured_features(encoder, name, in_chans))
 
 
 def download_weights(name: str) -> dict[str, Tensor]:
@@ -99,14 +103,14 @@ def _from_timm(name: str, *, download: bool, **kwargs: Any) -> nn.Module:
         known = tags or timm.list_models()
         near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() has all names"
-        raise ValueError(f"timm {timm.__version__} has no network named {name!r}; {hint}")
+        raise InputError(f"timm {timm.__version__} has no network named {name!r}; {hint}")
     try:
         encoder: nn.Module = timm.create_model(name, pretrained=download, **kwargs)
     except Exception as error:  # the hub's, the network's and timm's own errors share no base class
         if not download:
             raise
         reason = str(error).strip().partition("\n")[0]
-        raise RuntimeError(
+        raise UsageError(
             f"timm could not get pretrained weights for {name!r} ({type(error).__name__}: {reason}). Download them "
             "elsewhere and give the path of the file instead of true, or set pretrained to false for random ones"
         ) from error
@@ -128,7 +132,7 @@ def _replace_resnet_stem(encoder: nn.Module, name: str, *, keep_weights: bool) -
         reason = (
             "a stem of several convolutions" if isinstance(encoder, ResNet) else "no ResNet stem (7x7 and max-pooling)"
         )
-        raise ValueError(
+        raise InputError(
             f'{name} has {reason} that stem="cifar" could replace: use stem="imagenet", or a plain ResNet (resnet18, '
             "resnet50), an EfficientNet or cifar_*"
         )
@@ -166,7 +170,7 @@ def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
     }
     if any(faults.values()):
         listing = "; ".join(f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in faults.items() if keys)
-        raise ValueError(
+        raise InputError(
             f"pretrained: the weights in {path} do not fit {name} ({listing}). Is it the same architecture, with the "
             "same stem and in_chans?"
         )
@@ -193,14 +197,14 @@ def _read(path: Path, encoder: nn.Module) -> PublicWeights:
         reason = (
             said[-1 if isinstance(error, pickle.UnpicklingError) else 0].strip()[:200] if said else "no reason given"
         )
-        raise ValueError(
+        raise InputError(
             f"pretrained: {path} is not a file of weights ({type(error).__name__}: {reason}). It must be complete and "
             "hold tensors and plain values only"
         ) from error
     try:
         return public_weights(content, encoder)
     except ValueError as error:
-        raise ValueError(f"pretrained: {path} holds no state dict ({error})") from error
+        raise InputError(f"pretrained: {path} holds no state dict ({error})") from error
 
 
 def _without_classifier(weights: dict[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
@@ -221,7 +225,7 @@ def _with_measured_features(encoder: nn.Module, name: str, in_chans: int) -> nn.
         features = encoder.eval()(weight.new_zeros(1, in_chans, *size))
     if not isinstance(features, Tensor) or features.ndim != 2:
         seen = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(
+        raise InputError(
             f"{name} puts out {seen} for one image, expected pooled features (1, D): choose another network"
         )
     if getattr(encoder, "num_features", None) != features.shape[1]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ttalight.errors import InputError
+
 __all__ = ["select_classes"]
 
 
@@ -27,7 +29,7 @@ def select_classes(classifier: nn.Linear, classes: Sequence[int]) -> nn.Linear:
         or len(set(classes)) < len(classes)
         or not 0 <= min(classes) <= max(classes) < classifier.out_features
     ):
-        raise ValueError(
+        raise InputError(
             f"classes must be different numbers from 0 to {classifier.out_features - 1}, got {list(classes)[:10]}"
         )
     part = nn.Linear(classifier.in_features, len(classes), bias=classifier.bias is not None).to(classifier.weight)

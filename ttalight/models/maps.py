@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
+
 __all__ = ["Stage", "capture_maps", "find_stages", "parameters_through", "select_stages"]
 
 
@@ -45,7 +47,7 @@ def find_stages(encoder: nn.Module) -> list[Stage]:
     modules = dict(encoder.named_modules())
     found = [entry for entry in entries or () if any(modules[entry["module"]].children())]
     if not found:
-        raise ValueError(
+        raise InputError(
             f"{type(encoder).__name__} does not say where its stages end (timm's feature_info): use a ResNet or cifar_*"
         )
     return [
@@ -66,7 +68,7 @@ def select_stages(encoder: nn.Module, numbers: Sequence[int]) -> list[Stage]:
     """
     stages = find_stages(encoder)
     if not numbers or len(set(numbers)) < len(numbers) or not set(numbers) <= {stage.number for stage in stages}:
-        raise ValueError(
+        raise InputError(
             f"layers must be different numbers from 1 to {len(stages)}, the stages of this encoder, got {list(numbers)}"
         )
     return [stage for stage in stages if stage.number in numbers]
@@ -111,7 +113,7 @@ def capture_maps(encoder: nn.Module, stages: Sequence[Stage]) -> Iterator[dict[i
 def _keep(maps: dict[int, Tensor], stage: Stage, module: nn.Module, inputs: Any, output: Any) -> None:
     if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[1] != stage.channels:
         seen = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ValueError(
+        raise InputError(
             f"stage {stage.number} ({stage.name}) puts out {seen}, expected maps (B, {stage.channels}, H, W): use a "
             "convolutional encoder, such as a ResNet"
         )

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError, InputTypeError, UsageError
 from ttalight.losses import entropy
 from ttalight.models.batch_shard import BatchShard
 from ttalight.models.call import Call
@@ -180,7 +181,7 @@ class Network:
 
         Args:
             parameters: Parameters of the model.
-            own: Parameters of the method, by name. They move, reset and are saved like the model's.
+            own: Parameters of the method, by name. They are updated, reset and saved like the model's.
 
         Raises:
             ValueError: If there is none.
@@ -203,10 +204,10 @@ class Network:
             TypeError: If they are held in 16 bits.
         """
         if not parameters:
-            raise ValueError("there is no parameter to adapt: the selection is empty for this network")
+            raise InputError("there is no parameter to adapt: the selection is empty for this network")
         halves = {parameter.dtype for parameter in parameters} & {torch.float16, torch.bfloat16}
         if halves:
-            raise TypeError(
+            raise InputTypeError(
                 f"the parameters to adapt are {halves.pop()}, in which small steps round to nothing: convert the "
                 "network with network.float() and let autocast run its passes in 16 bits"
             )
@@ -243,7 +244,7 @@ class Network:
             self.norm_affines()
             before = norms_before_last_block(self.module, self.norms)
             if not any(norm.affine for norm in before):
-                raise ValueError(
+                raise InputError(
                     f"all normalisation layers of {type(self.module).__name__} belong to its last block, which this "
                     "method leaves alone: choose parameters='norm'"
                 )
@@ -253,7 +254,7 @@ class Network:
         if selection == "features":
             classifier = {id(parameter) for parameter in self.classifier.find(self._probe).module.parameters()}
             return [parameter for parameter in self.module.parameters() if id(parameter) not in classifier]
-        raise ValueError(
+        raise InputError(
             "parameters must be 'norm', 'norm_before_last_block', 'features', 'all' or a function of name and "
             f"parameter, got {selection!r}"
         )
@@ -266,7 +267,7 @@ class Network:
         """
         affines = [parameter for norm in (self.norms if layers is None else layers) for parameter in norm.affine]
         if not affines:
-            raise ValueError(
+            raise InputError(
                 f"{type(self.module).__name__} has no BatchNorm, GroupNorm or LayerNorm with weight and bias, and this "
                 "method adapts nothing else: use another network or another method"
             )
@@ -276,7 +277,7 @@ class Network:
         """Return the BatchNorm layers; a ValueError if the network has none."""
         layers = [norm for norm in self.norms if norm.is_batch_norm]
         if not layers:
-            raise ValueError(
+            raise InputError(
                 f"{type(self.module).__name__} has no BatchNorm layer, and this method works on batch statistics only: "
                 "use another network or another method"
             )
@@ -289,7 +290,7 @@ class Network:
 
     @contextmanager
     def norm_mode(self, mode: NormMode) -> Iterator[None]:
-        """Set the mode of all normalisation layers for a while."""
+        """Set the mode of all normalisation layers temporarily."""
         before = [layer.mode for layer in self.norms]
         self.set_norm_mode(mode)
         try:
@@ -300,7 +301,7 @@ class Network:
 
     @contextmanager
     def as_source(self) -> Iterator[None]:
-        """Normalise as the source model does for a while, without gradients."""
+        """Normalise temporarily as the source model does, without gradients."""
         with torch.no_grad(), ExitStack() as layers:
             for layer in self.norms:
                 layers.enter_context(layer.as_source())
@@ -308,7 +309,7 @@ class Network:
 
     @contextmanager
     def with_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """Run with other values of the trainable parameters for a while: teachers, anchors, averages.
+        """Run temporarily with other values of the trainable parameters: teachers, anchors, averages.
 
         Args:
             weights: One tensor for each of ``parameters``, of the same shape; used as they are, not copied.
@@ -338,7 +339,7 @@ class Network:
 
     def _probe(self) -> Tensor:
         if self.images is None:
-            raise RuntimeError("classifier and classes are found from a batch of images: ask in configure or adapt")
+            raise UsageError("classifier and classes are found from a batch of images: ask in configure or adapt")
         few = torch.arange(min(2, len(self.images)), device=self.images.device)
         images, call = self.images.index_select(0, few), self.call
         with torch.no_grad(), self.precision():

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from ttalight.distributed import global_moments
+from ttalight.errors import InputError, InputTypeError
 from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.batch_shard import BatchShard
 from ttalight.models.batch_statistics import (
@@ -31,9 +32,9 @@ from ttalight.models.stand_in import StandIn
 __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "preserve_statistics"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
-#: batch, which also move the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
-#: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images. ``image``: as
-#: ``alpha``, with the statistics of each image by itself.
+#: batch, which also update the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
+#: batch's share being the layer's ``alpha``. ``prior``: the same with a share of n / (n + N) for n images. ``image``:
+#: as ``alpha``, with the statistics of each image by itself.
 NormMode = Literal["source", "batch", "ema", "alpha", "prior", "image"]
 
 _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -44,7 +45,7 @@ class PassState:
     """The state of a network's pass in progress.
 
     Args:
-        repeating: Whether it repeats one for its gradient, as checkpointing does: statistics do not move again.
+        repeating: Whether it repeats one for its gradient, as checkpointing does: statistics are not updated again.
         shard: The division of passes over processes: statistics are then those of the whole batch.
     """
 
@@ -126,7 +127,7 @@ class NormLayer:
             TypeError: If it is a BatchNorm that computes something of its own, or of TorchScript.
         """
         if self.problem is not None:
-            raise TypeError(f"layer {self.name} is a {self._class.__name__} {self.problem}")
+            raise InputTypeError(f"layer {self.name} is a {self._class.__name__} {self.problem}")
 
     @property
     def affine(self) -> list[nn.Parameter]:
@@ -160,6 +161,16 @@ class NormLayer:
                 return False
 
     @property
+    def replaced(self) -> bool:
+        """Whether the layer normalises by another function; see ``replace``."""
+        return self._replacement is not None
+
+    @property
+    def ordinary_class(self) -> type[nn.Module]:
+        """The class of the layer, without the one of parametrized weights."""
+        return self._class.__bases__[0] if is_parametrized(self.module) else self._class
+
+    @property
     def carries_forward(self) -> bool:
         """Whether the instance carries a forward of its own."""
         return "forward" in vars(self.module)
@@ -190,7 +201,7 @@ class NormLayer:
             TypeError: If the layer does something else than to normalise over its input's usual dimensions.
         """
         if not self.replaceable:
-            raise TypeError(
+            raise InputTypeError(
                 f"layer {self.name} is a {self._class.__name__} that computes something else than torch.nn's layer of "
                 "its kind, or carries a forward of its own, so its normalisation cannot be replaced: use torch.nn's "
                 "layer"
@@ -206,7 +217,7 @@ class NormLayer:
 
     @contextmanager
     def as_source(self) -> Iterator[None]:
-        """Normalise as the source model does for a while: by running statistics, nothing replaced."""
+        """Normalise temporarily as the source model does: by running statistics, nothing replaced."""
         before = self._mode, self._replacement
         self._mode, self._replacement = "source", None
         try:
@@ -253,7 +264,7 @@ class NormLayer:
         images = self._shared_images(x) if batch and shared else len(x)
         if batch and images * (x.numel() // len(x)) == x.shape[1]:
             if mean is None:
-                raise ValueError(
+                raise InputError(
                     f"layer {self.name} sees one value a channel and has no running statistics: use more images a batch"
                 )
             batch = False
@@ -287,7 +298,7 @@ class NormLayer:
     def _shared_images(self, x: Tensor) -> int:
         assert self.passes.shard is not None
         if len(x) != self.passes.shard.rows:
-            raise ValueError(
+            raise InputError(
                 f"layer {self.name} sees {len(x)} rows where the pass has {self.passes.shard.rows} images: "
                 "shard='batch' needs one row an image in every BatchNorm layer; use shard='domain'"
             )
@@ -325,7 +336,7 @@ def find_norms(network: nn.Module) -> list[NormLayer]:
 
 @contextmanager
 def exact_statistics(norms: Sequence[NormLayer]) -> Iterator[None]:
-    """Sum statistics of a batch up exactly for a while.
+    """Sum statistics of a batch exactly, temporarily.
 
     Args:
         norms: The layers.

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError, InputTypeError
+
 __all__ = ["Normalize"]
 
 
@@ -41,9 +43,9 @@ class Normalize(nn.Module):
         """
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"{name} must be three finite numbers (R, G, B), got {values}")
+                raise InputError(f"{name} must be three finite numbers (R, G, B), got {values}")
         if min(std) <= 0:
-            raise ValueError(f"std must be positive, got {std}")
+            raise InputError(f"std must be positive, got {std}")
         with torch.no_grad():
             self.mean.copy_(torch.as_tensor(mean))
             self.std.copy_(torch.as_tensor(std))
@@ -61,5 +63,7 @@ class Normalize(nn.Module):
             TypeError: If the images are integers.
         """
         if not images.is_floating_point():
-            raise TypeError(f"expected floating-point images in [0, 1], got {images.dtype}: divide bytes by 255 first")
+            raise InputTypeError(
+                f"expected floating-point images in [0, 1], got {images.dtype}: divide bytes by 255 first"
+            )
         return (images - self.mean[:, None, None]) / self.std[:, None, None]

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ttalight.errors import InputError, InputTypeError
 from ttalight.losses.entropy import is_masked
 
 __all__ = ["Select", "logits_of", "map_tensors", "possible_classes", "with_logits"]
@@ -46,12 +47,12 @@ def logits_of(output: Any, select: Select = None) -> Tensor:
     if isinstance(logits, Tensor) and logits.ndim in (2, 4) and logits.shape[1] > 1:
         return logits
     if isinstance(logits, Tensor) and (logits.ndim == 1 or (logits.ndim in (2, 4) and logits.shape[1] == 1)):
-        raise ValueError(
+        raise InputError(
             f"{named} one logit for each image, shape {tuple(logits.shape)}, and adaptation needs one for each class: "
             "let the model return torch.cat((torch.zeros_like(z), z), 1) of its logit z, (B, 1), which are the same "
             "probabilities as logits of two classes"
         )
-    raise TypeError(_no_logits(output if select is None else logits, named, select))
+    raise InputTypeError(_no_logits(output if select is None else logits, named, select))
 
 
 def with_logits(output: Any, logits: Tensor, select: Select = None) -> Any:
@@ -126,7 +127,7 @@ def _part(output: Any, place: str | int) -> Any:
             return getattr(output, place)
         return output[place]
     except (AttributeError, IndexError, KeyError, TypeError):
-        raise ValueError(f"output={place!r} is no part of what the model returned: {_describe(output)}") from None
+        raise InputError(f"output={place!r} is no part of what the model returned: {_describe(output)}") from None
 
 
 def _with_part(output: Any, place: str | int, value: Any) -> Any:

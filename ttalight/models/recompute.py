@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ttalight.errors import InputError
 from ttalight.models.attachment import attach_forward, detach_forward
 from ttalight.models.network import Network
 from ttalight.models.norm import NormLayer, NormMode
@@ -24,7 +25,7 @@ class RecomputedBlocks(PassPolicy):
 
     Blocks are those entries of the network's ``nn.Sequential`` and ``nn.ModuleList`` that have normalisation layers
     inside and are no such list, nor hold one of blocks: residual blocks, transformer blocks. The second pass of a block
-    has the normalisation modes, the precision and the random state of the first, and moves no statistics, so that
+    has the normalisation modes, the precision and the random state of the first, and updates no statistics, so that
     gradients are the same bit for bit where the device computes the same twice. It takes the weights as they are then.
     Passes without gradients, and those that several processes share, stay as they are.
 
@@ -44,7 +45,7 @@ class RecomputedBlocks(PassPolicy):
         layers = {norm.module: norm for norm in net.norms}
         self.blocks = [_Block(module, layers) for module in _blocks(net.module, layers)]
         if len(self.blocks) < 2:
-            raise ValueError(
+            raise InputError(
                 f"RecomputedBlocks passes a network's blocks again, and {type(net.module).__name__} has "
                 f"{len(self.blocks)}: entries of an nn.Sequential or nn.ModuleList with normalisation layers inside. "
                 "Leave passes=None and take smaller batches, or another network"

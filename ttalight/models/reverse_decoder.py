@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
+
 __all__ = ["ReverseDecoder"]
 
 
@@ -36,7 +38,7 @@ class ReverseDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if len(blocks) != 3 or min(*blocks, fusion_blocks) < 1:
-            raise ValueError(f"needs three numbers of blocks, 1 or more each, got {list(blocks)} and {fusion_blocks}")
+            raise InputError(f"needs three numbers of blocks, 1 or more each, got {list(blocks)} and {fusion_blocks}")
         first, second, third = channels
         self.streams = streams
         self.from_first = nn.Sequential(_halve(first, second), _halve(second, third))
@@ -67,7 +69,7 @@ class ReverseDecoder(nn.Module):
         third = sizes[2]
         doubled = [tuple(factor * side for side in third) for factor in (4, 2)]
         if sizes[:2] != doubled or any(side % 2 for side in third):
-            raise ValueError(
+            raise InputError(
                 f"expected maps that halve from stage to stage, the third with even sides, got {sizes}: give images "
                 "whose side the network halves without a rest, such as 32, 64 or 224"
             )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputTypeError
 from ttalight.models.call import Call, split_call
 
 __all__ = ["StandIn", "StepForward"]
@@ -65,7 +66,7 @@ class StepForward(StandIn):
         """Return the answer to the images: the first argument, or the first keyword argument that is a tensor."""
         images, call = split_call(args, kwargs)
         if not isinstance(images, Tensor):
-            raise TypeError(
+            raise InputTypeError(
                 f"{self._name} stands in for forward(images) and was given a {type(images).__name__}: let the "
                 "module's step pass the image tensor. Lightning's default predict_step passes the whole batch: write "
                 "predict_step(self, batch, batch_idx) that returns self(batch[0])"

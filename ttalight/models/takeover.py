@@ -1,4 +1,4 @@
-"""Modules that are taken over for a while: flags and gradients are restored, and no part has two owners."""
+"""Modules that are taken over temporarily: flags and gradients are restored, and no part has two owners."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+
+from ttalight.errors import InputError, UsageError
 
 __all__ = ["Takeover", "check_free", "check_loaded", "owner_of"]
 
@@ -49,6 +51,19 @@ class Takeover:
             parameter.grad = None
         module.eval()
 
+    @property
+    def training(self) -> bool:
+        """The training mode that ``end`` restores of the module itself."""
+        return self._training[0][1]
+
+    def train(self, module: nn.Module, mode: bool) -> None:
+        """Change the modes that ``end`` restores as ``module.train(mode)`` would; the module stays in eval mode."""
+        for part, training in self._training:
+            part.training = training
+        module.train(mode)
+        self._training = [(part, part.training) for part in module.modules()]
+        module.eval()
+
     def end(self) -> None:
         """Restore training flags, gradient flags and gradients, and unregister the owner."""
         for part, training in self._training:
@@ -76,7 +91,7 @@ def check_free(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if owner_of(part) is not None:
             what = f"{type(module).__name__}" + (f", its part {name}," if name else "")
-            raise RuntimeError(
+            raise UsageError(
                 f"{what} is being adapted already: call release() of what wrap() returned, or "
                 "ttalight.adapters.release(network) where that is lost"
             )
@@ -85,7 +100,7 @@ def check_free(module: nn.Module) -> None:
     taken = {id(value) for part in parts if owner_of(part) for value in part._parameters.values()} - {id(None)}
     for name, parameter in module.named_parameters():
         if id(parameter) in taken:
-            raise RuntimeError(
+            raise UsageError(
                 f"{name} of {type(module).__name__} belongs to another network as well, which is being adapted: call "
                 "release() of what wrap() returned for that"
             )
@@ -99,11 +114,11 @@ def check_loaded(module: nn.Module) -> None:
     """
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(value):
-            raise ValueError(
+            raise InputError(
                 f"{name} of {type(module).__name__} has no shape yet: pass a batch through the network first"
             )
         if value.is_meta:
-            raise ValueError(
+            raise InputError(
                 f"{name} of {type(module).__name__} is on the meta device, where it has no values: load it, and "
-                "take hooks away that move weights out of the network between passes"
+                "remove hooks that move weights out of the network between passes"
             )

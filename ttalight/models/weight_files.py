@@ -11,6 +11,8 @@ import torch
 from timm.models import ResNet
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
+
 __all__ = ["PublicWeights", "classifier_names", "convert_state_dict", "numbers_allowed", "public_weights"]
 
 #: Where files have their weights: most, timm's, those of test-time training and MEMO, and K. Kireev et al.'s.
@@ -59,7 +61,7 @@ def public_weights(content: Any, network: nn.Module) -> PublicWeights:
                 name = str(name).removeprefix(prefix)
             found[name] = value
     if not found:
-        raise ValueError(f"a {type(content).__name__} without tensors")
+        raise InputError(f"a {type(content).__name__} without tensors")
     mean, std = _take_normalisation(found, network)
     return PublicWeights(convert_state_dict(found, network), mean, std)
 

@@ -16,13 +16,14 @@ from ttalight.reporting.results import (
     Source,
     Summary,
     Worst,
-    read_results,
     write_results,
 )
+from ttalight.reporting.shown import ShownResults, read_results
 from ttalight.reporting.summary import digest, summarize
 
 __all__ = [
     "Results",
+    "ShownResults",
     "DomainResult",
     "Overall",
     "GroupResult",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ttalight.errors import InputError
 from ttalight.labels import UNLABELLED
 from ttalight.reporting.groups import Run
 from ttalight.reporting.predictions import PREDICTIONS, read_predictions
@@ -72,12 +73,12 @@ def gain_interval(own: Sequence[Run], other: Sequence[Run]) -> tuple[float, floa
     """
     first = read_predictions(_file(own[0]))
     if (first["label"] == UNLABELLED).all():
-        raise ValueError(f"{own[0].name}/{PREDICTIONS} has no labels")
+        raise InputError(f"{own[0].name}/{PREDICTIONS} has no labels")
     scores = [_hits(runs, first) for runs in (own, other)]
     probes = [index for index, row in enumerate(own[0].results["domains"]) if row.get("probe", False)]
     counts = ~np.isin(np.unique(first["visit"], return_inverse=True)[1], probes)
     if not counts.any():
-        raise ValueError(f"{own[0].name}/{PREDICTIONS} has predictions of probes only, which count in no mean")
+        raise InputError(f"{own[0].name}/{PREDICTIONS} has predictions of probes only, which count in no mean")
     difference = (scores[0] - scores[1])[counts]
     return paired_interval(difference, first["visit"][counts], first["sample"][counts])
 
@@ -88,7 +89,7 @@ def _hits(runs: Sequence[Run], first: dict[str, npt.NDArray[Any]]) -> npt.NDArra
     for run in runs:
         found = read_predictions(_file(run), "position", "label", "prediction")
         if any(not np.array_equal(found[name], first[name]) for name in ("position", "label")):
-            raise ValueError(f"{run.name}/{PREDICTIONS} has other images than the run that it is compared with")
+            raise InputError(f"{run.name}/{PREDICTIONS} has other images than the run that it is compared with")
         right = found["prediction"] == found["label"]
         total += right.reshape(len(right), -1).mean(axis=1)
     return total / len(runs)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
+from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
 from ttalight.reporting.groups import Run, find_runs, group_runs, stream_differences
 from ttalight.reporting.html import render_html
@@ -57,7 +58,7 @@ def compare(
     shown = found if partial else [run for run in found if run.results["complete"]]
     if not shown:
         left = f": {_unfinished(unfinished)}, show with --partial true" if unfinished else ", no results.json there"
-        raise ValueError(f"no finished run in {' '.join(runs)}{left}")
+        raise InputError(f"no finished run in {' '.join(runs)}{left}")
     notes = [f"different {field}: {values}" for field, values in _allowed(shown, different or []).items()]
     groups, remarks = group_runs(shown, across_weights)
     notes += remarks
@@ -116,14 +117,14 @@ def _allowed(runs: Sequence[Run], different: Sequence[str]) -> dict[str, str]:
     """Return the differences between streams, or refuse them."""
     unknown = [field for field in different if field not in STREAM_FIELDS]
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"--different got {' '.join(unknown)}, which is no setting of the stream: "
             f"it takes {' '.join(STREAM_FIELDS)} (other settings may differ anyway; give the runs before this option)"
         )
     differences = stream_differences(runs)
     if differences.keys() - set(different):
         values = "; ".join(f"{field} is {values}" for field, values in differences.items() if field not in different)
-        raise ValueError(
+        raise InputError(
             f"these runs were not measured on the same stream: {values}. "
             f"To set them side by side all the same, add --different {' '.join(differences)}"
         )

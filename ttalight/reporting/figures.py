@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ttalight.errors import MissingPackageError
 from ttalight.files.atomic import write_files
 from ttalight.reporting.iterations import iteration_curves
 from ttalight.reporting.overview import by_domain
@@ -28,7 +29,7 @@ def can_plot() -> bool:
 def require_matplotlib() -> None:
     """Raise an ImportError that says what to install, where matplotlib is not."""
     if not can_plot():
-        raise ImportError("figures need matplotlib, which is not installed: pip install 'ttalight[plots]'")
+        raise MissingPackageError("figures need matplotlib, which is not installed: pip install 'ttalight[plots]'")
 
 
 def domain_figure(results: Results) -> Figure:

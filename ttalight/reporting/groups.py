@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ttalight.errors import InputError, MissingFileError
 from ttalight.reporting.overview import STREAM_FIELDS, progress, protocol_fields
 from ttalight.reporting.results import Results, read_results
 from ttalight.reporting.summary import by
@@ -85,7 +86,7 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
         except (OSError, ValueError) as error:
             errors.append(str(error))
     if errors:
-        raise ValueError("; ".join(errors))
+        raise InputError("; ".join(errors))
     return runs, without
 
 
@@ -93,7 +94,7 @@ def _result_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == ".json" else []
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}: give folders of runs, or a folder that holds them")
+        raise MissingFileError(f"there is no {path}: give folders of runs, or a folder that holds them")
     own = path / "results.json"
     return [own] if own.is_file() else sorted(path.rglob("results.json"))
 
@@ -131,7 +132,7 @@ def _check_domains(runs: Sequence[Run]) -> None:
 
     odd = next((run for run in runs if rows(run) != rows(runs[0])), None)
     if odd is not None:
-        raise ValueError(
+        raise InputError(
             f"{runs[0].name} and {odd.name} have the same stream_hash but not the same domains and samples: "
             "one of them saw only part of the stream or was edited; repeat it"
         )

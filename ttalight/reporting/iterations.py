@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ttalight.errors import InputError
 from ttalight.reporting.results import Results
 from ttalight.reporting.summary import counted
 
@@ -40,7 +41,7 @@ def iteration_curves(results: Results) -> IterationCurves:
     """
     readings, last = results.get("readings"), results["protocol"]["steps"]
     if not readings or last is None:
-        raise ValueError(
+        raise InputError(
             f"the run of {results['method']} has no predictions after fewer steps: run it with read_at "
             "(--adapter.read_at [0,1,5]) and reset: batch"
         )

@@ -70,6 +70,12 @@ def domain_table(results: Results) -> str:
     Returns:
         Aligned lines.
     """
+    table = "\n".join(text_blocks(*domain_cells(results)))
+    return "\n".join([table, *map(forgetting_line, results.get("forgetting", [])), *missed_line(results)])
+
+
+def domain_cells(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of :func:`domain_table`."""
     rows = by_domain(results["domains"])
     readings = results.get("readings", [])
     early = [[_percent(row["accuracy"]) for row in [*by_domain(read["domains"]), read["mean"]]] for read in readings]
@@ -85,11 +91,9 @@ def domain_table(results: Results) -> str:
     speed = number(results["cost"]["images_per_second"], 0)
     cells.append(["mean", total, *at[-1], *_measures(results["mean"], labelled), speed])
     if results["weighted_mean"] != results["mean"] and len({row["samples"] for row in counted(rows)}) > 1:
-        cells.append(
-            ["weighted mean", total, *[""] * len(readings), *_measures(results["weighted_mean"], labelled), ""]
-        )
-    table = "\n".join(text_blocks([*header, "images/s"], cells))
-    return "\n".join([table, *map(forgetting_line, results.get("forgetting", [])), *missed_line(results)])
+        weighted = _measures(results["weighted_mean"], labelled)
+        cells.append(["weighted mean", total, *[""] * len(readings), *weighted, ""])
+    return [*header, "images/s"], cells
 
 
 def missed_line(results: Results) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from ttalight.errors import InputError, MissingFileError
 from ttalight.files.atomic import open_replacing
 from ttalight.files.untrusted import DAMAGE, Between, check_archive, difference, read_member
 
@@ -55,11 +56,11 @@ def check_parts(folder: str | Path, state: Mapping[str, Any]) -> None:
         ValueError: If they are not.
     """
     if not _PARTS.fullmatch(str(state["parts"])):  # it would be cut back, and removed at the end
-        raise ValueError(f"the state of predictions names the folder {state['parts']!r:.60}: start the run again")
+        raise InputError(f"the state of predictions names the folder {state['parts']!r:.60}: start the run again")
     parts = Path(folder) / state["parts"]
     for name, size in _sizes(state).items():
         if not (parts / name).is_file() or (parts / name).stat().st_size < size:
-            raise ValueError(
+            raise InputError(
                 f"the first {state['count']} predictions of the run to resume are not in {parts} any more: start the "
                 "run again"
             )
@@ -127,7 +128,7 @@ class PredictionWriter:
         for name, file in self._files.items():
             values = columns[name]
             if self._shapes.setdefault(name, values.shape[1:]) != values.shape[1:]:
-                raise ValueError(
+                raise InputError(
                     f"{name} of shape {values.shape[1:]} a sample after {self._shapes[name]}: predictions are kept as "
                     "one array, so that all images must have one size; switch predictions off"
                 )
@@ -284,26 +285,26 @@ def read_predictions(path: str | Path, *columns: str) -> dict[str, npt.NDArray[A
     path = path / PREDICTIONS if path.is_dir() else path
     wanted = columns or tuple(name for name in (*_TYPES, "domains") if name != "logits")
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: repeat the run with --predictions true (Recorder(predictions=True))")
+        raise MissingFileError(f"no {path}: repeat the run with --predictions true (Recorder(predictions=True))")
     try:
         check_archive(path, whole=False)
         with zipfile.ZipFile(path) as archive:
             arrays = {name: read_member(archive, name, *_EXPECTED[name]) for name in wanted}
         _check_lengths(arrays)
     except DAMAGE as error:
-        raise ValueError(f"{path} is not a file of predictions, or it is damaged ({error}): repeat the run") from error
+        raise InputError(f"{path} is not a file of predictions, or it is damaged ({error}): repeat the run") from error
     return arrays
 
 
 def _check_lengths(arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     lengths = {name: len(array) for name, array in arrays.items() if name != "domains"}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ValueError(f"its columns must have one length, at least 1, they have {lengths}")
+        raise InputError(f"its columns must have one length, at least 1, they have {lengths}")
     shapes = {arrays[name].shape for name in ("label", "prediction") if name in arrays}
     if len(shapes) > 1:
-        raise ValueError(f"label and prediction must have one shape, they have {' and '.join(map(str, shapes))}")
+        raise InputError(f"label and prediction must have one shape, they have {' and '.join(map(str, shapes))}")
     for name in ("visit", "domain", "sample", "position"):
         if name in arrays and int(arrays[name].min()) < 0:
-            raise ValueError(f"{name} has {arrays[name].min()}, expected 0 or more")
+            raise InputError(f"{name} has {arrays[name].min()}, expected 0 or more")
     if {"domain", "domains"} <= arrays.keys() and int(arrays["domain"].max()) >= len(arrays["domains"]):
-        raise ValueError(f"domain has {arrays['domain'].max()}, and there are {len(arrays['domains'])} domains")
+        raise InputError(f"domain has {arrays['domain'].max()}, and there are {len(arrays['domains'])} domains")

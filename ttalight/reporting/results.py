@@ -10,6 +10,7 @@ import reprlib
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypedDict, get_type_hints
 
+from ttalight.errors import InputError, MissingFileError
 from ttalight.files.atomic import write_files
 from ttalight.files.untrusted import LARGEST
 from ttalight.reporting.text import csv_text
@@ -269,33 +270,33 @@ def read_results(path: str | Path) -> Results:
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: give the folder of a run that adapt, test or validate has written")
+        raise MissingFileError(f"no {path}: give the folder of a run that adapt, test or validate has written")
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path} is not read: it has {path.stat().st_size:,} bytes, expected at most {LARGEST:,}")
+        raise InputError(f"{path} is not read: it has {path.stat().st_size:,} bytes, expected at most {LARGEST:,}")
     content = path.read_bytes()
     if content.count(b'"images_per_second"') > _MOST_ROWS:  # every row has one
-        raise ValueError(f"{path} is not read: it has {_TOO_MANY}")
+        raise InputError(f"{path} is not read: it has {_TOO_MANY}")
     try:
         results = json.loads(content.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a result file, it is damaged or not JSON ({error}): repeat the run") from error
+        raise InputError(f"{path} is not a result file, it is damaged or not JSON ({error}): repeat the run") from error
     version = results.get("schema") if isinstance(results, dict) else None
     if version != SCHEMA:
-        raise ValueError(
+        raise InputError(
             f"{path} has schema {reprlib.repr(version)}, this version of ttalight reads schema {SCHEMA}: "
             "repeat the run or use the version of ttalight that wrote it"
         )
     try:
         _check(results)
     except ValueError as error:
-        raise ValueError(f"{path} does not follow schema {SCHEMA}: {error}; repeat the run") from error
+        raise InputError(f"{path} does not follow schema {SCHEMA}: {error}; repeat the run") from error
     checked: Results = results
     return checked
 
 
 def _check(results: dict[str, Any]) -> None:
     if isinstance(results.get("domains"), list) and len(results["domains"]) > _MOST_ROWS:
-        raise ValueError(_TOO_MANY)
+        raise InputError(_TOO_MANY)
     for name, value in results.items():
         if name not in ("domains", "readings"):  # which have a fixed form
             check_free(value, name)
@@ -315,4 +316,4 @@ def _finite(value: Any) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
+    raise InputError(f"{name} is not a JSON value")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ttalight.errors import InputError
 from ttalight.reporting.bootstrap import gain_interval
 from ttalight.reporting.groups import Group, Run
 from ttalight.reporting.overview import domain_names
@@ -216,5 +217,5 @@ def _find(groups: Sequence[Group], baseline: str) -> Group:
     found = found or [group for group in groups if group.first["method"] == baseline]
     if len(found) != 1:
         labels = ", ".join(repr(group.label) for group in groups)
-        raise ValueError(f"baseline {baseline!r} names {len(found)} rows: give one of {labels}")
+        raise InputError(f"baseline {baseline!r} names {len(found)} rows: give one of {labels}")
     return found[0]

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+from ttalight.errors import InputError
+
 __all__ = ["check_curve", "check_free", "check_readings", "check_value"]
 
 #: Characters of a string, and mappings and lists inside each other.
@@ -72,9 +74,9 @@ def check_curve(curve: dict[str, list[Any]]) -> None:
     lengths = {name: len(curve[name]) for name in ("images", "accuracy", "running")}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise ValueError(f"curve has lists of several lengths ({counts})")
+        raise InputError(f"curve has lists of several lengths ({counts})")
     if any(later <= earlier for earlier, later in zip([0, *images], images, strict=False)):
-        raise ValueError("curve.images must rise from above 0, it counts the images to the end of each stretch")
+        raise InputError("curve.images must rise from above 0, it counts the images to the end of each stretch")
     for name in ("accuracy", "running"):
         _check_range(curve[name], "accuracy", False, lambda index, name=name: f"curve.{name}[{index}]")  # type: ignore[misc]
 
@@ -87,7 +89,7 @@ def check_readings(readings: Sequence[Any], rows: int) -> None:
     """
     for index, reading in enumerate(readings):
         if len(reading["domains"]) != rows:
-            raise ValueError(f"readings[{index}] has {len(reading['domains'])} domains, the run has {rows}")
+            raise InputError(f"readings[{index}] has {len(reading['domains'])} domains, the run has {rows}")
 
 
 def check_free(value: Any, where: str) -> None:
@@ -100,11 +102,11 @@ def check_free(value: Any, where: str) -> None:
     for _ in range(_DEEPEST):
         for part in level:
             if isinstance(part, int) and not _INTEGERS[0] <= part <= _INTEGERS[1]:
-                raise ValueError(f"{where} has {part!r:.60}, expected integers of 64 bits")
+                raise InputError(f"{where} has {part!r:.60}, expected integers of 64 bits")
         level = [part for outer in level if isinstance(outer, (dict, list)) for part in _parts(outer)]
         if not level:
             return
-    raise ValueError(f"{where} is nested more than {_DEEPEST} deep")
+    raise InputError(f"{where} is nested more than {_DEEPEST} deep")
 
 
 def _parts(value: dict[str, Any] | list[Any]) -> Sequence[Any]:
@@ -130,7 +132,7 @@ def _check_rows(rows: Sequence[dict[str, Any]], kind: Any, where: _Place) -> Non
     short = next((index for index, row in enumerate(rows) if not required <= row.keys()), None)
     if short is not None:
         missing = ", ".join(sorted(required - rows[short].keys()))
-        raise ValueError(f"{where(short) or 'the top level'} lacks {missing}")
+        raise InputError(f"{where(short) or 'the top level'} lacks {missing}")
     for key, hint in _hints(kind).items():
         owners = range(len(rows)) if key in required else [index for index, row in enumerate(rows) if key in row]
         values = [rows[index][key] for index in owners]
@@ -162,7 +164,7 @@ def _check_plain(values: Sequence[Any], kind: Any, where: _Place) -> None:
     if str in allowed:
         long = next((i for i, value in enumerate(values) if type(value) is str and len(value) > _LONGEST), None)
         if long is not None:
-            raise ValueError(f"{where(long)} has {len(values[long]):,} characters, expected at most {_LONGEST:,}")
+            raise InputError(f"{where(long)} has {len(values[long]):,} characters, expected at most {_LONGEST:,}")
     if values and not allowed.isdisjoint((int, float)):
         key = where(0).rpartition(".")[2]
         _check_range(values, key, float not in allowed, where)
@@ -179,7 +181,7 @@ def _check_range(values: Sequence[Any], key: str, whole: bool, where: _Place) ->
     index = next(i for i, value in enumerate(values) if type(value) in (int, float) and not low <= value <= high)
     bounds = f"{max(lowest, _FLOATS[0]):g} to {min(highest, _FLOATS[1]):g}"
     expected = f"at least {lowest:g}" if highest == math.inf and lowest > -math.inf else bounds
-    raise ValueError(f"{where(index)} is {_shown(values[index])}, expected {expected}")
+    raise InputError(f"{where(index)} is {_shown(values[index])}, expected {expected}")
 
 
 def _expect(values: Sequence[Any], allowed: set[Any], expected: str, where: _Place, whole: Any = None) -> None:
@@ -188,7 +190,7 @@ def _expect(values: Sequence[Any], allowed: set[Any], expected: str, where: _Pla
         return
     index = next(i for i, value in enumerate(values) if type(value) not in allowed)
     seen = values[index] if whole is None else whole
-    raise ValueError(f"{where(index) or 'the top level'} is {_shown(seen)}, expected {expected}")
+    raise InputError(f"{where(index) or 'the top level'} is {_shown(seen)}, expected {expected}")
 
 
 def _name(kind: Any) -> str:

@@ -25,6 +25,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
 from ttalight.reproduce.estimate import plan_text, probe
 from ttalight.reproduce.figures import draw
@@ -41,7 +42,7 @@ _ABOUT = (
 
 
 def main(args: Sequence[str] | None = None, command: Command | None = None) -> None:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         args: The words after ``ttalight reproduce``; those of the process by default.
@@ -103,12 +104,12 @@ def _parse(args: Sequence[str] | None) -> Namespace:
 
 
 def _data(options: Namespace) -> str:
-    """Returns the name of the data set."""
+    """Return the name of the data set."""
     if options.recipe == "demo":
         return options.data or "digits"
     usual = TABLE_DATA.get(options.table, "cifar10")
     if options.table in (4, 5) and options.data not in (None, usual):
-        raise ValueError(f"Table {options.table} is of {usual}: leave --data out, got {options.data}")
+        raise InputError(f"Table {options.table} is of {usual}: leave --data out, got {options.data}")
     return options.data or usual
 
 
@@ -123,7 +124,7 @@ def _subprocess(words: list[str]) -> int:
 
 
 def _write_table(plan: Plan, root: Path, oracle: bool) -> None:
-    """Writes and prints the table from what is done, and its figure and the page."""
+    """Write and print the table from what is done, and its figure and the page."""
     done = {job.name for job in plan.jobs if job.verb == "adapt" and state(job, root) == "done"}
     text = render(plan, root, done, oracle)
     # Only these have rows of other methods; the two budgets lie side by side.

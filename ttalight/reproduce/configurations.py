@@ -11,13 +11,14 @@ from pathlib import Path
 
 import yaml
 
+from ttalight.errors import MissingFileError
 from ttalight.reproduce.recipes import DATA, METHODS, OTHER_DATA, Config, Recipe
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def configs_folder(package: Path = PACKAGE) -> Path:
-    """Returns the folder of the configurations: in an installed package inside it, in a clone beside it.
+    """Return the folder of the configurations: in an installed package inside it, in a clone beside it.
 
     Args:
         package: Folder of the package.
@@ -29,7 +30,7 @@ def configs_folder(package: Path = PACKAGE) -> Path:
     for place in places:
         if (place / "cifar10_matched").is_dir():
             return place
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"the configurations of the runs are missing: there is no folder configs in {package} or beside it; install "
         "ttalight again, or run the command in a clone"
     )
@@ -55,11 +56,11 @@ class Configurations:
         self._base = self.folder / (recipe.folder or data)
 
     def own(self, name: str) -> Config:
-        """Returns a configuration of the data set's own folder."""
+        """Return a configuration of the data set's own folder."""
         return self._in_place(_read(self._base / f"{name}.yaml"), fit=name in ("source", "simclr", "align"))
 
     def method(self, name: str, fit: bool) -> Config:
-        """Returns a configuration of another method, from the budget's folder if it is there."""
+        """Return a configuration of another method, from the budget's folder if it is there."""
         folder = f"cifar10_{self.budget}"
         if not (self.folder / folder / f"{name}.yaml").is_file():
             folder = "cifar10_matched"
@@ -71,16 +72,16 @@ class Configurations:
         return config
 
     def has_own_budget(self, method: str) -> bool:
-        """Returns whether a method is trained as its authors do it."""
+        """Return whether a method is trained as its authors do it."""
         return self.budget == "paper" and (self.folder / "cifar10_paper" / f"{METHODS[method]}.yaml").is_file()
 
     def split(self, data: Config) -> None:
-        """Sets how many images are trained on, as the recipe says."""
+        """Set how many images are trained on, as the recipe says."""
         if self.recipe.training_images is not None:
             data["init_args"]["validation"] = self.training_images - self.recipe.training_images
 
     def _in_place(self, config: Config, fit: bool) -> Config:
-        """Puts network, data and trainer of data set and recipe into a configuration."""
+        """Put network, data and trainer of data set and recipe into a configuration."""
         file = "source.yaml" if fit else "unadapted.yaml"
         own = _read(self._base / file)
         arguments = config["model"]["init_args"]
@@ -110,7 +111,7 @@ class Configurations:
 
 
 def _knows(config: Config, name: str, fit: bool) -> bool:
-    """Returns whether a recipe's argument is one of a configuration's task."""
+    """Return whether a recipe's argument is one of a configuration's task."""
     task = config["model"]["class_path"]
     if name == "decoder_blocks":
         return bool(task == "ReCTTT")

@@ -36,7 +36,7 @@ _NAMES = {"model.encoder": "network", "model.crop": "crops", "model.lr": "learni
 
 
 def differences(plan: Plan) -> Iterator[str]:
-    """Says what is known of how these runs differ from the paper's: by their settings, and where it says nothing."""
+    """Say what is known of how these runs differ from the paper's: by their settings, and where it says nothing."""
     if plan.paper is not None:
         found = [
             f"{name} {own} here, {theirs} there{where}" for name, own, theirs, where in _compared(plan, plan.paper)
@@ -73,7 +73,7 @@ def differences(plan: Plan) -> Iterator[str]:
 
 
 def _compared(plan: Plan, paper: Plan) -> list[tuple[str, str, str, str]]:
-    """Returns name, value here, value there, and where, of all settings in which two plans of a table differ."""
+    """Return name, value here, value there, and where, of all settings in which two plans of a table differ."""
     there = {job.name for job in paper.jobs}
     both = [job.name for job in plan.jobs if job.verb != "export" and job.name in there]
     found: dict[tuple[str, str, str], list[str]] = {}
@@ -110,7 +110,7 @@ def _config(plan: Plan, job: str) -> Config:
 
 
 def _settings(config: Config) -> list[str]:
-    """Returns the names of what a configuration sets and numbers may depend on, such as ``model.lr``."""
+    """Return the names of what a configuration sets and numbers may depend on, such as ``model.lr``."""
     sections: dict[str, Config] = {
         name: config[name].get("init_args", {}) for name in ("model", "data", "adapter") if name in config
     }
@@ -121,7 +121,7 @@ def _settings(config: Config) -> list[str]:
 
 
 def _value(config: Config, key: str) -> Any:
-    """Returns a setting, by the class's own default where the configuration leaves it out."""
+    """Return a setting, by the class's own default where the configuration leaves it out."""
     section, _, name = key.partition(".")
     if section == "trainer":
         return config["trainer"].get(name, "32-true" if name == "precision" else None)
@@ -130,7 +130,7 @@ def _value(config: Config, key: str) -> Any:
 
 
 def _defaults(class_path: str | None) -> dict[str, Any]:
-    """Returns the defaults of all arguments of a task, data module or adapter, those of its bases included."""
+    """Return the defaults of all arguments of a task, data module or adapter, those of its bases included."""
     for module in (tasks, data_modules, adapters):
         if hasattr(module, str(class_path)):
             bases = [base for base in getattr(module, str(class_path)).__mro__ if "__init__" in vars(base)]
@@ -140,7 +140,7 @@ def _defaults(class_path: str | None) -> dict[str, Any]:
 
 
 def _shown(key: str, value: Any, plan: Plan) -> str:
-    """Writes a setting as a reader counts it."""
+    """Write a setting as a reader counts it."""
     if key == "data.validation":
         value = DATA[plan.data][0] - (value or 0)
     elif key == "data.limit":
@@ -157,7 +157,7 @@ def _shown(key: str, value: Any, plan: Plan) -> str:
 
 
 def _start(plan: Plan, name: str) -> str | None:
-    """Says where a training stage starts from; None for what has no such choice."""
+    """Say where a training stage starts from; None for what has no such choice."""
     job = next(other for other in plan.jobs if other.name == name)
     arguments = job.config["model"]["init_args"]
     if (
@@ -173,5 +173,5 @@ def _start(plan: Plan, name: str) -> str | None:
 
 
 def plain(value: Any) -> str:
-    """Writes a value as it stands in a table."""
+    """Write a value as it stands in a table."""
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,7 +12,7 @@ from ttalight.reproduce.recipes import DATA
 
 
 def probe(plan: Plan, seconds: float = 3.0) -> float:
-    """Returns how many images a second the plan's network takes forward and backward, here and now."""
+    """Return how many images a second the plan's network takes forward and backward, here and now."""
     config = next(job.config for job in plan.jobs if job.verb == "fit")
     arguments, trainer = config["model"]["init_args"], config["trainer"]
     device = "cuda" if torch.cuda.is_available() and trainer.get("accelerator") != "cpu" else "cpu"
@@ -45,7 +45,7 @@ def _duration(seconds: float) -> str:
 
 
 def plan_text(plan: Plan, states: dict[str, str], rate: float, how: str) -> str:
-    """Returns a line for each job with its state, its time and what it reads, and a line for all of them.
+    """Return a line for each job with its state, its time and what it reads, and a line for all of them.
 
     Args:
         plan: The plan.

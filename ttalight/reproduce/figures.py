@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def draw(plan: Plan, root: Path, done: set[str]) -> list[Path]:
-    """Draws the figure that belongs to a table, where its runs are done and the packages for it installed."""
+    """Draw the figure that belongs to a table, where its runs are done and the packages for it installed."""
     jobs = {row.label: row.jobs[0] for row in plan.rows}
     figure: Any = None
     run = jobs.get("CTA", "")
@@ -44,7 +44,7 @@ def draw(plan: Plan, root: Path, done: set[str]) -> list[Path]:
 
 
 def temperature_figure(plan: Plan, root: Path, done: set[str]) -> Figure:
-    """Returns the accuracies of Table 1 against the temperature of the alignment, measured beside published ones.
+    """Return the accuracies of Table 1 against the temperature of the alignment, measured beside published ones.
 
     Args:
         plan: The plan of Table 1.

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from ttalight.errors import InputError, UsageError
 from ttalight.files.atomic import write_files
 from ttalight.files.checkpoints import LAST, PREVIOUS, last_whole
 from ttalight.reporting import read_results
@@ -24,14 +25,14 @@ Command = Callable[[list[str]], int]
 
 
 def state(job: Job, root: Path) -> str:
-    """Returns ``done``, ``unfinished``, ``outdated`` (a file that it started from has changed since) or ``to do``.
+    """Return ``done``, ``unfinished``, ``outdated`` (a file that it started from has changed since) or ``to do``.
 
     Raises:
         ValueError: If there is a run of that name with another configuration, or one without a whole checkpoint.
     """
     path, run = _plan_file(job, root), root / job.name
     if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != job.config and run.is_dir():
-        raise ValueError(
+        raise InputError(
             f"{run} was run with another configuration than this plan has ({path}): give another --output, or take "
             "the folder away"
         )
@@ -56,7 +57,7 @@ def _fit_state(job: Job, run: Path) -> str:
             warnings.simplefilter("ignore")  # fit itself says which one it resumes from
             whole = last_whole(run / "checkpoints")
     except ValueError as error:
-        raise ValueError(f"{job.name} has no whole checkpoint: take {run} away to train it again ({error})") from error
+        raise InputError(f"{job.name} has no whole checkpoint: take {run} away to train it again ({error})") from error
     if whole is None:
         return "to do"
     epochs = int(read_checkpoint(str(whole), job.name)["epoch"]) + 1
@@ -64,7 +65,7 @@ def _fit_state(job: Job, run: Path) -> str:
 
 
 def _is_outdated(job: Job, root: Path) -> bool:
-    """Returns whether a file that a run started from is another one now; what is not recorded or gone, is not."""
+    """Return whether a file that a run started from is another one now; what is not recorded or gone, is not."""
     started: dict[str, str | None] = {}
     if _started_file(job, root).is_file():
         started |= json.loads(_started_file(job, root).read_text(encoding="utf-8"))
@@ -86,7 +87,7 @@ def _sha256_of(path: str, size: int, changed: int) -> str:
 
 
 def execute(job: Job, root: Path, command: Command) -> None:
-    """Runs a job unless it is done.
+    """Run a job unless it is done.
 
     Args:
         job: The job.
@@ -118,7 +119,7 @@ def execute(job: Job, root: Path, command: Command) -> None:
         words += ["--overwrite"]  # what a run left that had not begun, or that began from another file
     code = command(words)
     if code:
-        raise RuntimeError(f"{job.verb} {job.name} stopped with code {code}: the same command resumes it")
+        raise UsageError(f"{job.verb} {job.name} stopped with code {code}: the same command resumes it")
 
 
 def _remove_results(job: Job, root: Path) -> None:
@@ -132,12 +133,12 @@ def _plan_file(job: Job, root: Path) -> Path:
 
 
 def _started_file(job: Job, root: Path) -> Path:
-    """Returns the file with the SHA-256 of what a job read when it began, by the name of the job that made it."""
+    """Return the file with the SHA-256 of what a job read when it began, by the name of the job that made it."""
     return root / "plans" / f"{job.name}.started.json"
 
 
 def _export(job: Job, root: Path) -> None:
-    """Writes the encoder of a supervised checkpoint as a file of weights, for methods that start from one."""
+    """Write the encoder of a supervised checkpoint as a file of weights, for methods that start from one."""
     weights = read_checkpoint(job.config["weights"], "weights")["state_dict"]
     encoder = {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
     temporary = root / f".{job.name}.tmp"

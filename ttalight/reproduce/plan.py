@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ttalight import data as data_modules
+from ttalight.errors import InputError
 from ttalight.reproduce.configurations import Configurations
 from ttalight.reproduce.recipes import (
     ADAPTING,
@@ -96,17 +97,17 @@ class Planner:
     ) -> None:
         for name, known in ((recipe, RECIPES), (data, DATA), (budget, ("matched", "paper"))):
             if name not in known:
-                raise ValueError(f"{name!r} is none of {', '.join(known)}")
+                raise InputError(f"{name!r} is none of {', '.join(known)}")
         if (data == "digits") != (recipe == "demo"):
-            raise ValueError(f"the digits are the data of the recipe demo and of no other, got {data} with {recipe}")
+            raise InputError(f"the digits are the data of the recipe demo and of no other, got {data} with {recipe}")
         if budget == "paper" and recipe != "paper":
-            raise ValueError(
+            raise InputError(
                 f"the budget paper, schedules of the methods' authors, belongs to the recipe paper: {recipe} has a "
                 "number of epochs of its own, leave --budget out"
             )
         unknown = [method for method in methods or () if method not in METHODS]
         if unknown:
-            raise ValueError(f"--methods: {', '.join(unknown)} unknown, there are {', '.join(METHODS)}")
+            raise InputError(f"--methods: {', '.join(unknown)} unknown, there are {', '.join(METHODS)}")
         self.recipe, self.data, self.root, self.budget = RECIPES[recipe], data, Path(root), budget
         self.methods, self.generate = methods, generate
         self.configs = Configurations(self.recipe, data, budget, pretrained)
@@ -115,7 +116,7 @@ class Planner:
     # -- tables
 
     def plan(self, table: int) -> Plan:
-        """Returns the plan of a table, 1 to 6."""
+        """Return the plan of a table, 1 to 6."""
         self.jobs = {}
         if table == 1:
             rows = list(self._table1())
@@ -154,7 +155,7 @@ class Planner:
     # -- training
 
     def source(self) -> str:
-        """Plans the supervised stage and returns its name."""
+        """Plan the supervised stage and return its name."""
         return self._fit("source", self.configs.own("source"))
 
     def _simclr(self, changes: Config | None = None) -> str:
@@ -163,7 +164,7 @@ class Planner:
         return self._fit("simclr" if not changes else "_".join(["simclr", *map(str, changes.values())]), config)
 
     def aligned(self, temperature: float = 0.5) -> str:
-        """Plans an alignment, with the stages before it, and returns its name."""
+        """Plan an alignment, with the stages before it, and return its name."""
         return self._align("align" if temperature == 0.5 else f"align_{temperature:g}", temperature, {}, {})
 
     def _variant(self, method: str) -> str:
@@ -182,7 +183,7 @@ class Planner:
         return self.aligned(0.5)
 
     def _rival(self, method: str) -> str:
-        """Plans the source training of another method and returns its name."""
+        """Plan the source training of another method and return its name."""
         config = self.configs.method(METHODS[method], fit=True)
         arguments = config["model"]["init_args"]
         reads: tuple[str, ...] = ()
@@ -198,11 +199,11 @@ class Planner:
         return self._fit(self._rival_name(method), config, reads)
 
     def _rival_name(self, method: str) -> str:
-        """Returns the name of a method's runs; budgets have names of their own, since they share a folder."""
+        """Return the name of a method's runs; budgets have names of their own, since they share a folder."""
         return METHODS[method] + ("_paper" if self.configs.has_own_budget(method) else "")
 
     def _share_start(self, config: Config) -> tuple[str, ...]:
-        """Lets a method start from the supervised stage, which stands in for weights from ImageNet."""
+        """Let a method start from the supervised stage, which stands in for weights from ImageNet."""
         source, arguments = self.source(), config["model"]["init_args"]
         if config["model"]["class_path"] in _SUPERVISED_START:
             arguments |= {"pretrained": False, "supervised": self._weights(source)}
@@ -227,7 +228,7 @@ class Planner:
     # -- adaptation
 
     def _ttt(self, method: str) -> Row:
-        """Plans the test-time training of a method, with its source training; features are measured along the way."""
+        """Plan the test-time training of a method, with its source training; features are measured along the way."""
         aligned = method == "CTA" or method in VARIANTS
         weights = self._variant(method) if method in VARIANTS else self._fit_cta() if aligned else self._rival(method)
         jobs = []
@@ -316,5 +317,5 @@ class Planner:
 
 
 def made_by(job: str, root: Path) -> Path:
-    """Returns the file that others read of a job."""
+    """Return the file that others read of a job."""
     return root / job if job == EXPORTED else root / job / "checkpoints" / "last.ckpt"

@@ -35,7 +35,7 @@ Runs = dict[str, list[Path]]
 
 
 def render(plan: Plan, root: Path, done: set[str], oracle: bool = False) -> str:
-    """Returns a table as Markdown; runs that are not done show as "-".
+    """Return a table as Markdown; runs that are not done show as "-".
 
     Args:
         plan: The plan of the table.
@@ -56,12 +56,12 @@ def render(plan: Plan, root: Path, done: set[str], oracle: bool = False) -> str:
 
 
 def runs_of(plan: Plan, root: Path, done: set[str]) -> Runs:
-    """Returns the folders of the runs of each row that are done."""
+    """Return the folders of the runs of each row that are done."""
     return {row.label: [root / job for job in row.jobs if job in done] for row in plan.rows}
 
 
 def report(root: Path) -> str:
-    """Returns a page with every table and figure in a folder, which needs nothing beside it."""
+    """Return a page with every table and figure in a folder, which needs nothing beside it."""
     parts = []
     for path in sorted(root.glob("table*.md")):
         title, table, *notes = path.read_text(encoding="utf-8").strip().split("\n\n")
@@ -75,7 +75,7 @@ def report(root: Path) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """Returns what ``markdown_text`` was given."""
+    """Return what ``markdown_text`` was given."""
     return html.unescape(re.sub(r"\\([\\`*\[\]|])", r"\1", text))
 
 
@@ -218,13 +218,13 @@ def _schedule(config: Config) -> Config:
 
 
 def accuracies(folders: Sequence[Path]) -> list[dict[str, float]]:
-    """Returns domain -> accuracy of each run."""
+    """Return domain -> accuracy of each run."""
     found = [counted(read_results(folder)["domains"]) for folder in folders]
     return [{row["name"]: float(row["accuracy"] or 0.0) for row in rows} for rows in found]
 
 
 def _oracle(run: Path) -> dict[str, float] | None:
-    """Returns the accuracies after the number of steps that has the best mean on the test labels, or None."""
+    """Return the accuracies after the number of steps that has the best mean on the test labels, or None."""
     results = read_results(run)
     if results["method"] != "TestTimeTraining" or not results.get("readings"):
         return None
@@ -234,12 +234,12 @@ def _oracle(run: Path) -> dict[str, float] | None:
 
 
 def mean_of_corruptions(values: dict[str, float]) -> float:
-    """Returns the mean accuracy over all domains but the clean one."""
+    """Return the mean accuracy over all domains but the clean one."""
     return statistics.fmean(value for name, value in values.items() if name != "clean")
 
 
 def _published(plan: Plan, row: Row) -> tuple[dict[str, float], float] | None:
-    """Returns domain -> accuracy and the mean, in percent, as printed."""
+    """Return domain -> accuracy and the mean, in percent, as printed."""
     if row.published is None or plan.data not in _IN_ROWS:
         return None
     for other in published_rows():

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from ttalight.distributed import average, gather_with_gradients, rank_and_world_size
+from ttalight.errors import InputError
 from ttalight.losses import alignment_loss
 from ttalight.models import Normalize, create_encoder
 from ttalight.tasks.steps import ClassifierSteps
@@ -91,7 +92,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
             self.load_stage(self_supervised, "self_supervised", "ContrastiveTask", parts, shared)
         elif supervised:
             if kwargs.get("pretrained"):
-                raise ValueError(
+                raise InputError(
                     "without self_supervised the encoder starts as a copy of the supervised one: leave pretrained out, "
                     "or train a ContrastiveTask from these weights and give its checkpoint as self_supervised"
                 )
@@ -111,7 +112,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
         self.encoder.load_state_dict(self.teacher["encoder"].state_dict())
         nn.init.eye_(self.projector.weight)
         nn.init.zeros_(self.projector.bias)
-        if self._given is None:
+        if not self.preparation.is_given:
             self.normalize.load_state_dict(self.teacher["normalize"].state_dict())
         self.teacher["normalize"] = self.normalize  # one module: what changes it changes both
         rank_zero_info("self_supervised: none given, the student starts as a copy of the supervised model")
@@ -134,7 +135,7 @@ class AlignmentTask(ClassifierSteps, TwoViewTask):
         if stage != "fit":
             return
         if not self._complete:
-            raise ValueError(
+            raise InputError(
                 "alignment starts from a trained model: give supervised= (checkpoint of a SupervisedTask, or a file of "
                 "pretrained weights) and, unless the student is to be its copy, self_supervised= (checkpoint of a "
                 "ContrastiveTask)"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ttalight.errors import InputError
 from ttalight.transforms import RandomCropFlip, RandomResizedCropFlip
 
 __all__ = ["supervised_augmentation"]
@@ -32,4 +33,4 @@ def supervised_augmentation(
         return RandomCropFlip(padding=padding, flip=flip)
     if crop == "none":
         return None
-    raise ValueError(f"crop must be 'resized', 'padded' or 'none', got {crop!r}")
+    raise InputError(f"crop must be 'resized', 'padded' or 'none', got {crop!r}")

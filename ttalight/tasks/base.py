@@ -1,4 +1,4 @@
-"""The base of all tasks: optimizer and schedule, keyed draws, weights of an earlier stage."""
+"""The base of all tasks: arguments, encoder, keyed draws and the hooks of Lightning that they share."""
 
 from __future__ import annotations
 
@@ -11,32 +11,23 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.search import find_callback
-from ttalight.models import CenterCrop, Normalize, Preprocessing, create_encoder, preprocessing_of
-from ttalight.models.encoder import download_weights, with_normalisation
-from ttalight.models.label_space import select_classes
-from ttalight.models.weight_files import public_weights
+from ttalight.errors import InputError
+from ttalight.models import Preprocessing, create_encoder
+from ttalight.models.encoder import download_weights
 from ttalight.seeding import derive_seed, global_seed
 from ttalight.tasks.batches import check_batch, check_values
-from ttalight.tasks.checkpoint import (
-    check_architecture,
-    check_weights,
-    file_sha256,
-    load_weights,
-    read_checkpoint,
-    select,
-)
+from ttalight.tasks.checkpoint import file_sha256, read_checkpoint
+from ttalight.tasks.label_space import LabelSpace
+from ttalight.tasks.preparation import InputPreparation
+from ttalight.tasks.schedule import warmup_cosine
+from ttalight.tasks.stages import check_resumed, load_public_classifier, load_stage_modules
 from ttalight.version import __version__
 
 __all__ = ["BaseTask"]
-
-# Where the preparation of images comes from, as the line at the start of a run says it.
-_BY_DATA, _BY_MODEL, _BY_FILE, _GIVEN = (
-    "from the data module", "from the model's pretrained configuration", "from the checkpoint", "given"
-)  # fmt: skip
 
 
 class BaseTask(LightningModule, ABC):
@@ -44,7 +35,7 @@ class BaseTask(LightningModule, ABC):
 
     The default schedule is the one of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*,
     arXiv 2507.05221, Table 3: Adam, two epochs of warm-up, cosine annealing from 5e-4 to 1e-6. The paper leaves the
-    shape of the warm-up open; here it is linear from the final learning rate, and both move at every step.
+    shape of the warm-up open; here it is linear from the final learning rate, and both are updated at every step.
 
     Args:
         lr: Learning rate after the warm-up.
@@ -65,7 +56,6 @@ class BaseTask(LightningModule, ABC):
         ValueError: If a rate or a number of epochs is out of range.
     """
 
-    normalize: Normalize
     encoder: nn.Module
     #: Passes of the encoder, in whole batches, that one call of ``auxiliary_loss`` makes.
     auxiliary_views: int = 1
@@ -86,25 +76,18 @@ class BaseTask(LightningModule, ABC):
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer", "scheduler"])
         if lr <= 0 or final_lr <= 0 or final_lr > lr:
-            raise ValueError(f"learning rates must satisfy 0 < final_lr <= lr, got lr={lr}, final_lr={final_lr}")
+            raise InputError(f"learning rates must satisfy 0 < final_lr <= lr, got lr={lr}, final_lr={final_lr}")
         if warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be at least 0, got {warmup_epochs}")
-        if (mean is None) != (std is None):
-            raise ValueError("give both mean and std, or neither")
+            raise InputError(f"warmup_epochs must be at least 0, got {warmup_epochs}")
         self.lr, self.final_lr, self.warmup_epochs = lr, final_lr, warmup_epochs
         self.optimizer, self.scheduler = optimizer, scheduler
         self.channels_last = channels_last
-        self.crop = CenterCrop(image_size)
-        self.normalize = Normalize(mean, std)
+        self.preparation = InputPreparation(image_size, mean, std)
+        self.crop, self.normalize = self.preparation.crop, self.preparation.normalize
         #: The file that the task's weights start from, and its SHA-256; of weights that timm downloads their name.
         self.source: dict[str, str | None] = {"file": None, "sha256": None}
         self._compile = compile
-        #: How pretrained weights want their images; data modules that scale images read it.
-        self.preprocessing: Preprocessing | None = None
-        self._given = None if mean is None or std is None else (mean, std)
-        self._normalized_by = _BY_DATA if self._given is None else _GIVEN
-        self._sized_by = _BY_DATA if image_size is None else _GIVEN
-        self._whole_classifier: tuple[nn.Linear, ...] = ()
+        self._label_space = LabelSpace()
         self._draws: torch.Generator | None = None
 
     # -- the network
@@ -146,15 +129,13 @@ class BaseTask(LightningModule, ABC):
         Args:
             network: A network of timm's; its ``pretrained_cfg`` is read.
         """
-        self.preprocessing = preprocessing_of(network)
-        if self.preprocessing is None:
-            return
-        if self._given is None:
-            self.normalize.set(self.preprocessing.mean, self.preprocessing.std)
-            self._normalized_by = _BY_MODEL
-        if self._sized_by != _GIVEN and self.preprocessing.size is not None:
-            self.set_image_size(self.preprocessing.size)
-            self._sized_by = _BY_MODEL
+        self.preparation.follow_model(network)
+        self.set_image_size(self.crop.size)
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """Preparation that pretrained weights expect, None without such; data modules that scale images read it."""
+        return self.preparation.preprocessing
 
     def set_image_size(self, size: int | None) -> None:
         """Let the encoder see the centre of ``size`` pixels; None shows it images as they come."""
@@ -163,16 +144,15 @@ class BaseTask(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Check the data module against the task, and take its normalisation where the task has none."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        self._take_label_space(data)
+        self._label_space.restrict(self, getattr(data, "source_classes", None))
         own, theirs = getattr(self, "num_classes", None), getattr(data, "num_classes", None)
         if None not in (own, theirs) and own != theirs:
-            raise ValueError(
+            raise InputError(
                 f"{type(data).__name__} has {theirs} classes, {type(self).__name__} was made for {own}: "
                 f"set --model.num_classes {theirs}"
             )
-        if self._normalized_by == _BY_DATA and hasattr(data, "mean"):
-            self.normalize.set(data.mean, data.std)
-        line = self._describe_input(data)
+        self.preparation.follow_data(data)
+        line = self.preparation.describe(data)
         if stage == "fit" and hasattr(self, "augment"):
             line += f"; augmentation {self.augment or 'none'}"
         rank_zero_info(line)
@@ -182,33 +162,9 @@ class BaseTask(LightningModule, ABC):
             self.encoder.compile()
             self._compile = False
 
-    def _take_label_space(self, data: Any) -> None:
-        """Keep the rows of the classifier that a data module's ``source_classes`` name; all of them without such."""
-        if self._whole_classifier:
-            self._set_classifier(self._whole_classifier[0].to(self.device))
-            self._whole_classifier = ()
-        classifier, classes = getattr(self, "classifier", None), getattr(data, "source_classes", None)
-        if classes is not None and isinstance(classifier, nn.Linear) and classifier.out_features > len(classes):
-            self._whole_classifier = (classifier,)  # a tuple, which no state_dict looks into
-            self._set_classifier(select_classes(classifier, classes))
-
-    def _set_classifier(self, classifier: nn.Linear) -> None:
-        self.classifier, self.num_classes = classifier, classifier.out_features
-
     def teardown(self, stage: str) -> None:
         """Restore the classes of the classifier that the data module does not have."""
-        self._take_label_space(None)
-
-    def _describe_input(self, data: Any) -> str:
-        mean, std = (" ".join(f"{value:.4g}" for value in part.tolist()) for part in self.normalize.buffers())
-        scaled = (getattr(data, "resize", None), getattr(data, "interpolation", None))
-        size = "as delivered" if scaled[0] is None else f"{scaled[0]} {scaled[1]}"
-        crop = "none" if self.crop.size is None else f"{self.crop.size} ({self._sized_by})"
-        line = f"Preprocessing: mean {mean}, std {std} ({self._normalized_by}); size {size}, crop {crop}"
-        wanted = self.preprocessing
-        if wanted is None or None in (scaled[0], wanted.resize) or scaled == (wanted.resize, wanted.interpolation):
-            return line
-        return f"{line}; the model's pretrained configuration has size {wanted.resize} {wanted.interpolation}"
+        self._label_space.restrict(self, None)
 
     # -- what the data module delivers
 
@@ -238,7 +194,7 @@ class BaseTask(LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Key all draws of the coming batch by (seed, epoch, batch, rank), whatever was drawn before."""
         self._check_first(batch, batch_idx)
-        check_values(batch, getattr(self, "num_classes", None))  # one would be the end of all weights
+        check_values(batch, getattr(self, "num_classes", None))  # a single NaN would corrupt all weights
         key = derive_seed(self._seed, "train", self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(key)
         self.draws.manual_seed(key)
@@ -266,15 +222,9 @@ class BaseTask(LightningModule, ABC):
     def _warmup_cosine(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         epochs, steps = self.trainer.max_epochs, self.trainer.estimated_stepping_batches
         if not epochs or epochs < 0 or steps == float("inf"):
-            raise ValueError("the cosine schedule needs an end: set trainer.max_epochs, or give another scheduler")
+            raise InputError("the cosine schedule needs an end: set trainer.max_epochs, or give another scheduler")
         steps = max(1, int(steps))
-        warmup = min(steps * self.warmup_epochs // epochs, steps - 1)
-        cosine = CosineAnnealingLR(optimizer, T_max=steps - warmup, eta_min=self.final_lr)
-        if warmup == 0:
-            return cosine
-        start = min(1.0, self.final_lr / optimizer.param_groups[0]["initial_lr"])
-        linear = LinearLR(optimizer, start_factor=start, total_iters=warmup)
-        return SequentialLR(optimizer, [linear, cosine], milestones=[warmup])
+        return warmup_cosine(optimizer, steps, steps * self.warmup_epochs // epochs, self.final_lr)
 
     # -- checkpoints
 
@@ -289,15 +239,7 @@ class BaseTask(LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume from another task's file, or one of another architecture."""
-        task = checkpoint.get("ttalight", {}).get("task")
-        if task is not None and task != type(self).__name__:
-            raise ValueError(
-                f"the checkpoint was written by {task}, and ckpt_path resumes the same class only, here "
-                f"{type(self).__name__}. To start from its weights, name the file with one of the task's own arguments"
-            )
-        names = [name for name in ("encoder", "stem", "num_classes") if name in self.hparams]
-        check_architecture(checkpoint, {name: self.hparams[name] for name in names}, "the checkpoint", "ckpt_path")
-        check_weights(self, select(checkpoint, {"": ""}), "the checkpoint", "ckpt_path")
+        check_resumed(self, checkpoint)
 
     def load_stage(
         self, path: str, argument: str, task: str, prefixes: Mapping[str, str], architecture: Mapping[str, Any]
@@ -318,24 +260,9 @@ class BaseTask(LightningModule, ABC):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is damaged, of another class or of another architecture.
         """
-        checkpoint = read_checkpoint(path, argument)
-        writer = checkpoint.get("ttalight", {}).get("task")
-        if writer != task:
-            raise ValueError(
-                f"{argument}: {path} was written by {writer or 'something other than this package'}, expected the "
-                f"checkpoint of a {task}"
-            )
-        check_architecture(checkpoint, architecture, path, argument)
-        state = select(checkpoint, prefixes)
-        part = nn.ModuleDict({key: module for key, module in self._parts(prefixes.values())})
-        load_weights(part, state, path, argument)
-        self._normalized_by = _BY_FILE
-        if self._given is not None:
-            self.normalize.set(*self._given)
-            self._normalized_by = _GIVEN
-        if self._sized_by == _BY_DATA and checkpoint["ttalight"].get("image_size") is not None:
-            self.set_image_size(checkpoint["ttalight"]["image_size"])
-            self._sized_by = _BY_FILE
+        checkpoint = load_stage_modules(self, path, argument, task, prefixes, architecture)
+        self.preparation.follow_file(checkpoint["ttalight"].get("image_size"))
+        self.set_image_size(self.crop.size)
         self._note_source(path, self.encoder)
         return checkpoint
 
@@ -370,23 +297,6 @@ class BaseTask(LightningModule, ABC):
             ValueError: If there are no weights in it, or they do not fit.
         """
         path = given if isinstance(given, str) else "what timm downloads"
-        try:
-            file = public_weights(checkpoint, encoder)
-        except ValueError as error:
-            raise ValueError(f"{argument}: {path} holds no weights: it is {error}") from error
-        theirs = f"{getattr(encoder, 'pretrained_cfg', {}).get('classifier', 'fc')}."
-        named = {
-            f"classifier.{key.removeprefix(theirs)}" if key.startswith(theirs) else f"encoder.{key}": value
-            for key, value in file.weights.items()
-        }
-        weight = named.get("classifier.weight")
-        if weight is not None and weight.shape[2:] == (1, 1):  # a convolution of pooled maps is a linear layer
-            named["classifier.weight"] = weight.flatten(1)
-        load_weights(nn.ModuleDict({"encoder": encoder, "classifier": classifier}), named, path, argument)
-        with_normalisation(encoder, file)
+        load_public_classifier(checkpoint, path, argument, encoder, classifier)
         self.take_preprocessing(encoder)
         self._note_source(given, encoder)
-
-    def _parts(self, prefixes: Any) -> list[tuple[str, nn.Module]]:
-        names = dict.fromkeys(prefix.partition(".")[0] for prefix in prefixes)
-        return [(name, getattr(self, name)) for name in names]

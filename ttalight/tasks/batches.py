@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError, InputTypeError
 from ttalight.labels import UNLABELLED
 from ttalight.transforms.checks import check_images
 
@@ -32,19 +33,19 @@ def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | 
         ValueError: If shape, channels or range of the images, or the labels, are not as above.
     """
     if not isinstance(batch, (tuple, list)) or not batch or not isinstance(batch[0], Tensor):
-        raise TypeError(
+        raise InputTypeError(
             f"expected batches (images, labels), got a {type(batch).__name__}: let the data module's loaders yield "
             "such pairs"
         )
     images = batch[0]
     if images.ndim == 4 and images.shape[1] != 3 and images.shape[3] == 3:
-        raise ValueError(
+        raise InputError(
             f"images must be (B, 3, H, W), got shape {tuple(images.shape)}: move the channels by permute(0, 3, 1, 2)"
         )
     judged_later = adapted and images.dtype == torch.uint8
     check_images(images.to(dtypes[0]) if judged_later else images)
     if images.dtype not in dtypes and not judged_later:
-        raise TypeError(
+        raise InputTypeError(
             f"images are {images.dtype}, the network takes {' or '.join(map(str, dtypes))}: convert them in the data "
             "module, for example by images.float()"
         )
@@ -55,7 +56,7 @@ def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | 
     low, high = (float(value) for value in finite.aminmax())
     if low < -_OVERSHOOT or high > 1 + _OVERSHOOT:
         advice = "divide them by 255" if high > 10 else "leave normalisation to the task (mean, std), its first layer"
-        raise ValueError(f"images must be RGB in [0, 1], got values from {low:.4g} to {high:.4g}: {advice}")
+        raise InputError(f"images must be RGB in [0, 1], got values from {low:.4g} to {high:.4g}: {advice}")
 
 
 def check_values(batch: Any, num_classes: int | None, pixels: bool = True, unlabelled: bool = False) -> None:
@@ -76,14 +77,14 @@ def check_values(batch: Any, num_classes: int | None, pixels: bool = True, unlab
     if pixels and isinstance(images, Tensor) and images.is_floating_point():
         bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
         if bad:
-            raise ValueError(f"{bad} of {len(images)} images have NaN or infinite pixels: repair them or remove them")
+            raise InputError(f"{bad} of {len(images)} images have NaN or infinite pixels: repair them or remove them")
     if num_classes is None or not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         return
     low, high = (int(value) for value in labels.aminmax())
     if unlabelled and low == high == UNLABELLED:
         return
     if low < 0 or high >= num_classes:
-        raise ValueError(
+        raise InputError(
             f"labels must be from 0 to {num_classes - 1}, got {low} to {high}: correct them, or set num_classes to "
             "the number of classes of the data"
         )

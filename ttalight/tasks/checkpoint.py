@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ttalight.errors import InputError, MissingFileError
 from ttalight.files.untrusted import Between, difference, load_tensors
 from ttalight.models.weight_files import numbers_allowed
 
@@ -32,7 +33,7 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
         ValueError: If the file is damaged, or holds anything but tensors and plain values.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{argument}: there is no file {path}. Run the stage that writes it first, or name another file with "
             f"--model.{argument}"
         )
@@ -40,23 +41,23 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
         with numbers_allowed():
             content = load_tensors(Path(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"{argument}: {path} was refused: it holds something other than tensors and plain values, or is damaged "
             f"({_last_line(error)}). Files that could run code are never opened; save a state_dict instead"
         ) from error
     except Exception as error:  # what archive, unpickler and tensors say of damage has no common base class
-        raise ValueError(
+        raise InputError(
             f"{argument}: {path} is not a readable checkpoint ({_first_line(error)}): is it complete?"
         ) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{argument}: {path} holds a {type(content).__name__}, expected a checkpoint or a state_dict")
+        raise InputError(f"{argument}: {path} holds a {type(content).__name__}, expected a checkpoint or a state_dict")
     for name in ("state_dict", "hyper_parameters", "ttalight"):
         if not isinstance(content.get(name, {}), dict):
             kind = type(content[name]).__name__
-            raise ValueError(f"{argument}: {path} is not a checkpoint: its {name} is a {kind}, expected a dict")
+            raise InputError(f"{argument}: {path} is not a checkpoint: its {name} is a {kind}, expected a dict")
     note = content.get("ttalight", {})
     if fault := difference({name: kind for name, kind in _NOTE.items() if note.get(name) is not None}, note):
-        raise ValueError(f"{argument}: {path} is not a checkpoint of this package: its {fault}")
+        raise InputError(f"{argument}: {path} is not a checkpoint of this package: its {fault}")
     return content
 
 
@@ -78,7 +79,7 @@ def check_architecture(checkpoint: Mapping[str, Any], expected: Mapping[str, Any
         listing = "; ".join(
             f"{name}: file {reprlib.repr(saved[name])}, here {value!r}" for name, value in differing.items()
         )
-        raise ValueError(
+        raise InputError(
             f"{argument}: {path} is of another architecture ({listing}). Set these arguments to the file's values, or "
             "name another file"
         )
@@ -155,7 +156,7 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, arg
     }
     if any(faults.values()):
         listing = "; ".join(f"{len(keys)} {kind}: {_shortened(keys)}" for kind, keys in faults.items() if keys)
-        raise ValueError(f"{argument}: {path} does not fit this {type(module).__name__}: {listing}")
+        raise InputError(f"{argument}: {path} does not fit this {type(module).__name__}: {listing}")
 
 
 def file_sha256(path: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import Adapter, TestTimeTraining
+from ttalight.errors import InputError
 from ttalight.losses import clustering_loss
 from ttalight.models.maps import select_stages
 from ttalight.tasks.map_task import MapTask
@@ -55,9 +56,9 @@ class ClusT3(MapTask):
     ) -> None:
         super().__init__(weights=weights, **kwargs)
         if clusters < 2 or projectors < 1:
-            raise ValueError(f"needs 2 clusters and 1 projector at least, got {clusters} and {projectors}")
+            raise InputError(f"needs 2 clusters and 1 projector at least, got {clusters} and {projectors}")
         if variant not in ("paper", "code"):
-            raise ValueError(f"variant must be 'paper' or 'code', got {variant!r}")
+            raise InputError(f"variant must be 'paper' or 'code', got {variant!r}")
         self.stages = select_stages(self.encoder, layers)
         self.groups = projectors
         self.variant = variant

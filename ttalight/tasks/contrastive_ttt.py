@@ -29,7 +29,7 @@ class ContrastiveTTT(ClassifierSteps, TwoViewTask):
         """Return the self-supervised loss of two fresh views in one forward, a scalar.
 
         A single image has nothing to be told from: its loss is zero, which a warning says once, and only
-        normalisation statistics can move.
+        normalisation statistics can change.
 
         Args:
             images: (B, 3, H, W) in [0, 1].

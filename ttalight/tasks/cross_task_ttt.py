@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
 from ttalight.files.untrusted import difference
 from ttalight.tasks.contrastive_ttt import ContrastiveTTT
 
@@ -57,7 +58,7 @@ class CrossTaskTTT(ContrastiveTTT):
             architecture = {"encoder": encoder, "stem": stem, "num_classes": num_classes}
             checkpoint = self.load_stage(aligned, "aligned", "AlignmentTask", parts, architecture)
             if fault := difference({"feature_norms": self.feature_norms}, checkpoint["state_dict"]):
-                raise ValueError(f"aligned: {aligned} is not the checkpoint of an AlignmentTask: its {fault}")
+                raise InputError(f"aligned: {aligned} is not the checkpoint of an AlignmentTask: its {fault}")
             self.feature_norms.copy_(checkpoint["state_dict"]["feature_norms"])
 
     def forward(self, images: Tensor) -> Tensor:

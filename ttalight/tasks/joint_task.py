@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ttalight.errors import InputError
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.contrastive_ttt import ContrastiveTTT
 
@@ -63,7 +64,7 @@ class JointTask(ContrastiveTTT):
         initial = pretrained if weights is None else False
         super().__init__(encoder=encoder, stem=stem, pretrained=initial, crop_scale=crop_scale, flip=flip, **kwargs)
         if contrastive_weight < 0:
-            raise ValueError(f"contrastive_weight must be at least 0, got {contrastive_weight}")
+            raise InputError(f"contrastive_weight must be at least 0, got {contrastive_weight}")
         self.num_classes = num_classes
         self.contrastive_weight = contrastive_weight
         self.symmetric = symmetric

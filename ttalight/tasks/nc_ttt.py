@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import Adapter, TestTimeTraining
+from ttalight.errors import InputError
 from ttalight.losses import in_distribution_loss, noise_contrastive_loss, noise_logits
 from ttalight.models.maps import capture_maps, select_stages
 from ttalight.tasks.map_task import MapTask
@@ -59,9 +60,9 @@ class NCTTT(MapTask):
     ) -> None:
         super().__init__(image_size=image_size, weights=weights, **kwargs)
         if channels < 1 or hidden < 1:
-            raise ValueError(f"channels and hidden must be at least 1, got {channels} and {hidden}")
+            raise InputError(f"channels and hidden must be at least 1, got {channels} and {hidden}")
         if not 0 < small_noise < large_noise:
-            raise ValueError(f"noise must satisfy 0 < small_noise < large_noise, got {small_noise} and {large_noise}")
+            raise InputError(f"noise must satisfy 0 < small_noise < large_noise, got {small_noise} and {large_noise}")
         self.small_noise, self.large_noise = small_noise, large_noise
         self.stages = select_stages(self.encoder, [layer])
         self.map_size = self._map_size(image_size)
@@ -88,7 +89,7 @@ class NCTTT(MapTask):
         values = maps[self.stages[0].number]
         if tuple(values.shape[2:]) != self.map_size:
             seen, expected = ("x".join(map(str, size)) for size in (values.shape[2:], self.map_size))
-            raise ValueError(
+            raise InputError(
                 f"these images give maps of {seen} in layer {self.stages[0].number}, and the discriminator was made "
                 f"for {expected}: set image_size to the side of the images"
             )

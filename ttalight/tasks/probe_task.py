@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ttalight.errors import InputError
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.contrastive_ttt import ContrastiveTTT
 
@@ -58,7 +59,7 @@ class ProbeTask(ContrastiveTTT):
     ) -> None:
         super().__init__(encoder=encoder, stem=stem, crop_scale=crop_scale, flip=flip, **kwargs)
         if self_supervised is not None and weights is not None:
-            raise ValueError(
+            raise InputError(
                 "give self_supervised (a model to train the classifier on) or weights (a trained one), not both"
             )
         self.num_classes = num_classes
@@ -93,7 +94,7 @@ class ProbeTask(ContrastiveTTT):
         """Make sure that there is a model to train a classifier on."""
         super().setup(stage)
         if stage == "fit" and not self._started:
-            raise ValueError(
+            raise InputError(
                 "the classifier is trained on a self-supervised model: give self_supervised= (checkpoint of a "
                 "ContrastiveTask)"
             )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import Adapter, TestTimeTraining
+from ttalight.errors import InputError
 from ttalight.losses import mutual_divergence, reconstruction_loss
 from ttalight.models.maps import capture_maps, parameters_through, select_stages
 from ttalight.models.reverse_decoder import ReverseDecoder
@@ -97,7 +98,7 @@ class ReCTTT(MapTask):
         """Warn where the frozen encoder knows nothing, and refuse a data module that keeps some classes only."""
         super().setup(stage)
         if self.classifier.out_features != self.mirror_classifier.out_features:
-            raise ValueError(
+            raise InputError(
                 "ReC-TTT has two classifiers, and a data module that keeps only some classes of one (source_classes) "
                 "cannot be used with it: train it on these classes alone"
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import Adapter, TestTimeTraining
+from ttalight.errors import InputError
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.base import BaseTask
 from ttalight.tasks.steps import ClassifierSteps
@@ -26,7 +27,7 @@ class RotationTTT(ClassifierSteps, BaseTask):
     Y. Sun et al., *Test-Time Training with Self-Supervision for Generalization under Distribution Shifts*, ICML 2020,
     arXiv 1909.13231. The encoder is shared up to a stage; from there a copy of its later stages, with weights of its
     own, ends in four classes. Source: cross-entropy of both tasks, weights 1 and ``rotation_weight``, the second on
-    all four rotations of the same augmented images. Test: rotation loss of augmented images, which moves the shared
+    all four rotations of the same augmented images. Test: rotation loss of augmented images, which updates the shared
     stages and the branch; the later stages and the classifier stay.
 
     The published protocol is one image at a time: ``rotation: random``, ``copies: 32``, ``data.batch_size: 1``, on a
@@ -46,7 +47,7 @@ class RotationTTT(ClassifierSteps, BaseTask):
         rotation: ``expand`` for all four rotations of every image, ``random`` for one; in training and adaptation.
         rotation_weight: Weight of the rotation loss in training.
         copies: Augmented copies of each image in a step of adaptation.
-        adapt_head: Whether the branch moves at test time, or only the shared stages.
+        adapt_head: Whether the branch is trained at test time, or only the shared stages.
         crop: Augmentation in training and adaptation: ``padded``, ``resized`` or ``none``.
         crop_scale: Range of a resized crop's share of the image.
         padding: Pixels on each side for padded crops.
@@ -79,9 +80,9 @@ class RotationTTT(ClassifierSteps, BaseTask):
         super().__init__(**kwargs)
         check_rotation(rotation)
         if rotation_weight < 0:
-            raise ValueError(f"rotation_weight must be at least 0, got {rotation_weight}")
+            raise InputError(f"rotation_weight must be at least 0, got {rotation_weight}")
         if copies < 1:
-            raise ValueError(f"copies must be at least 1, got {copies}")
+            raise InputError(f"copies must be at least 1, got {copies}")
         self.num_classes = num_classes
         self.rotation: Literal["expand", "random"] = rotation
         self.rotation_weight, self.copies, self.adapt_head = rotation_weight, copies, adapt_head
@@ -158,9 +159,9 @@ def _cut(encoder: nn.Module, name: str, branch: str) -> tuple[list[str], list[nn
     """
     names = [child for child, _ in encoder.named_children()]
     if branch not in names:
-        raise ValueError(f"branch: {name} has no module {branch!r}, it has {', '.join(names)}")
+        raise InputError(f"branch: {name} has no module {branch!r}, it has {', '.join(names)}")
     if not _is_sequence(encoder):
-        raise ValueError(
+        raise InputError(
             f"{name} does more than to run its modules one after the other, so no branch can leave it at {branch}: "
             "use a ResNet"
         )

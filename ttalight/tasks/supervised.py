@@ -20,7 +20,7 @@ class SupervisedTask(ClassifierSteps, BaseTask):
 
     First stage of S. Barbeau et al., *CTA: Cross-Task Alignment for Better Test Time Training*, arXiv 2507.05221.
     The works it takes its augmentation from disagree; ``crop="resized"`` (random resized crops) is what the paper's
-    unadapted numbers point to, ``"padded"`` is the other one. It moves those numbers by about ten points.
+    unadapted numbers point to, ``"padded"`` is the other one. It changes those numbers by about ten points.
 
     Args:
         encoder: Name of a timm backbone.

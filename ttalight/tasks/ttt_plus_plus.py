@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from ttalight.adapters import Adapter, TestTimeTraining
+from ttalight.errors import InputError
 from ttalight.losses.moments import MomentAlignment, MomentSummary
 from ttalight.seeding import derive_seed, global_seed
 from ttalight.tasks.augmentation import supervised_augmentation
@@ -36,8 +37,8 @@ class TTTPlusPlus(ContrastiveTTT):
 
     As in the authors' code the contrastive loss, in training and at test time, is multiplied by temperature / 0.07
     (7.14 at 0.5), which its weights and learning rates were chosen with. A step passes the views, the images and the
-    images again, so that running statistics move three times as theirs do: the second pass of the images is without
-    gradient here, since its features are those of the first.
+    images again, so that running statistics are updated three times as theirs are: the second pass of the images is
+    without gradient here, since its features are those of the first.
 
     The authors' protocol is transductive: up to 500 epochs over a corruption's whole test set, the learning rate and
     the end chosen by its labels. Labels choose nothing here, so that protocol is not offered. By default every batch
@@ -103,11 +104,11 @@ class TTTPlusPlus(ContrastiveTTT):
             temperature=temperature, crop_scale=crop_scale, flip=flip, **kwargs,
         )  # fmt: skip
         if supervised is not None and weights is not None:
-            raise ValueError("give supervised (a model to start training from) or weights (a trained one), not both")
+            raise InputError("give supervised (a model to start training from) or weights (a trained one), not both")
         if not 0 <= contrastive_weight <= 1:
-            raise ValueError(f"contrastive_weight must lie in [0, 1], got {contrastive_weight}")
+            raise InputError(f"contrastive_weight must lie in [0, 1], got {contrastive_weight}")
         if projection < 1 or calibration_images < 2:
-            raise ValueError(
+            raise InputError(
                 f"projection must be at least 1 and calibration_images at least 2, got {projection} and "
                 f"{calibration_images}"
             )
@@ -178,7 +179,7 @@ class TTTPlusPlus(ContrastiveTTT):
         images = len(data.train_set)
         size = min(self.calibration_images, images // 2)
         if size < 2:
-            raise ValueError(f"the moments of a source need at least four training images, got {images}")
+            raise InputError(f"the moments of a source need at least four training images, got {images}")
         if size < self.calibration_images:
             rank_zero_info(f"Calibration on batches of {size}: {images} training images make no two larger ones")
         order = torch.randperm(images, generator=torch.Generator().manual_seed(derive_seed(global_seed(), "summary")))
@@ -211,14 +212,16 @@ class TTTPlusPlus(ContrastiveTTT):
             ValueError: If there are no source moments.
         """
         if not self.encoder_alignment.is_summarized:
-            raise ValueError(
+            raise InputError(
                 "these weights have no moments of the source, which training takes at its end: let fit reach its last "
                 "epoch, or call summarize(datamodule) before the weights are saved"
             )
         contrastive = super().auxiliary_loss(images, generator)
         features = self.encode(images)
         with torch.no_grad():
-            self.encode(images)  # the authors' pass for the projector: the same features, and statistics move again
+            self.encode(
+                images
+            )  # the authors' pass for the projector: the same features, and another update of the statistics
         aligned: Tensor = self.encoder_alignment(features) + self.head_alignment(self.projector(features))
         return contrastive + aligned
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
 from ttalight.losses import barlow_twins_loss, contrastive_loss
 from ttalight.tasks.base import BaseTask
 from ttalight.transforms import SimCLRViews
@@ -65,9 +66,9 @@ class TwoViewTask(BaseTask):
     ) -> None:
         super().__init__(**kwargs)
         if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+            raise InputError(f"temperature must be above 0, got {temperature}")
         if negatives not in ("all", "local"):
-            raise ValueError(f"negatives must be 'all' or 'local', got {negatives!r}")
+            raise InputError(f"negatives must be 'all' or 'local', got {negatives!r}")
         self.negatives = negatives
         if objective is not None:
             _check_objective(objective, "")
@@ -153,4 +154,4 @@ class TwoViewTask(BaseTask):
 
 def _check_objective(objective: Any, place: str) -> None:
     if objective not in get_args(Objective):
-        raise ValueError(f"{place}objective must be one of {', '.join(get_args(Objective))}, got {objective!r}")
+        raise InputError(f"{place}objective must be one of {', '.join(get_args(Objective))}, got {objective!r}")

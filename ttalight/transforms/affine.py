@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ttalight.errors import InputError
 from ttalight.transforms.checks import check_images, check_rows
 from ttalight.transforms.draws import at_least_float32, select
 
@@ -61,7 +62,7 @@ def warp(
     check_images(images)
     check_rows("matrices", matrices, len(images), (2, 3))
     if isinstance(outside, str) and outside not in ("reflection", "border"):
-        raise ValueError(f"outside must be 'reflection', 'border' or a number, got {outside!r}")
+        raise InputError(f"outside must be 'reflection', 'border' or a number, got {outside!r}")
     pixels = at_least_float32(images)
     height, width = pixels.shape[2:]
     rows = matrices.to(pixels.dtype)[..., None, None].unbind(1)

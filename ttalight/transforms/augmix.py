@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
 from ttalight.transforms.affine import warp
 from ttalight.transforms.checks import check_images, whole_number
 from ttalight.transforms.draws import at_least_float32, draw_uniform, per_image, select
@@ -54,7 +55,7 @@ class AugMixViews(nn.Module):
     def __init__(self, crop: Literal["padded", "resized"] = "padded", chains: int = 3, depth: int = 3) -> None:
         super().__init__()
         if crop not in ("padded", "resized"):
-            raise ValueError(f"crop must be 'padded' or 'resized', got {crop!r}")
+            raise InputError(f"crop must be 'padded' or 'resized', got {crop!r}")
         self.crop = RandomCropFlip(padding=4) if crop == "padded" else RandomResizedCropFlip()
         self.chains = whole_number("chains", chains, 1)
         self.depth = whole_number("depth", depth, 1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.transforms.checks import check_images, check_rows, positive_range
 from ttalight.transforms.draws import at_least_float32, draw_uniform, select
 from ttalight.transforms.resampling import weighted_sums
@@ -63,7 +64,7 @@ def gaussian_blur(images: Tensor, sigmas: Tensor, kernel_size: int, applied: Ten
     batch, _, height, width = images.shape
     check_rows("sigmas", sigmas, batch)
     if kernel_size % 2 == 0 or not 0 < kernel_size < 2 * min(height, width):
-        raise ValueError(
+        raise InputError(
             f"kernel_size must be odd, positive and less than twice the shorter side of {height} x {width} images; "
             f"got {kernel_size}"
         )

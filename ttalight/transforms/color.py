@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.transforms.checks import check_images, check_rows, numbers, probability
 from ttalight.transforms.draws import at_least_float32, draw_mask, draw_uniform, per_image, select
 
@@ -43,7 +44,7 @@ def check_jitter(jitter: Sequence[float]) -> tuple[float, float, float, float]:
     """
     strengths = numbers(jitter)
     if len(strengths) != 4 or not all(0.0 <= strength < float("inf") for strength in strengths) or strengths[3] > 0.5:
-        raise ValueError(
+        raise InputError(
             f"jitter must be four numbers >= 0 (brightness, contrast, saturation, hue), hue at most 0.5; got {jitter}"
         )
     return strengths[0], strengths[1], strengths[2], strengths[3]

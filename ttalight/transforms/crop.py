@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ttalight.errors import InputError, InputTypeError
 from ttalight.transforms.checks import check_images, check_rows, positive_range, whole_number
 from ttalight.transforms.draws import at_least_float32, draw_uniform
 from ttalight.transforms.resampling import weighted_sums
@@ -99,12 +100,12 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None =
     """
     check_images(images)
     if boxes.is_floating_point():
-        raise TypeError(f"boxes must be whole pixels; got {boxes.dtype}: round them and use boxes.long()")
+        raise InputTypeError(f"boxes must be whole pixels; got {boxes.dtype}: round them and use boxes.long()")
     size = whole_number("size", size, 1)
     batch, _, height, width = images.shape
     count = boxes.shape[0]
     if boxes.ndim != 2 or boxes.shape[1] != 4 or (count % batch if batch else count):
-        raise ValueError(
+        raise InputError(
             f"boxes must be (N, 4) with N a multiple of the {batch} images: top, left, height, width; "
             f"got shape {tuple(boxes.shape)}"
         )

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ttalight.errors import InputError
 from ttalight.transforms.affine import affine_matrices, warp
 from ttalight.transforms.blur import draw_sigmas, gaussian_blur
 from ttalight.transforms.checks import check_images, positive_range, probability
@@ -62,11 +63,11 @@ class RandomJitterAffineFlip(nn.Module):
         super().__init__()
         self.jitter = check_jitter(jitter)
         if not 0 <= gamma < 1:
-            raise ValueError(f"gamma must lie in [0, 1), got {gamma}")
+            raise InputError(f"gamma must lie in [0, 1), got {gamma}")
         if degrees < 0 or translate < 0 or noise < 0:
-            raise ValueError(f"degrees, translate and noise must be at least 0, got {degrees}, {translate} and {noise}")
+            raise InputError(f"degrees, translate and noise must be at least 0, got {degrees}, {translate} and {noise}")
         if outside not in ("reflection", "border"):
-            raise ValueError(f"outside must be 'reflection' or 'border', got {outside!r}")
+            raise InputError(f"outside must be 'reflection' or 'border', got {outside!r}")
         self.gamma, self.degrees, self.translate, self.noise = gamma, degrees, translate, noise
         self.scale = positive_range("scale", scale)
         self.flip = probability("flip", flip)

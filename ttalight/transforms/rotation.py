@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.transforms.checks import check_images, check_rows
 from ttalight.transforms.draws import draw_uniform
 
@@ -70,13 +71,13 @@ def rotation_views(
 def check_rotation(mode: str) -> None:
     """Raise ValueError unless the mode is one that ``rotation_views`` knows."""
     if mode not in get_args(Rotation):
-        raise ValueError(f"rotation must be one of {', '.join(get_args(Rotation))}, got {mode!r}")
+        raise InputError(f"rotation must be one of {', '.join(get_args(Rotation))}, got {mode!r}")
 
 
 def _check_square(images: Tensor) -> None:
     check_images(images)
     if images.shape[2] != images.shape[3]:
-        raise ValueError(
+        raise InputError(
             f"rotations need square images, got {images.shape[2]} x {images.shape[3]}: crop them (image_size, or "
             "crop: resized)"
         )

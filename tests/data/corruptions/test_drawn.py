@@ -157,7 +157,7 @@ def test_warp_moves_the_image_with_the_points(images):
     torch.testing.assert_close(warp_affine(levels, torch.zeros(2, 3, 2).double()), levels, atol=0.01, rtol=0)
 
 
-def test_displacement_reads_from_where_the_field_points(images):
+def test_displacement_reads_at_the_field(images):
     levels = images.float()
     field = torch.tensor((2.0, 1.0)).view(1, 2, 1, 1).expand(2, 2, HEIGHT, WIDTH)
     moved = displace(levels, field)
@@ -203,7 +203,7 @@ def test_weak_outlines_count_only_beside_strong_ones():
     assert edges[0, :, 5:7].any(dim=1).sum() > 3
 
 
-def test_distance_without_a_target_is_infinite_and_flat_drops_are_harmless():
+def test_distance_without_target_is_infinite():
     nowhere = torch.zeros(1, 5, 6, dtype=torch.bool)
     assert distance_to(nowhere).isinf().all()
     assert torch.equal(equalise(torch.full((1, 5, 6), 20.0), levels=21), torch.full((1, 5, 6), 20.0))

@@ -52,7 +52,7 @@ def test_flat_images_keep_their_level(corruption, level):
         assert torch.equal(corrupt(images, corruption, severity), images)
 
 
-def test_grey_turns_red_and_black_stays_black_when_saturation_is_added():
+def test_added_saturation_of_grey_and_black():
     images = torch.tensor((0, 200), dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4).contiguous()
     result = corrupt(images, "saturate", 5)
     assert not result[0].any()

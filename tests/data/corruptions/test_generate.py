@@ -43,7 +43,7 @@ def test_chunks_make_the_whole(corruption, pictures):
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_every_chunk_corruption_and_severity_has_its_own_draws():
+def test_draws_differ_by_chunk_corruption_severity():
     grey = torch.full((4, 3, 16, 16), 128, dtype=torch.uint8)
     noisy = corrupt(grey, "gaussian_noise", 1, chunk_size=2)
     assert not torch.equal(noisy[:2], noisy[2:])
@@ -69,7 +69,7 @@ def test_long_chunks_are_made_in_blocks(corruption, pictures, monkeypatch):
 
 
 @pytest.mark.parametrize("corruption", ALL)
-def test_other_generators_and_the_images_are_left_alone(corruption, pictures):
+def test_generators_and_images_are_unchanged(corruption, pictures):
     images = pictures(3, 24, 24)
     copy = images.clone()
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
@@ -133,7 +133,7 @@ def test_no_images_give_no_images():
         ("", "choose one of gaussian_noise"),
     ],
 )
-def test_an_unknown_corruption_is_refused_with_the_nearest_names(name, message, pictures):
+def test_unknown_corruption_names_the_nearest(name, message, pictures):
     with pytest.raises(ValueError, match=message):
         corrupt(pictures(1, 8, 8), name, 1)
 

@@ -77,7 +77,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "order"), STREAMS, ids=lambda value: type(value).__name__ if not isinstance(value, (str, list)) else "-"
 )
-def test_rows_are_the_visits_of_the_stream_that_was_asked_for(asked, order):
+def test_rows_are_visits_of_the_stream(asked, order):
     results = adapt("run", asked)
     data = DigitsDataModule(**DATA, stream=order)
     data.setup("test")
@@ -93,7 +93,7 @@ def test_rows_are_the_visits_of_the_stream_that_was_asked_for(asked, order):
     assert rows == expected
 
 
-def test_methods_see_the_same_stream_and_it_can_be_replayed_from_its_file():
+def test_methods_share_a_stream_replayed_from_file():
     asked = STREAMS[6][0]
     hashes = [adapt(method, asked, method)["protocol"]["stream_hash"] for method in ("Source", "Tent", "PTBN")]
     data = DigitsDataModule(**DATA, stream=STREAMS[6][1])

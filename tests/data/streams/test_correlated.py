@@ -66,7 +66,7 @@ class TestCorrelatedOrder:
         assert counts[0] < 50 * 5
         assert counts[-1] > 50 * 49  # every class in nearly every slot
 
-    def test_sorted_has_one_run_a_class_in_any_order_of_classes(self):
+    def test_sorted_has_one_run_a_class(self):
         labels = rng(1).integers(0, 5, 300)
         firsts = set()
         for seed in range(40):
@@ -154,7 +154,7 @@ class TestLabelShift:
             counts[np.arange(classes), frequent] = round(n * low)
         assert np.abs(counts / n - low).max() < 5 * np.sqrt(low * (1 - low) / n) + 1e-3
 
-    def test_samples_of_a_class_are_drawn_evenly_with_replacement(self):
+    def test_class_samples_are_drawn_with_replacement(self):
         """The counts of uniform draws from m samples have a chi-square statistic of mean m - 1, variance 2 (m - 1)."""
         labels = np.repeat([0, 1], [100, 300])
         stream = LabelShift(1, samples=40_000).build([Domain("fog", 5)], [labels], 64, 0)

@@ -33,7 +33,7 @@ class TestMixed:
             counts = np.bincount(stream.domain_of(slice(start, start + n)), minlength=4)
             assert (np.abs(counts - n * share) < 5 * deviation).all()
 
-    def test_potpourri_is_mixed_with_or_without_the_clean_images(self):
+    def test_potpourri_with_and_without_clean_images(self):
         material = (DOMAINS, labels(5, 6, 7, 8), 4, 0)
         assert Potpourri().build(*material).hash == Mixed().build(*material).hash
         assert not Potpourri().needs_clean
@@ -132,7 +132,7 @@ class TestBatchMixing:
                 assert stream.sample[positions].tolist() == expected.sample[expected.batch(index)].tolist()
                 assert stream.domain_of(positions).tolist() == expected.domain_of(expected.batch(index)).tolist()
 
-    def test_shuffled_batches_of_one_domain_still_alternate(self):
+    def test_shuffled_batches_alternate(self):
         stream = self.build("interval_shuffled")
         assert self.kinds(stream) == self.kinds(self.build())
         first = [int(stream.domain_of(stream.batch(index))[0]) for index in range(0, 18, 2)]
@@ -169,7 +169,7 @@ class TestRecurring:
         assert (np.abs(shares - middle) < 5 * deviation).all()
         assert stream.counts().tolist() == [length, length]
 
-    def test_transitions_fit_between_visits_of_different_length(self):
+    def test_transitions_between_unequal_visits(self):
         stream = Recurring(cycles=2, overlap=1).build(DOMAINS, labels(50, 4, 30, 1), 8, 0)
         assert stream.counts().tolist() == [50, 4, 30, 1] * 2
         # A visit meets its neighbours only.

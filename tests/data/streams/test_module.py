@@ -110,7 +110,7 @@ class TestImageFolder:
             whole = corrupt(clean, name, severity, chunk_size=data.corruption_chunk)
             assert torch.equal(images[6 * index : 6 * index + 6], whole[samples[index]])
 
-    def test_rounds_make_domains_again_where_memory_is_short(self, make):
+    def test_rounds_remake_domains_if_memory_is_short(self, make):
         data = make(stream=Continual(rounds=2, shuffle=False), memory_limit=2.5 * self.ONE)
         images = torch.cat([images for images, _ in self.batches(data)]).split(6)
         assert torch.equal(images[0], images[2])
@@ -118,7 +118,7 @@ class TestImageFolder:
         assert not torch.equal(images[0], images[1])
 
     @pytest.mark.parametrize("order", [Mixed(), SingleSample(Continual(), window=2)])
-    def test_streams_whose_batches_mix_domains_need_all_of_them(self, make, order):
+    def test_mixed_streams_need_all_domains(self, make, order):
         with pytest.raises(ValueError, match="all 2 have to be in memory"):
             make(stream=order, memory_limit=2.5 * self.ONE).setup("test")
 

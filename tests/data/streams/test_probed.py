@@ -37,7 +37,7 @@ def test_a_probe_shows_the_same_images_every_time():
 
 @pytest.mark.parametrize("order", [PerDomain(), Mixed(), Continual(rounds=2), SingleSample(Mixed())])
 @pytest.mark.parametrize("every", [1, 5, 17, 1000])
-def test_without_the_probes_it_is_the_other_stream_batch_for_batch(order, every):
+def test_stream_without_probes_is_the_plain_one(order, every):
     other = order.build(DOMAINS[:2], LABELS[:2], 6, 0)
     stream = build(Probed(order, every=every, samples=4))
     assert [samples for probe, samples in batches(stream) if not probe] == [samples for _, samples in batches(other)]
@@ -47,7 +47,7 @@ def test_without_the_probes_it_is_the_other_stream_batch_for_batch(order, every)
 
 
 @pytest.mark.parametrize(("every", "places"), [(6, [6, 12, 18, 24, 30, 33]), (10, [12, 24, 30, 33]), (100, [33])])
-def test_intervals_count_samples_and_end_with_the_batch(every, places):
+def test_intervals_end_with_a_batch(every, places):
     stream = build(Probed(Mixed(), every=every, samples=4))
     probe = np.array([visit.probe for visit in stream.visits])[stream.visit]
     begins = np.flatnonzero(np.diff(probe.astype(int)) == 1) + 1
@@ -56,7 +56,7 @@ def test_intervals_count_samples_and_end_with_the_batch(every, places):
     assert probe[-1]
 
 
-def test_probes_of_a_clean_domain_in_the_stream_count_on():
+def test_probes_of_clean_continue_its_visits():
     domains = [Domain("clean"), Domain("fog", 5), Domain("clean")]
     stream = build(Probed(), domains=domains)
     assert stream.visits == (Visit(0), Visit(1), Visit(2, 1, probe=True), Visit(2, 2, probe=True))

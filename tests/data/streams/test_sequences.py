@@ -15,7 +15,7 @@ class TestPerDomain:
     def build(self, seed=0, shuffle=True):
         return PerDomain(shuffle).build(DOMAINS, LABELS, 4, seed)
 
-    def test_batches_never_cross_a_boundary_and_the_last_is_ragged(self):
+    def test_batches_do_not_cross_boundaries(self):
         stream = self.build()
         sizes = [len(stream.sample[stream.batch(index)]) for index in range(stream.batches)]
         assert sizes == [4, 3, 4, 4, 2, 3]
@@ -40,7 +40,7 @@ class TestPerDomain:
         assert self.build(seed=3).hash != self.build(seed=4).hash
         assert sorted(self.build(seed=3).sample) == sorted(self.build(seed=4).sample)
 
-    def test_a_domain_s_order_does_not_depend_on_the_others(self):
+    def test_domain_order_ignores_other_domains(self):
         assert np.array_equal(
             PerDomain().build(DOMAINS[:1], LABELS[:1], 4, 0).sample, self.build().sample[: len(LABELS[0])]
         )
@@ -61,7 +61,7 @@ class TestContinual:
         rounds = stream.sample.reshape(3, -1)
         assert len({part.tobytes() for part in rounds}) == 3
 
-    def test_random_order_is_the_same_in_every_round_and_follows_the_seed(self):
+    def test_random_order_repeats_and_follows_the_seed(self):
         orders = []
         for seed in range(30):
             path = [
@@ -101,7 +101,7 @@ class TestInOut:
     def build(self, share=0.25, sizes=(40, 20, 12)):
         return InOut(share).build(self.DOMAINS, [np.arange(size) for size in sizes], 8, 0)
 
-    def test_each_domain_has_its_share_of_clean_images_and_no_sample_twice(self):
+    def test_share_of_clean_images_without_repetition(self):
         stream = self.build()
         assert stream.visits == (Visit(0), Visit(2), Visit(1), Visit(2, 1))
         assert stream.counts().tolist() == [30, 10, 15, 5]

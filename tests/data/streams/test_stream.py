@@ -85,7 +85,7 @@ class TestBoundaries:
 
 
 class TestWindow:
-    def test_batches_show_the_last_samples_and_score_their_own(self):
+    def test_batches_show_a_window_and_score_their_own(self):
         stream = small(window=3, announced=False)
         shown = [list(range(6)[stream.batch(index)]) for index in range(4)]
         assert shown == [[0, 1], [0, 1, 2], [2, 3, 4], [3, 4, 5]]
@@ -130,7 +130,7 @@ def test_hashes_of_probes_and_windows_are_stable():
     assert small().hash == "cbda3b8bed63723e38ccaa64c05a95ca1b4f6b8c9f160a486b03c1bcb52792ed"
 
 
-def test_a_probe_changes_the_hash_and_its_absence_does_not():
+def test_probe_changes_the_hash():
     assert small(visits=PROBED).hash != small(visits=[Visit(0), Visit(1), Visit(0, 1)]).hash
     assert small(window=3).hash != small(window=4).hash
     assert small(window=None).hash == small().hash
@@ -179,7 +179,7 @@ def sets():
 
 class TestDataset:
     @pytest.mark.parametrize("workers", [0, 2])
-    def test_a_windowed_batch_has_the_old_images_and_scores_the_new(self, workers, sets):
+    def test_windowed_batch_scores_new_images_only(self, workers, sets):
         stream = Stream(
             DOMAINS, [Visit(0), Visit(1)], np.repeat([0, 1], 3), np.arange(6), np.arange(7), announced=False, window=3
         )

@@ -62,7 +62,7 @@ def redundancy(probabilities: Tensor, mean: Tensor) -> Tensor:
 
 @torch.no_grad()
 def update_mean(mean: Tensor, probabilities: Tensor, kept: Tensor, momentum: float = 0.9) -> None:
-    """Move the running mean of predictions, in place, to the mean of those kept; nothing kept moves nothing.
+    """Update the running mean of predictions, in place, by the mean of those kept; nothing kept changes nothing.
 
     Args:
         mean: (C,), NaN while unset: the first mean is taken as it is.

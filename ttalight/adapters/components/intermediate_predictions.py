@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.models.network import Network, Outputs
 
 __all__ = ["check_readings", "predict", "steps_with_readings"]
@@ -26,9 +27,9 @@ def check_readings(read_at: Sequence[int], steps: int, reset: object) -> tuple[i
     """
     chosen = tuple(sorted(set(read_at)))
     if chosen and (chosen[0] < 0 or chosen[-1] >= steps):
-        raise ValueError(f"read_at takes numbers of steps from 0 to {steps - 1} (steps - 1), got {list(read_at)}")
+        raise InputError(f"read_at takes numbers of steps from 0 to {steps - 1} (steps - 1), got {list(read_at)}")
     if chosen and reset != "batch":
-        raise ValueError(
+        raise InputError(
             f"read_at needs reset='batch', got reset={reset!r}: only where every batch starts from the source are "
             "predictions in between those of a run with fewer steps; make a run for each number of steps instead"
         )
@@ -41,14 +42,14 @@ def predict(net: Network, images: Tensor, norm: str) -> Tensor:
     Args:
         net: The network.
         images: (B, 3, H, W).
-        norm: ``batch`` for statistics of these images; anything else for the running ones, which may have moved.
+        norm: ``batch`` for statistics of these images; anything else for the running ones, which may have been updated.
     """
     with torch.no_grad():
         return pass_for_prediction(net, images, norm).logits
 
 
 def pass_for_prediction(net: Network, images: Tensor, norm: str) -> Outputs:
-    """Return the outputs that a prediction is made from; see ``predict``. No statistics move."""
+    """Return the outputs that a prediction is made from; see ``predict``. No statistics are updated."""
     return net(images, norm="batch" if norm == "batch" else "source")
 
 
@@ -57,7 +58,7 @@ def steps_with_readings(
 ) -> Iterator[int]:
     """Count steps from 0, and before those named put the prediction into ``net.readings``.
 
-    A reading is one more forward; it moves no statistics and draws nothing, so that the run continues as without it.
+    A reading is one more forward; it updates no statistics and draws nothing, so that the run continues as without it.
 
     Args:
         net: The network.

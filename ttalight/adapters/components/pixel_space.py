@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
 from ttalight.models import Normalize
 from ttalight.models.network import Network
 
@@ -50,7 +51,7 @@ def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | Non
         ValueError: If only one of them is given, they are not three numbers each, or one is out of range.
     """
     if (mean is None) != (std is None):
-        raise ValueError(f"give mean and std together, got mean={mean} and std={std}")
+        raise InputError(f"give mean and std together, got mean={mean} and std={std}")
     Normalize(mean, std)
 
 

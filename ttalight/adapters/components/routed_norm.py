@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttalight.models.exported_norm import BatchStatistics, become
 from ttalight.models.norm import NormLayer
 
-__all__ = ["RoutedNorm", "can_be_routed", "load_balance", "route"]
+__all__ = ["RoutedLayer", "RoutedNorm", "can_be_routed", "load_balance", "route", "routed"]
 
 
 class RoutedNorm:
@@ -55,23 +58,95 @@ class RoutedNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise ``x`` in the layer's mode and apply each image's weight and bias."""
-        normal = self.layer.standardize(x)
         last = isinstance(self.layer.module, nn.LayerNorm)
-        positions = tuple(range(1, x.ndim - 1) if last else range(2, x.ndim))
-        with torch.autocast(x.device.type, enabled=False):
-            dtype = self.weight.dtype
-            pooled = x.mean(positions, dtype=dtype) if positions else x.to(dtype)
-            probabilities = F.linear(pooled, self.router_weight, self.router_bias).softmax(1)
-            gates, load = route(probabilities, self.top)
-            if torch.is_grad_enabled():
-                self.balance = load_balance(probabilities, load)
-            ones = [1] * len(positions)
-            shape = (len(x), *ones, -1) if last else (len(x), -1, *ones)
-            weight, bias = self._shared
-            out = normal * (weight + gates @ self.weight).view(shape)
-            if bias is not None and self.bias is not None:
-                out = out + (bias + gates @ self.bias).view(shape)
-        return out.to(normal.dtype)
+        affines = (*self._shared, self.weight, self.bias)
+        router = self.router_weight, self.router_bias
+        out, probabilities, load = routed(x, self.layer.standardize(x), affines, router, self.top, last)
+        if torch.is_grad_enabled():
+            self.balance = load_balance(probabilities, load)
+        return out
+
+    def export(self, layer: nn.Module) -> None:
+        """Make a copy of the layer one that routes images as this does, in place."""
+        standard = standard_layer(layer)
+        made = become(layer, RoutedLayer)
+        made.standard, made.top, made.last = standard, self.top, isinstance(standard, nn.LayerNorm)
+        own = {"expert_weight": self.weight, "expert_bias": self.bias}
+        for name, value in (own | {"router_weight": self.router_weight, "router_bias": self.router_bias}).items():
+            made.register_parameter(name, None if value is None else nn.Parameter(value.detach().clone()))
+
+
+class RoutedLayer(nn.Module):
+    """A normalisation layer of an exported network whose weight and bias are those of the experts of each image."""
+
+    weight: Tensor
+    bias: Tensor | None
+    expert_weight: Tensor
+    expert_bias: Tensor | None
+    router_weight: Tensor
+    router_bias: Tensor
+    #: Normalises without weight and bias.
+    standard: nn.Module
+    top: int
+    last: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the images, then apply drop-out and activation of a fused layer."""
+        affines = self.weight, self.bias, self.expert_weight, self.expert_bias
+        x = routed(x, self.standard(x), affines, (self.router_weight, self.router_bias), self.top, self.last)[0]
+        for name in ("drop", "act"):
+            if name in self._modules:
+                x = self._modules[name](x)  # type: ignore[misc]
+        return x
+
+
+def standard_layer(layer: Any) -> nn.Module:
+    """Return a layer that normalises like a GroupNorm, a LayerNorm, or a BatchNorm on the batch, without its affine."""
+    if isinstance(layer, nn.GroupNorm):
+        return nn.GroupNorm(layer.num_groups, layer.num_channels, layer.eps, affine=False)
+    if isinstance(layer, nn.LayerNorm):
+        return nn.LayerNorm(layer.normalized_shape, layer.eps, elementwise_affine=False)
+    standard = nn.BatchNorm1d(layer.num_features, layer.eps, affine=False)
+    for name in ("running_mean", "running_var"):
+        value = getattr(layer, name)
+        standard._buffers[name] = None if value is None else value.clone()
+    return BatchStatistics.of(standard)
+
+
+def routed(
+    x: Tensor,
+    normal: Tensor,
+    affines: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+    router: tuple[Tensor, Tensor],
+    top: int,
+    last: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply to each image the weight and bias of the experts that it goes to.
+
+    Args:
+        x: Input of the layer.
+        normal: The same, normalised.
+        affines: Weight and bias that all share, (C,), and the experts' offsets of them, (E, C).
+        router: Weight, (E, C), and bias, (E,), of the router.
+        top: Experts for each image.
+        last: Whether channels are the last dimension, not dimension 1.
+
+    Returns:
+        The output, the router's probabilities, (B, E), and the experts' load, (E,).
+    """
+    weight, bias, expert_weight, expert_bias = affines
+    positions = tuple(range(1, x.ndim - 1) if last else range(2, x.ndim))
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = expert_weight.dtype
+        pooled = x.mean(positions, dtype=dtype) if positions else x.to(dtype)
+        probabilities = F.linear(pooled, *router).softmax(1)
+        gates, load = route(probabilities, top)
+        ones = [1] * len(positions)
+        shape = (len(x), *ones, -1) if last else (len(x), -1, *ones)
+        out = normal * (weight + gates @ expert_weight).view(shape)
+        if bias is not None and expert_bias is not None:
+            out = out + (bias + gates @ expert_bias).view(shape)
+    return out.to(normal.dtype), probabilities, load
 
 
 def can_be_routed(layer: NormLayer) -> bool:

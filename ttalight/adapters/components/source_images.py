@@ -10,6 +10,7 @@ from lightning import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from ttalight.errors import InputError, InputTypeError
 from ttalight.seeding import derive_seed
 
 __all__ = ["SourceImages", "validation_batches"]
@@ -60,7 +61,7 @@ def _first_images(batches: Iterable[Any], count: int) -> Iterator[Tensor]:
         if seen >= count:
             return
     if seen == 0:
-        raise ValueError(
+        raise InputError(
             "source gave no batch of images: give an iterable that can be read again for every run, such as a list or "
             "a DataLoader, or fisher='stream'"
         )
@@ -107,7 +108,7 @@ def _images_in(batch: Any) -> Tensor:
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         seen = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(
+        raise InputTypeError(
             "source must give batches of images, floats of shape (B, 3, H, W) as the network takes them, or tuples "
             f"that begin with them; got {seen}"
         )

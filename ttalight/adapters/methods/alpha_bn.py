@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.network import Network
 
 __all__ = ["AlphaBN"]
@@ -43,11 +44,11 @@ class AlphaBN(Adapter):
     def __init__(self, prior: float = _PRIOR, alpha: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if prior < 0:
-            raise ValueError(f"prior must be at least 0, got {prior}")
+            raise InputError(f"prior must be at least 0, got {prior}")
         if alpha is not None and not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+            raise InputError(f"alpha must lie in [0, 1], got {alpha}")
         if alpha is not None and prior != _PRIOR:
-            raise ValueError(
+            raise InputError(
                 f"give prior (a share that grows with the batch) or alpha (a constant share), not both: got "
                 f"prior={prior} and alpha={alpha}"
             )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ttalight.adapters.methods.roid import ROID
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.vectors import divide, flatten
 
 __all__ = ["CMF", "filter_gain"]
@@ -52,9 +53,9 @@ class CMF(ROID):
     ) -> None:
         super().__init__(source_share=source_share, **kwargs)
         if process_variance <= 0:
-            raise ValueError(f"process_variance must be above 0, got {process_variance}")
+            raise InputError(f"process_variance must be above 0, got {process_variance}")
         if not 0 <= hidden_share <= 1:
-            raise ValueError(f"hidden_share must lie in [0, 1], got {hidden_share}")
+            raise InputError(f"hidden_share must lie in [0, 1], got {hidden_share}")
         self.process_variance = process_variance
         self.hidden_share = hidden_share
         self._scaled_variance = process_variance
@@ -68,7 +69,7 @@ class CMF(ROID):
         count = sum(parameter.numel() for parameter in net.parameters)
         self._scaled_variance = self.process_variance * count / _REFERENCE_SIZE
         if self._scaled_variance >= 1:
-            raise ValueError(
+            raise InputError(
                 f"the process variance must stay below 1, but {self.process_variance} for {_REFERENCE_SIZE} parameters "
                 f"is {self._scaled_variance:.3g} for the {count} trainable ones: choose a smaller process_variance"
             )
@@ -81,7 +82,7 @@ class CMF(ROID):
 
     @torch.no_grad()
     def after_step(self, net: AdaptiveNetwork) -> None:
-        """Filter the hidden model and move the weights towards it."""
+        """Filter the hidden model and average the weights with it."""
         beta, variance = filter_gain(self._variance, self._scaled_variance, 1 - self.source_share)
         self._variance.copy_(variance)
         weights = flatten(net.parameters)

@@ -12,6 +12,7 @@ from ttalight.adapters.components.filters import confidence_weight, entropy_marg
 from ttalight.adapters.methods.sar import SAR
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.network import Outputs, Selection
 
 __all__ = ["DeYO", "occlude", "shuffle_patches", "shuffle_pixels"]
@@ -76,15 +77,15 @@ class DeYO(SelfTrainingAdapter):
         super().__init__(**kwargs)
         for name, value in (("margin", margin), ("weight_margin", weight_margin)):
             if not 0 < value <= 1:
-                raise ValueError(f"{name} must be a share of ln C in (0, 1], got {value}")
+                raise InputError(f"{name} must be a share of ln C in (0, 1], got {value}")
         if not -1 <= threshold < 1:
-            raise ValueError(f"threshold must be a difference of probabilities in [-1, 1), got {threshold}")
+            raise InputError(f"threshold must be a difference of probabilities in [-1, 1), got {threshold}")
         if destroy not in ("patch", "pixel", "occlusion"):
-            raise ValueError(f"destroy must be 'patch', 'pixel' or 'occlusion', got {destroy!r}")
+            raise InputError(f"destroy must be 'patch', 'pixel' or 'occlusion', got {destroy!r}")
         if patches < 2:
-            raise ValueError(f"patches must be at least 2 in a row and a column, got {patches}")
+            raise InputError(f"patches must be at least 2 in a row and a column, got {patches}")
         if not 0 < occlusion <= 1:
-            raise ValueError(f"occlusion must be a share of the image's sides in (0, 1], got {occlusion}")
+            raise InputError(f"occlusion must be a share of the image's sides in (0, 1], got {occlusion}")
         self.margin, self.weight_margin, self.threshold = margin, weight_margin, threshold
         self.destroy, self.patches, self.occlusion = destroy, patches, occlusion
 
@@ -97,7 +98,7 @@ class DeYO(SelfTrainingAdapter):
         """Return exp(E0 - H) + exp(D) of the samples that count, 0 for the others."""
         logits = outputs.logits.detach()
         if logits.ndim != 2:
-            raise ValueError(
+            raise InputError(
                 f"DeYO needs one prediction an image, logits of shape (B, C), got {tuple(logits.shape)}: shuffling "
                 "patches moves pixels away from their labels. Use Tent or SAR for dense predictions"
             )
@@ -156,7 +157,7 @@ def shuffle_patches(images: Tensor, patches: int, generator: torch.Generator) ->
     count, channels, *size = images.shape
     height, width = (side // patches for side in size)
     if height == 0 or width == 0:
-        raise ValueError(f"{patches} x {patches} patches need images of at least as many pixels a side, got {size}")
+        raise InputError(f"{patches} x {patches} patches need images of at least as many pixels a side, got {size}")
     if (height * patches, width * patches) != tuple(size):
         images = _resize(images, (height * patches, width * patches))
     tiles = images.reshape(count, channels, patches, height, patches, width).permute(0, 2, 4, 1, 3, 5)

@@ -15,6 +15,7 @@ from ttalight.adapters.components.regularization import ewc_penalty_and_gradient
 from ttalight.adapters.components.source_images import SourceImages
 from ttalight.adapters.methods.eta import ETA
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.vectors import flatten
 
 __all__ = ["EATA"]
@@ -68,11 +69,11 @@ class EATA(ETA):
     ) -> None:
         super().__init__(**kwargs)
         if fisher not in ("source", "stream"):
-            raise ValueError(f"fisher must be 'source' or 'stream', got {fisher!r}")
+            raise InputError(f"fisher must be 'source' or 'stream', got {fisher!r}")
         if fisher_samples < 1:
-            raise ValueError(f"fisher_samples must be at least 1, got {fisher_samples}")
+            raise InputError(f"fisher_samples must be at least 1, got {fisher_samples}")
         if fisher_weight < 0:
-            raise ValueError(f"fisher_weight must be at least 0, got {fisher_weight}")
+            raise InputError(f"fisher_weight must be at least 0, got {fisher_weight}")
         self._images = SourceImages(source)
         self.fisher = fisher
         self.fisher_samples = fisher_samples

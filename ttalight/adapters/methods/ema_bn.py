@@ -1,4 +1,4 @@
-"""Running statistics moved toward the target: the control of test-time training."""
+"""Running statistics updated by the target: the control of test-time training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.intermediate_predictions import check_readings, steps_with_readings
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.network import Network
 
 __all__ = ["EMABN", "move_statistics"]
 
 
 class EMABN(Adapter):
-    """Moves the running statistics by N forwards, takes no gradient step, and predicts with the moved statistics.
+    """Updates the running statistics by N forwards, takes no gradient step, and predicts with them.
 
     After N forwards the statistics hold 1 - (1 - momentum)^N of the batch. Where the module is a task with an
     auxiliary loss, the forwards are those of the task's views, keyed as in ``TestTimeTraining``: what test-time
@@ -25,8 +26,8 @@ class EMABN(Adapter):
     N + 1 forwards a batch.
 
     Args:
-        steps: Number N of forwards that move the statistics; 0 is the source model.
-        momentum: Weight of the batch in each move.
+        steps: Number N of forwards that update the statistics; 0 is the source model.
+        momentum: Weight of the batch in each update.
         read_at: Numbers of forwards after which the results have predictions too; needs ``reset="batch"``.
         kwargs: See ``Adapter``.
 
@@ -41,7 +42,7 @@ class EMABN(Adapter):
     def __init__(self, steps: int = 1, momentum: float = 0.1, read_at: Sequence[int] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if steps < 0:
-            raise ValueError(f"steps must be at least 0, got {steps}")
+            raise InputError(f"steps must be at least 0, got {steps}")
         self.steps = steps
         self.momentum = check_momentum(momentum)
         self.read_at = check_readings(read_at, steps, self.reset)
@@ -52,7 +53,7 @@ class EMABN(Adapter):
             layer.check()
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Let the BatchNorm layers move their statistics."""
+        """Let the BatchNorm layers update their statistics."""
         net.batch_norms()
         move_statistics(net, "ema", self.momentum)
 
@@ -86,5 +87,5 @@ def move_statistics(net: AdaptiveNetwork, norm: str, momentum: float) -> None:
 def check_momentum(momentum: float) -> float:
     """Return the momentum if it lies in (0, 1]."""
     if not 0 < momentum <= 1:
-        raise ValueError(f"momentum must lie in (0, 1], got {momentum}")
+        raise InputError(f"momentum must lie in (0, 1], got {momentum}")
     return momentum

@@ -10,6 +10,7 @@ from torch import Tensor
 from ttalight.adapters.components.filters import confidence_weight, entropy_margins, redundancy, update_mean
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.network import Outputs
 
 __all__ = ["ETA"]
@@ -19,9 +20,9 @@ class ETA(SelfTrainingAdapter):
     """Minimises the weighted entropy of the predictions that are confident and unlike those before.
 
     A sample counts if its entropy H is below E0 = ``margin`` ln C and the cosine of its prediction to the running mean
-    of predictions lies between -``redundancy`` and ``redundancy``; it weighs exp(E0 - H). The running mean moves by a
-    tenth towards the mean prediction of the samples that count. One forward and one backward a batch; where nothing
-    counts, nothing changes.
+    of predictions lies between -``redundancy`` and ``redundancy``; its weight is exp(E0 - H). The running mean is
+    updated by a tenth towards the mean prediction of the samples that count. One forward and one backward a batch;
+    where nothing counts, nothing changes.
 
     Source: S. Niu, J. Wu, Y. Zhang, Y. Chen, S. Zheng, P. Zhao, M. Tan, *Efficient Test-Time Model Adaptation without
     Forgetting*, ICML 2022, arXiv 2204.02610: EATA without its penalty. The settings for CIFAR are those of the
@@ -52,9 +53,9 @@ class ETA(SelfTrainingAdapter):
     def __init__(self, margin: float = 0.4, redundancy: float = 0.4, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < margin <= 1:
-            raise ValueError(f"margin must be a share of ln C in (0, 1], got {margin}")
+            raise InputError(f"margin must be a share of ln C in (0, 1], got {margin}")
         if not 0 < redundancy <= 1:
-            raise ValueError(f"redundancy must be a cosine in (0, 1], got {redundancy}")
+            raise InputError(f"redundancy must be a cosine in (0, 1], got {redundancy}")
         self.margin = margin
         self.redundancy = redundancy
 
@@ -69,7 +70,7 @@ class ETA(SelfTrainingAdapter):
         return {"mean_prediction": self._mean}
 
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return exp(E0 - H) of the samples that count, 0 for the others, and move the mean prediction."""
+        """Return exp(E0 - H) of the samples that count, 0 for the others, and update the mean prediction."""
         logits = outputs.logits.detach()
         entropies = per_image(outputs.entropies.detach())
         margin = entropy_margins(self.margin, logits)

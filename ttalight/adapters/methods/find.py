@@ -9,15 +9,17 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError, InputTypeError
 from ttalight.models.batch_statistics import moments
+from ttalight.models.exported_norm import ExportedNorm
 from ttalight.models.network import Network
 from ttalight.models.norm import NormLayer
 
-__all__ = ["FIND", "group_dispersion", "group_statistics", "same_group"]
+__all__ = ["FIND", "GroupStatistics", "group_dispersion", "group_statistics", "same_group"]
 
 
 class FIND(Adapter):
@@ -57,12 +59,12 @@ class FIND(Adapter):
     ) -> None:
         super().__init__(**kwargs)
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+            raise InputError(f"alpha must lie in [0, 1], got {alpha}")
         named = isinstance(layers, str) and layers in ("auto", "all")
         if not named and not (isinstance(layers, (list, tuple)) and all(type(place) is int for place in layers)):
-            raise ValueError(f"layers must be 'auto', 'all' or a list of positions, got {layers!r}")
+            raise InputError(f"layers must be 'auto', 'all' or a list of positions, got {layers!r}")
         if others not in ("unified", "source"):
-            raise ValueError(f"others must be 'unified' or 'source', got {others!r}")
+            raise InputError(f"others must be 'unified' or 'source', got {others!r}")
         self.alpha, self.layers, self.others = alpha, layers, others
         self.configured_by_images = layers == "auto"
 
@@ -74,7 +76,7 @@ class FIND(Adapter):
             layer.check()
             layer.check_replaceable()
             if not layer.statistics:
-                raise ValueError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
+                raise InputError(f"layer {layer.name} has no running statistics, and FIND mixes with those")
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Stand in for the normalisation of all BatchNorm layers, and choose which divide the batch."""
@@ -103,36 +105,88 @@ class FIND(Adapter):
         with torch.no_grad():
             return net(images).logits
 
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Let the BatchNorm layers of a copy of the network normalise by groups; see ``Method.export``."""
+        for norm, divides in zip(net.batch_norms(), self._divides, strict=True):
+            layer = GroupStatistics.of(module.get_submodule(norm.name))
+            layer.unified = self.others == "unified"
+            layer.register_buffer("divides", divides.clone())
+            layer.register_buffer("alpha", torch.tensor(self.alpha, dtype=torch.float64, device=divides.device))
+
     def _normalize(self, layer: NormLayer, index: int, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             source_mean, source_var = layer.statistics
-            pixels = x.flatten(2) if x.ndim > 2 else x[:, :, None]
-            mean, var = moments(pixels.detach().to(source_mean.dtype), [2])
-            together = same_group(mean)
-            group_mean, group_var = group_statistics(mean, var, together)
             if self._scores is not None:
-                self._scores[index] = group_dispersion(group_mean, together, source_var)
-            if self.others == "unified":
-                other_mean, other_var = group_statistics(mean, var, torch.ones_like(together))
-            else:
-                other_mean, other_var = source_mean, source_var
-            divides = self._divides[index]
-            mean = torch.lerp(torch.where(divides, group_mean, other_mean), source_mean, self.alpha)
-            var = torch.lerp(torch.where(divides, group_var, other_var), source_var, self.alpha)
-            scale = (var + layer.module.eps).rsqrt()  # type: ignore[operator]
-            shift = -mean * scale
-            weight: Tensor | None = layer.module.weight  # type: ignore[assignment]
-            bias: Tensor | None = layer.module.bias  # type: ignore[assignment]
-            if weight is not None:
-                scale, shift = scale * weight, shift * weight
-            if bias is not None:
-                shift = shift + bias
-            shape = (*mean.shape, *[1] * (x.ndim - 2))
-            return (x.to(scale.dtype) * scale.view(shape) + shift.view(shape)).to(x.dtype)
+                mean, var = image_moments(x, source_mean.dtype)
+                together = same_group(mean)
+                self._scores[index] = group_dispersion(group_statistics(mean, var, together)[0], together, source_var)
+            divides, unified = self._divides[index], self.others == "unified"
+            return normalize_by_groups(x, source_mean, source_var, layer.module, self.alpha, divides, unified)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
         return super().protocol() | {"alpha": self.alpha, "layers": self.layers, "others": self.others}
+
+
+class GroupStatistics(ExportedNorm):
+    """Normalises each image with the source's statistics mixed with those of its group, or of the whole batch.
+
+    The buffer ``alpha`` is the source's share, and ``divides`` says whether there are groups. Without these the whole
+    batch counts if ``unified``, and the source alone if not.
+    """
+
+    alpha: Tensor
+    divides: Tensor
+    unified: bool
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Return ``x`` normalised."""
+        mean, var = self.source
+        with torch.autocast(x.device.type, enabled=False):
+            return normalize_by_groups(x, mean, var, self, self.alpha.to(mean.dtype), self.divides, self.unified)
+
+    def folded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Raise a TypeError: groups have no statistics in common."""
+        raise InputTypeError("statistics of some images cannot be folded into layers that normalise images by groups")
+
+
+def normalize_by_groups(
+    x: Tensor, source_mean: Tensor, source_var: Tensor, layer: Any, alpha: Any, divides: Tensor, unified: bool
+) -> Tensor:
+    """Return ``x``, (B, C, *), normalised as ``FIND`` does.
+
+    Args:
+        x: The images.
+        source_mean: (C,).
+        source_var: (C,).
+        layer: Has ``weight``, ``bias`` and ``eps``.
+        alpha: Share of the source's statistics.
+        divides: Whether there are groups, a boolean scalar.
+        unified: Whether the statistics of the whole batch take their place where there are none.
+    """
+    mean, var = image_moments(x, source_mean.dtype)
+    together = same_group(mean)
+    group_mean, group_var = group_statistics(mean, var, together)
+    if unified:
+        other_mean, other_var = group_statistics(mean, var, torch.ones_like(together))
+    else:
+        other_mean, other_var = source_mean, source_var
+    mean = torch.lerp(torch.where(divides, group_mean, other_mean), source_mean, alpha)
+    var = torch.lerp(torch.where(divides, group_var, other_var), source_var, alpha)
+    scale = (var + layer.eps).rsqrt()
+    shift = -mean * scale
+    if layer.weight is not None:
+        scale, shift = scale * layer.weight, shift * layer.weight
+    if layer.bias is not None:
+        shift = shift + layer.bias
+    shape = (*mean.shape, *[1] * (x.ndim - 2))
+    normal: Tensor = x.to(scale.dtype) * scale.view(shape) + shift.view(shape)
+    return normal.to(x.dtype)
+
+
+def image_moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return channel means and variances of each image, (B, C) both, of (B, C, *)."""
+    return moments((x.flatten(2) if x.ndim > 2 else x[:, :, None]).detach().to(dtype), [2])
 
 
 def same_group(means: Tensor) -> Tensor:
@@ -191,5 +245,5 @@ def group_dispersion(group_mean: Tensor, together: Tensor, source_var: Tensor) -
 def _positions(positions: Sequence[int], count: int) -> list[int]:
     wrong = [position for position in positions if not 0 <= position < count]
     if wrong:
-        raise ValueError(f"layers names positions {wrong}, and the network has BatchNorm layers 0 to {count - 1}")
+        raise InputError(f"layers names positions {wrong}, and the network has BatchNorm layers 0 to {count - 1}")
     return list(positions)

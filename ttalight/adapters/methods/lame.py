@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.inference import check_inference
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError, InputTypeError
 from ttalight.losses.entropy import is_masked
 from ttalight.models.network import Network
 
@@ -56,11 +57,11 @@ class LAME(Adapter):
     ) -> None:
         super().__init__(**kwargs)
         if kernel not in ("rbf", "knn", "linear"):
-            raise ValueError(f"kernel must be 'rbf', 'knn' or 'linear', got {kernel!r}")
+            raise InputError(f"kernel must be 'rbf', 'knn' or 'linear', got {kernel!r}")
         if neighbors < 1 or iterations < 1:
-            raise ValueError(f"neighbors and iterations must be at least 1, got {neighbors} and {iterations}")
+            raise InputError(f"neighbors and iterations must be at least 1, got {neighbors} and {iterations}")
         if norm not in ("source", "batch"):
-            raise ValueError(f"norm must be 'source' or 'batch', got {norm!r}")
+            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
         self.kernel, self.neighbors, self.symmetric = kernel, neighbors, symmetric
         self.iterations, self.norm = iterations, norm
 
@@ -79,7 +80,7 @@ class LAME(Adapter):
             logits, features = net(images)
             assert features is not None
             if logits.ndim != 2:
-                raise ValueError(f"LAME classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
+                raise InputError(f"LAME classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
             weights = affinity(F.normalize(features.flatten(1), dim=1), self.kernel, self.neighbors)
             if self.symmetric:
                 weights = (weights + weights.T) / 2
@@ -89,6 +90,12 @@ class LAME(Adapter):
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Return what ``adapt`` returns: there is no state, and the correction is of the batch alone."""
         return self.adapt(net, images)
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Raise a TypeError: the prediction is no network's."""
+        raise InputTypeError(
+            "LAME corrects the predictions of a batch behind the network, so there is no network to export"
+        )
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

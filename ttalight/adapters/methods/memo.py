@@ -13,6 +13,7 @@ from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.self_training import check_selection
 from ttalight.adapters.term import add_terms
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.losses import marginal_entropy
 from ttalight.models.network import Network, Selection
 from ttalight.transforms import AugMixViews
@@ -77,11 +78,11 @@ class MEMO(GradientAdapter):
     ) -> None:
         super().__init__(lr=lr, reset=reset, **kwargs)
         if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+            raise InputError(f"steps must be at least 1, got {self.steps}")
         if views < 1:
-            raise ValueError(f"views must be at least 1, got {views}")
+            raise InputError(f"views must be at least 1, got {views}")
         if prior < 0:
-            raise ValueError(f"prior must be at least 0, got {prior}")
+            raise InputError(f"prior must be at least 0, got {prior}")
         check_normalization(mean, std)
         self.views = views
         self.joint = joint
@@ -133,7 +134,7 @@ class MEMO(GradientAdapter):
             outputs = net(self._space.from_pixels(views), batches=self.views * batches)
             logits = outputs.logits
             if logits.ndim != 2:
-                raise ValueError(
+                raise InputError(
                     "MEMO averages predictions over cropped and turned views and takes one prediction an image, "
                     f"(B, C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
                 )

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.components.filters import confidence_weight, entropy_margins
 from ttalight.adapters.components.routed_norm import RoutedNorm, can_be_routed
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.network import Network, Outputs
 from ttalight.models.norm import NormLayer
 from ttalight.seeding import derive_seed
@@ -74,15 +75,15 @@ class MoETTA(SelfTrainingAdapter):
     ) -> None:
         super().__init__(lr=lr, **kwargs)
         if kwargs.get("parameters") is not None:
-            raise ValueError("MoETTA adapts experts of its own: choose layers with frozen and plain, not parameters")
+            raise InputError("MoETTA adapts experts of its own: choose layers with frozen and plain, not parameters")
         if not 1 <= top <= experts:
-            raise ValueError(f"top must lie between 1 and experts, got top={top} and experts={experts}")
+            raise InputError(f"top must lie between 1 and experts, got top={top} and experts={experts}")
         if isinstance(frozen, (int, float)) and not 0 <= frozen < 1:
-            raise ValueError(f"frozen must be a list of indices or a share of the layers in [0, 1), got {frozen}")
+            raise InputError(f"frozen must be a list of indices or a share of the layers in [0, 1), got {frozen}")
         if balance < 0:
-            raise ValueError(f"balance must be at least 0, got {balance}")
+            raise InputError(f"balance must be at least 0, got {balance}")
         if not margin > 0:
-            raise ValueError(f"margin must be a positive share of ln C, got {margin}")
+            raise InputError(f"margin must be a positive share of ln C, got {margin}")
         self.experts, self.top = experts, top
         self.frozen: list[int] | float = frozen if isinstance(frozen, (int, float)) else list(frozen)
         self.plain = list(plain)
@@ -113,26 +114,31 @@ class MoETTA(SelfTrainingAdapter):
         self._mean = torch.zeros((), dtype=dtype, device=net.device)
         self._batches = torch.zeros((), dtype=dtype, device=net.device)
 
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Give the layers of a copy of the network their experts; see ``Method.export``."""
+        for stand_in in self._routed:
+            stand_in.export(module.get_submodule(stand_in.layer.name))
+
     def _choose(self, layers: list[NormLayer], network: str) -> tuple[list[NormLayer], list[NormLayer]]:
         """Return the layers that get experts, and those that adapt as they are."""
         count = len(layers)
         frozen = list(range(int(self.frozen * count))) if isinstance(self.frozen, (int, float)) else self.frozen
         if count == 0:
-            raise ValueError(
+            raise InputError(
                 f"{network} has no normalisation layer of torch.nn with a weight a channel, which experts need: use "
                 "another network or another method"
             )
         for name, indices in (("frozen", frozen), ("plain", self.plain)):
             if any(not 0 <= index < count for index in indices):
-                raise ValueError(
+                raise InputError(
                     f"{name} takes indices of the {count} normalisation layers of {network} that can have experts, "
                     f"0 to {count - 1}, got {indices}"
                 )
         if both := sorted(set(frozen) & set(self.plain)):
-            raise ValueError(f"layers {both} are in frozen and in plain: choose one")
+            raise InputError(f"layers {both} are in frozen and in plain: choose one")
         routed = [layer for index, layer in enumerate(layers) if index not in {*frozen, *self.plain}]
         if not routed:
-            raise ValueError(
+            raise InputError(
                 f"{network} has {count} normalisation layers that can have experts, and frozen and plain leave none: "
                 "freeze fewer, or use another network"
             )

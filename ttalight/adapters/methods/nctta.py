@@ -10,6 +10,7 @@ from torch import Tensor
 from ttalight.adapters.components.filters import confidence_weight, entropy_margins
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
 from ttalight.losses.entropy import is_masked
 from ttalight.losses.similarity import unit_vectors
@@ -70,13 +71,13 @@ class NCTTA(SelfTrainingAdapter):
     ) -> None:
         super().__init__(lr=lr, **kwargs)
         if not margin > 0:
-            raise ValueError(f"margin must be a positive share of ln C, got {margin}")
+            raise InputError(f"margin must be a positive share of ln C, got {margin}")
         if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
+            raise InputError(f"top_k must be at least 1, got {top_k}")
         if not 0 <= share <= 1:
-            raise ValueError(f"share must lie in [0, 1], got {share}")
+            raise InputError(f"share must lie in [0, 1], got {share}")
         if min(scale, entropy_weight, distance_weight, distance_decay) < 0:
-            raise ValueError(
+            raise InputError(
                 "scale, entropy_weight, distance_weight and distance_decay must be at least 0, got "
                 f"{scale}, {entropy_weight}, {distance_weight} and {distance_decay}"
             )
@@ -98,7 +99,7 @@ class NCTTA(SelfTrainingAdapter):
         """Return rho exp(E0 - H) + nu / (1 + eta d) for confident samples and 0 for others."""
         if outputs.logits.ndim > 2:
             shape = tuple(outputs.logits.shape)
-            raise ValueError(f"NCTTA aligns one feature an image, got dense logits {shape}: use another method")
+            raise InputError(f"NCTTA aligns one feature an image, got dense logits {shape}: use another method")
         with torch.no_grad():
             entropies = outputs.entropies
             margin = entropy_margins(self.margin, outputs.logits)

@@ -15,7 +15,7 @@ __all__ = ["PTBN"]
 class PTBN(Adapter):
     """Normalises every batch with its own statistics: prediction-time batch normalisation, also "BN-1" or "norm".
 
-    Running statistics are neither used nor moved, so nothing carries over from batch to batch. One forward a batch.
+    Running statistics are neither used nor updated, so nothing carries over from batch to batch. One forward a batch.
     It wants batches of about 100 images or more from one domain.
 
     Source: Z. Nado et al., *Evaluating Prediction-Time Batch Normalization for Robustness under Covariate Shift*,

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.components.filters import redundancy
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.components.regularization import ema_update_
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.losses import soft_likelihood_ratio, symmetric_cross_entropy
 from ttalight.models.network import Outputs
-from ttalight.models.outputs import possible_classes
+from ttalight.models.outputs import Select, logits_of, possible_classes, with_logits
 from ttalight.transforms import RandomJitterAffineFlip
 
-__all__ = ["ROID", "certainty_diversity_weights", "smoothed_prior"]
+__all__ = ["ROID", "PriorCorrection", "certainty_diversity_weights", "smoothed_prior"]
 
 
 class ROID(SelfTrainingAdapter):
@@ -71,11 +72,11 @@ class ROID(SelfTrainingAdapter):
     ) -> None:
         super().__init__(**kwargs)
         if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+            raise InputError(f"temperature must be above 0, got {temperature}")
         if not 0 <= source_share <= 1:
-            raise ValueError(f"source_share must lie in [0, 1], got {source_share}")
+            raise InputError(f"source_share must lie in [0, 1], got {source_share}")
         if prior_correction not in ("log", "published", "none"):
-            raise ValueError(f"prior_correction must be 'log', 'published' or 'none', got {prior_correction!r}")
+            raise InputError(f"prior_correction must be 'log', 'published' or 'none', got {prior_correction!r}")
         check_normalization(mean, std)
         self.temperature = temperature
         self.source_share = source_share
@@ -107,17 +108,20 @@ class ROID(SelfTrainingAdapter):
         return self._corrected(super().predict(net, images))
 
     def _corrected(self, logits: Tensor) -> Tensor:
-        if self.prior_correction == "none":
-            return logits
-        prior = smoothed_prior(logits)
-        return logits + prior.log() if self.prior_correction == "log" else logits * prior
+        return PriorCorrection(self.prior_correction).corrected(logits)
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Let a copy of the network normalise, and correct what it returns in a forward hook; see ``Method.export``."""
+        super().export(net, module)
+        if self.prior_correction != "none":
+            module.register_forward_hook(PriorCorrection(self.prior_correction, net.output))
 
     def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
         """Make one step, with the augmented images of the kept ones; see ``SelfTrainingAdapter``."""
         outputs = net(images)
         logits = outputs.logits
         if logits.ndim != 2:
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} compares predictions of shifted and turned images and takes one an image, (B, "
                 f"C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
             )
@@ -128,7 +132,7 @@ class ROID(SelfTrainingAdapter):
         return logits.detach()
 
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return the weights of the samples and move the mean prediction.
+        """Return the weights of the samples and update the mean prediction.
 
         They contain the fraction kept: the authors divide the sum of the kept losses by the size of the whole batch.
         """
@@ -167,6 +171,29 @@ class ROID(SelfTrainingAdapter):
             "prior_correction": self.prior_correction,
         }
         return super().protocol() | settings | self._space.protocol()
+
+
+class PriorCorrection:
+    """Corrects the logits of a batch by its class prior, as a forward hook on what the network returns.
+
+    Args:
+        kind: See ``ROID``.
+        output: Where the logits are in it; see ``logits_of``.
+    """
+
+    def __init__(self, kind: str, output: Select = None) -> None:
+        self.kind, self.output = kind, output
+
+    def __call__(self, module: nn.Module, inputs: object, output: Any) -> Any:
+        """Return the output with corrected logits."""
+        return with_logits(output, self.corrected(logits_of(output, self.output)), self.output)
+
+    def corrected(self, logits: Tensor) -> Tensor:
+        """Return logits, (B, C), that are corrected."""
+        if self.kind == "none":
+            return logits
+        prior = smoothed_prior(logits)
+        return logits + prior.log() if self.kind == "log" else logits * prior
 
 
 def certainty_diversity_weights(probabilities: Tensor, mean: Tensor, temperature: float) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.losses import generalized_cross_entropy
 from ttalight.models.network import Outputs
 
@@ -39,7 +40,7 @@ class RPL(SelfTrainingAdapter):
     def __init__(self, q: float = 0.8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < q <= 1:
-            raise ValueError(f"q must lie in (0, 1], got {q}")
+            raise InputError(f"q must lie in (0, 1], got {q}")
         self.q = q
 
     def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:

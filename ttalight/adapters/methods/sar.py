@@ -11,6 +11,7 @@ from torch import Tensor
 from ttalight.adapters.components.filters import entropy_margins, update_mean
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.models.network import Outputs, Selection
 from ttalight.models.vectors import flatten
 
@@ -67,11 +68,11 @@ class SAR(SelfTrainingAdapter):
     def __init__(self, margin: float = 0.4, rho: float = 0.05, recovery: float = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < margin <= 1:
-            raise ValueError(f"margin must be a share of ln C in (0, 1], got {margin}")
+            raise InputError(f"margin must be a share of ln C in (0, 1], got {margin}")
         if rho < 0:
-            raise ValueError(f"rho must be at least 0, got {rho}")
+            raise InputError(f"rho must be at least 0, got {rho}")
         if recovery < 0:
-            raise ValueError(f"recovery must be an entropy of at least 0, got {recovery}")
+            raise InputError(f"recovery must be an entropy of at least 0, got {recovery}")
         self.margin = margin
         self.rho = rho
         self.recovery = recovery

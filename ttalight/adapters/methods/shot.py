@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.losses import entropy, marginal_entropy
 from ttalight.losses.entropy import log_probabilities
 from ttalight.models.network import Outputs, Selection
@@ -49,9 +50,9 @@ class SHOT(SelfTrainingAdapter):
     def __init__(self, pseudo_weight: float = 0.3, confidence: float = 0.9, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if pseudo_weight < 0:
-            raise ValueError(f"pseudo_weight must be at least 0, got {pseudo_weight}")
+            raise InputError(f"pseudo_weight must be at least 0, got {pseudo_weight}")
         if not 0 <= confidence < 1:
-            raise ValueError(f"confidence must lie in [0, 1), got {confidence}")
+            raise InputError(f"confidence must lie in [0, 1), got {confidence}")
         self.pseudo_weight = pseudo_weight
         self.confidence = confidence
 

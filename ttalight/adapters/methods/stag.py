@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.term import Term
+from ttalight.errors import InputError
 from ttalight.losses.structural import entropy_slopes, structural_alignment
 from ttalight.models.network import Head, Outputs
 from ttalight.models.outputs import possible_classes
@@ -46,7 +47,7 @@ class STAG(Term):
     def __call__(self, outputs: Outputs, head: Head, selected: Tensor | None) -> Tensor:
         """Return the misalignment of every sample, (B,), in [0, 2]."""
         if outputs.logits.shape[1] < 2:
-            raise ValueError("STAG needs two classes or more: with one the entropy is constant")
+            raise InputError("STAG needs two classes or more: with one the entropy is constant")
         logits = _rows(outputs.logits)
         weight = (head.scale * head.weight).to(logits.dtype)
         masked = ~possible_classes(logits)

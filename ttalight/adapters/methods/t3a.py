@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.inference import check_inference
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError
 from ttalight.losses.entropy import entropy, is_masked
+from ttalight.models.exported_norm import become
 from ttalight.models.network import Network
 
 __all__ = ["T3A", "insert_supports"]
@@ -42,9 +44,9 @@ class T3A(Adapter):
     def __init__(self, supports: int = 100, norm: Literal["source", "batch"] = "source", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if supports < 1:
-            raise ValueError(f"supports must be at least 1, got {supports}")
+            raise InputError(f"supports must be at least 1, got {supports}")
         if norm not in ("source", "batch"):
-            raise ValueError(f"norm must be 'source' or 'batch', got {norm!r}")
+            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
         self.supports, self.norm = supports, norm
 
     def check(self, net: Network) -> None:
@@ -84,12 +86,32 @@ class T3A(Adapter):
         logits, features = net(images)
         assert features is not None
         if logits.ndim != 2:
-            raise ValueError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
+            raise InputError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
         return logits, features.flatten(1).to(self._features.dtype)
 
     def _classify(self, features: Tensor, logits: Tensor) -> Tensor:
+        return F.linear(features, self._prototypes()).masked_fill(is_masked(logits), -torch.inf)
+
+    def _prototypes(self) -> Tensor:
         sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero
-        return (features @ F.normalize(sums, dim=1).T).masked_fill(is_masked(logits), -torch.inf)
+        return F.normalize(sums, dim=1)
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Give a copy of the network the prototypes as its classifier; see ``Method.export``.
+
+        Where classes are masked by the classifier itself, it has a bias, minus infinity for these.
+        """
+        super().export(net, module)
+        found, possible = net.classifier.found, net.possible_classes
+        assert found is not None, "configure has found the classifier"
+        layer: Any = module.get_submodule(found.name)
+        become(layer, nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear)
+        rows = possible.nonzero()[:, 0] if found.rows is None else found.rows[possible]
+        weight = torch.zeros_like(layer.weight.detach())
+        weight.flatten(1).index_copy_(0, rows, self._prototypes()[possible].to(weight.dtype))
+        masked = found.rows is None and not bool(possible.all())
+        bias = weight.new_zeros(len(weight)).masked_fill(~possible, -torch.inf) if masked else None
+        layer.weight, layer.bias = nn.Parameter(weight), None if bias is None else nn.Parameter(bias)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

@@ -16,6 +16,7 @@ from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.methods.ema_bn import check_momentum, move_statistics
 from ttalight.adapters.term import add_terms
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError, InputTypeError
 from ttalight.models.network import Network
 
 __all__ = ["TestTimeTraining"]
@@ -40,7 +41,7 @@ class TestTimeTraining(GradientAdapter):
         lr: Learning rate of Adam; 1e-6 by default.
         norm: BatchNorm statistics at prediction: ``ema`` (running statistics that moved along while adapting),
             ``batch`` (of the predicted batch) or ``source``.
-        momentum: Weight of a batch when running statistics move.
+        momentum: Weight of a batch when running statistics are updated.
         reset: See ``Adapter``.
         read_at: Numbers of steps after which the results have predictions too, for accuracy against iterations from
             one run; needs ``reset="batch"``.
@@ -71,7 +72,7 @@ class TestTimeTraining(GradientAdapter):
     ) -> None:
         super().__init__(lr=lr, steps=steps, reset=reset, **kwargs)
         if norm not in ("ema", "batch", "source"):
-            raise ValueError(f"norm must be 'ema', 'batch' or 'source', got {norm!r}")
+            raise InputError(f"norm must be 'ema', 'batch' or 'source', got {norm!r}")
         self.norm = norm
         self.prediction_norm = "batch" if norm == "batch" else "source"
         self.momentum = check_momentum(momentum)
@@ -82,7 +83,7 @@ class TestTimeTraining(GradientAdapter):
         """Make sure that the task says which modules its images go through."""
         super().check_batch_shard(module)
         if not hasattr(module, "auxiliary_encoders"):
-            raise TypeError(
+            raise InputTypeError(
                 f"the auxiliary loss of {type(module).__name__} cannot be shared among processes batch by batch: it "
                 "has no auxiliary_encoders(), the modules that its images go through one by one. Use shard='domain'"
             )
@@ -96,7 +97,7 @@ class TestTimeTraining(GradientAdapter):
         task: Any = net.module
         missing = [name for name in ("auxiliary_loss", "adaptable_parameters") if not hasattr(task, name)]
         if missing:
-            raise TypeError(
+            raise InputTypeError(
                 f"{type(task).__name__} has no {' and no '.join(missing)}: test-time training needs a task that was "
                 "trained with a self-supervised loss, such as CrossTaskTTT; for any other model use a TTA method"
             )

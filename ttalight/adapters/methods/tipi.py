@@ -12,7 +12,9 @@ from ttalight.adapters.components.intermediate_predictions import predict
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError, UsageError
 from ttalight.losses.entropy import expectation, log_probabilities
+from ttalight.models.exported_norm import replace_norms
 from ttalight.models.network import Outputs
 from ttalight.models.norm import PassState
 
@@ -26,10 +28,10 @@ class TIPI(SelfTrainingAdapter):
     that range and g the gradient of the divergence with respect to the pixels at the start. The prediction of the clean
     images is a target without gradient.
 
-    BatchNorm works in two ways. The pass of the clean images uses the batch's statistics and moves the running ones;
+    BatchNorm works in two ways. The pass of the clean images uses the batch's statistics and updates the running ones;
     passes of perturbed images use their own batch's statistics and leave the running ones alone. The authors keep a
     second set of running statistics for the latter, which no prediction reads, so this is the same. The prediction
-    (``after``) is made with the moved running statistics; batches of more than ``large_batch`` images are predicted
+    (``after``) is made with the updated running statistics; batches of more than ``large_batch`` images are predicted
     with their own. The loss is still made with the statistics of the batch: fewer than 8 images have none worth the
     name.
 
@@ -83,11 +85,11 @@ class TIPI(SelfTrainingAdapter):
     ) -> None:
         super().__init__(lr=lr, prediction=prediction, **kwargs)
         if epsilon <= 0:
-            raise ValueError(f"epsilon must be above 0, got {epsilon}")
+            raise InputError(f"epsilon must be above 0, got {epsilon}")
         if entropy_weight < 0:
-            raise ValueError(f"entropy_weight must be at least 0, got {entropy_weight}")
+            raise InputError(f"entropy_weight must be at least 0, got {entropy_weight}")
         if large_batch is not None and large_batch < 0:
-            raise ValueError(f"large_batch must be at least 0 or None, got {large_batch}")
+            raise InputError(f"large_batch must be at least 0 or None, got {large_batch}")
         check_normalization(mean, std)
         self.epsilon = epsilon
         self.entropy_weight = entropy_weight
@@ -97,15 +99,24 @@ class TIPI(SelfTrainingAdapter):
         self._space = PixelSpace()
 
     def configure(self, net: AdaptiveNetwork) -> None:
-        """Set the trainable parameters, and let clean passes move the running statistics."""
+        """Set the trainable parameters, and let clean passes update the running statistics."""
         super().configure(net)
         net.set_norm_mode("ema")
         self._space = pixel_space(net, self.mean, self.std)
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
-        """Return the logits of the batch from the moved statistics, or from its own: of large ones, and ``before``."""
+        """Return the logits of the batch from updated statistics, or from its own: of large ones, and ``before``."""
         large = self.large_batch is not None and len(images) > self.large_batch
         return predict(net, images, "batch" if large or self.prediction == "before" else "source")
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Let a copy of the network normalise as predictions do; see ``Method.export``."""
+        if self.prediction == "before":
+            replace_norms(net.norms, module, "batch")
+        elif self.large_batch is None:
+            replace_norms(net.norms, module, "source")
+        else:
+            replace_norms(net.norms, module, "batch", above=self.large_batch)
 
     def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
         """Make one step towards predictions that the perturbation does not change; see ``SelfTrainingAdapter``."""
@@ -202,7 +213,7 @@ def input_gradient(
             parameter.requires_grad_(True)
             parameter.grad = None  # of a forward that lets everything require gradients
     if images.grad is None:
-        raise RuntimeError(
+        raise UsageError(
             "the prediction does not depend on the pixels: does the model's forward run under no_grad, freeze its "
             "parameters or detach its outputs?"
         )

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from ttalight.data.corruptions.draws import integers, normal, uniform
 from ttalight.data.corruptions.pixels import interpolation_matrix, separable, to_uint8
 from ttalight.data.pictures import read_picture
+from ttalight.errors import InputError, MissingFileError
 
 FROST_PROCEDURAL = "procedural"
 """Value of `frost_source` for the built-in textures."""
@@ -85,7 +86,7 @@ def frost(
         tall, wide = picture.shape[-2:]
         room = (tall, wide) if frost_dir is None else (tall - height, wide - width)
         if min(room) < 1:
-            raise ValueError(
+            raise InputError(
                 f"{FROST_FILES[index]} has {tall} x {wide} pixels after scaling by {scale}, too few for images of "
                 f"{height} x {width}: choose the table made for this image size"
             )
@@ -102,7 +103,7 @@ def _pictures(frost_dir: str, scale: float) -> tuple[Tensor, ...]:
     folder = Path(frost_dir)
     missing = [name for name in FROST_FILES if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no {', '.join(missing)} in frost_dir {frost_dir!r}: copy frost1.png to frost5.jpg from "
             "ImageNet-C/create_c of github.com/hendrycks/robustness, or leave frost_dir out for procedural textures"
         )

@@ -13,6 +13,7 @@ from ttalight.data.corruptions import blur, digital, noise, weather
 from ttalight.data.corruptions.frost import frost
 from ttalight.data.corruptions.spatter import spatter
 from ttalight.data.corruptions.tables import parameters
+from ttalight.errors import InputError, InputTypeError
 
 _FIXED: Mapping[str, Callable[..., Tensor]] = {
     "defocus_blur": blur.defocus_blur,
@@ -85,7 +86,7 @@ def corrupt(
     _check(images)
     parameters(table, corruption, severity)
     if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+        raise InputError(f"chunk_size must be at least 1, not {chunk_size}")
     corrupted = torch.empty_like(images, memory_format=torch.contiguous_format)
     for chunk, start in enumerate(range(0, len(images), chunk_size)):
         part = slice(start, start + chunk_size)
@@ -147,7 +148,7 @@ def _generator(seed: int, corruption: str, severity: int, chunk: int) -> Generat
 def _check(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         seen = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-        raise TypeError(f"images must be a uint8 tensor with grey levels 0 to 255, not {seen}")
+        raise InputTypeError(f"images must be a uint8 tensor with grey levels 0 to 255, not {seen}")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
         hint = ": move the channels to dimension 1" if images.ndim == 4 and images.shape[-1] == 3 else ""
-        raise ValueError(f"images must be RGB of shape (N, 3, H, W), not {tuple(images.shape)}{hint}")
+        raise InputError(f"images must be RGB of shape (N, 3, H, W), not {tuple(images.shape)}{hint}")

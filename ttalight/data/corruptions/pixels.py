@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttalight.errors import InputError
+
 # Sums of float32 weights leave an exact grey level a hair too low, and truncation would then take a whole level.
 _SLACK = 2.0**-13
 
@@ -22,7 +24,7 @@ def require_sides(images: Tensor, least: int, corruption: str) -> None:
     """Refuse images that are too small for a corruption at the strength in use."""
     height, width = images.shape[-2:]
     if min(height, width) < least:
-        raise ValueError(
+        raise InputError(
             f"{corruption} at this strength needs sides of at least {least} pixels, not {height} x {width}: "
             "use larger images, or the table made for small ones"
         )

@@ -12,6 +12,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
+from ttalight.errors import InputError
+
 COMMON: tuple[str, ...] = (
     "gaussian_noise",
     "shot_noise",
@@ -180,10 +182,10 @@ def parameters(table: str, corruption: str, severity: int) -> tuple[float, ...]:
         ValueError: If the table or the corruption is unknown, or the severity is not in 1..5.
     """
     if table not in TABLES:
-        raise ValueError(f"there is no parameter table {table!r}: choose one of {', '.join(TABLES)}")
+        raise InputError(f"there is no parameter table {table!r}: choose one of {', '.join(TABLES)}")
     check_name(corruption)
     if isinstance(severity, bool) or not isinstance(severity, int) or not 1 <= severity <= 5:
-        raise ValueError(f"severity must be an integer from 1 (mild) to 5 (strong), not {severity!r}")
+        raise InputError(f"severity must be an integer from 1 (mild) to 5 (strong), not {severity!r}")
     return TABLES[table][corruption][severity - 1]
 
 
@@ -193,4 +195,4 @@ def check_name(corruption: str) -> None:
     if corruption not in known:
         near = difflib.get_close_matches(str(corruption), known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
-        raise ValueError(f"there is no corruption {corruption!r}: {hint}")
+        raise InputError(f"there is no corruption {corruption!r}: {hint}")

@@ -12,6 +12,7 @@ from ttalight.data.streams.mixed import Mixed
 from ttalight.data.streams.per_domain import PerDomain
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
 from ttalight.data.streams.stretches import generator, numbered, rearranged
+from ttalight.errors import InputError
 
 __all__ = ["BatchMixing"]
 
@@ -35,7 +36,7 @@ class BatchMixing(StreamOrder):
 
     def __init__(self, order: Literal["interval", "interval_shuffled", "shuffled"] = "interval") -> None:
         if order not in ("interval", "interval_shuffled", "shuffled"):
-            raise ValueError(f"order must be interval, interval_shuffled or shuffled, got {order!r}")
+            raise InputError(f"order must be interval, interval_shuffled or shuffled, got {order!r}")
         self.order = order
 
     def build(self, domains: Sequence[Domain], labels: Labels, batch_size: int, seed: int) -> Stream:

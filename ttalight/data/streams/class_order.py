@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ttalight.data.streams.stretches import rearranged
+from ttalight.errors import InputError
 from ttalight.labels import UNLABELLED
 
 __all__ = ["check_dirichlet", "correlated_order", "dirichlet_sizes", "group_by_class"]
@@ -22,9 +23,9 @@ def check_dirichlet(gamma: float | None, slots: int | None) -> None:
         ValueError: If one is out of range.
     """
     if gamma is not None and not 0 < gamma < float("inf"):
-        raise ValueError(f"gamma must be greater than 0 and finite, or null for samples sorted by class, got {gamma}")
+        raise InputError(f"gamma must be greater than 0 and finite, or null for samples sorted by class, got {gamma}")
     if slots is not None and slots < 1:
-        raise ValueError(f"slots must be at least 1, got {slots}")
+        raise InputError(f"slots must be at least 1, got {slots}")
 
 
 def correlated_order(
@@ -90,7 +91,7 @@ def group_by_class(
         ValueError: If images have no labels.
     """
     if (labels == UNLABELLED).any():
-        raise ValueError("this stream orders images by their labels, and these have none: take another stream")
+        raise InputError("this stream orders images by their labels, and these have none: take another stream")
     counts = np.bincount(labels)
     # A stable sort of 16 bits is ten times as fast as one of 64.
     keys = labels.astype(np.min_scalar_type(len(counts)))

@@ -8,6 +8,7 @@ import numpy as np
 
 from ttalight.data.streams.per_domain import PerDomain
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder, Timing
+from ttalight.errors import InputError
 
 __all__ = ["Clocked"]
 
@@ -44,13 +45,13 @@ class Clocked(StreamOrder):
     ) -> None:
         for name, value in (("rate", rate), ("cost", cost), ("milliseconds", milliseconds)):
             if value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
+                raise InputError(f"{name} must be positive and finite, got {value}")
         if cost is not None and milliseconds is not None:
-            raise ValueError(
+            raise InputError(
                 "give cost (a ratio) or milliseconds (of a batch), not both; without either it is measured"
             )
         if rate is None and cost is None:
-            raise ValueError("a clock needs a rate, in images a second, or a cost, as a ratio that needs none")
+            raise InputError("a clock needs a rate, in images a second, or a cost, as a ratio that needs none")
         self.rate, self.cost, self.milliseconds = rate, cost, milliseconds
         self.stream = stream if stream is not None else PerDomain()
 

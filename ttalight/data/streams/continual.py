@@ -7,6 +7,7 @@ from typing import Literal
 
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
 from ttalight.data.streams.stretches import domains_in_turn, generator
+from ttalight.errors import InputError
 
 __all__ = ["Continual"]
 
@@ -32,9 +33,9 @@ class Continual(StreamOrder):
 
     def __init__(self, rounds: int = 1, order: Literal["given", "random"] = "given", shuffle: bool = True) -> None:
         if rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {rounds}")
+            raise InputError(f"rounds must be at least 1, got {rounds}")
         if order not in ("given", "random"):
-            raise ValueError(f"order must be given or random, got {order!r}")
+            raise InputError(f"order must be given or random, got {order!r}")
         self.rounds = rounds
         self.order = order
         self.shuffle = shuffle

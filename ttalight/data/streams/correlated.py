@@ -10,6 +10,7 @@ import numpy as np
 from ttalight.data.streams.class_order import check_dirichlet, correlated_order
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
 from ttalight.data.streams.stretches import cut_across, generator, numbered, one_after_the_other, pool
+from ttalight.errors import InputError
 
 __all__ = ["Correlated", "PracticalTTA"]
 
@@ -85,7 +86,7 @@ class PracticalTTA(StreamOrder):
     ) -> None:
         check_dirichlet(gamma, slots)
         if order not in ("published", "given"):
-            raise ValueError(f"order must be published or given, got {order!r}")
+            raise InputError(f"order must be published or given, got {order!r}")
         self.gamma = gamma
         self.slots = slots
         self.order = order

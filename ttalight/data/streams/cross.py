@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ttalight.data.streams.mixed import Mixed
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
 from ttalight.data.streams.stretches import cut_across, generator, numbered
+from ttalight.errors import InputError
 
 __all__ = ["Cross"]
 
@@ -35,9 +36,9 @@ class Cross(StreamOrder):
     def __init__(self, domains_per_batch: int | Literal["random"] | None = None) -> None:
         is_number = isinstance(domains_per_batch, int) and not isinstance(domains_per_batch, bool)
         if not is_number and domains_per_batch not in ("random", None):
-            raise ValueError(f"domains_per_batch must be a number, random or null, got {domains_per_batch!r}")
+            raise InputError(f"domains_per_batch must be a number, random or null, got {domains_per_batch!r}")
         if isinstance(domains_per_batch, int) and domains_per_batch < 1:
-            raise ValueError(f"domains_per_batch must be at least 1, got {domains_per_batch}")
+            raise InputError(f"domains_per_batch must be at least 1, got {domains_per_batch}")
         self.domains_per_batch = domains_per_batch
 
     def build(self, domains: Sequence[Domain], labels: Labels, batch_size: int, seed: int) -> Stream:
@@ -57,7 +58,7 @@ class Cross(StreamOrder):
         elif self.domains_per_batch <= most:
             kinds = np.full(len(offsets) - 1, self.domains_per_batch)
         else:
-            raise ValueError(
+            raise InputError(
                 f"domains_per_batch is {self.domains_per_batch}, and there are {len(domains)} domains and batches of "
                 f"{batch_size}"
             )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
 from ttalight.data.streams.stretches import domains_in_turn
+from ttalight.errors import InputError
 
 __all__ = ["Gradual"]
 
@@ -33,7 +34,7 @@ class Gradual(StreamOrder):
 
     def __init__(self, path: Sequence[int] = _UP_AND_DOWN, shuffle: bool = True) -> None:
         if not path or not set(path) <= set(range(1, 6)):
-            raise ValueError(f"path must have severities from 1 to 5, got {list(path)}")
+            raise InputError(f"path must have severities from 1 to 5, got {list(path)}")
         self.path = tuple(path)
         self.shuffle = shuffle
 
@@ -52,6 +53,6 @@ class Gradual(StreamOrder):
             levels = {domain.severity: index for index, domain in enumerate(domains) if domain.name == name}
             missing = sorted(set(self.path) - levels.keys())
             if missing and set(levels) != {0}:
-                raise ValueError(f"{name} is there at severities {sorted(levels)}, and the path needs {missing} too")
+                raise InputError(f"{name} is there at severities {sorted(levels)}, and the path needs {missing} too")
             path += [levels[severity] for severity in self.path] if not missing else [levels[0]]
         return domains_in_turn(domains, labels, path, batch_size, seed, announced=False, shuffle=self.shuffle)

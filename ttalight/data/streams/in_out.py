@@ -8,6 +8,7 @@ import numpy as np
 
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
 from ttalight.data.streams.stretches import cut_within, generator, numbered
+from ttalight.errors import InputError
 
 __all__ = ["InOut"]
 
@@ -30,7 +31,7 @@ class InOut(StreamOrder):
 
     def __init__(self, share: float = 0.5) -> None:
         if not 0 < share < 1:
-            raise ValueError(f"share must lie in (0, 1), got {share}")
+            raise InputError(f"share must lie in (0, 1), got {share}")
         self.share = share
 
     @property
@@ -50,7 +51,7 @@ class InOut(StreamOrder):
             size, draws = len(labels[index]), generator(seed, "in-out", index)
             replaced = round(self.share * size)
             if replaced > len(labels[clean]):
-                raise ValueError(
+                raise InputError(
                     f"share {self.share:g} of the {size} samples of {domains[index].name} is {replaced}, and there are "
                     f"{len(labels[clean])} clean images"
                 )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ttalight.data.streams.class_order import group_by_class
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
 from ttalight.data.streams.stretches import generator, numbered, one_after_the_other
+from ttalight.errors import InputError
 
 __all__ = ["LabelShift"]
 
@@ -36,9 +37,9 @@ class LabelShift(StreamOrder):
 
     def __init__(self, ratio: float = 500_000, samples: int | None = None) -> None:
         if not 1 <= ratio < float("inf"):
-            raise ValueError(f"ratio must be at least 1 and finite, got {ratio}")
+            raise InputError(f"ratio must be at least 1 and finite, got {ratio}")
         if samples is not None and samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
+            raise InputError(f"samples must be at least 1, got {samples}")
         self.ratio = ratio
         self.samples = samples
 

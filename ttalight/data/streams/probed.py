@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ttalight.data.streams.per_domain import PerDomain
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder, Visit
 from ttalight.data.streams.stretches import cut_across, generator
+from ttalight.errors import InputError
 
 __all__ = ["Probed"]
 
@@ -37,9 +38,9 @@ class Probed(StreamOrder):
 
     def __init__(self, stream: StreamOrder | None = None, every: int | None = None, samples: int | None = None) -> None:
         if every is not None and every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+            raise InputError(f"every must be at least 1, got {every}")
         if samples is not None and samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}")
+            raise InputError(f"samples must be at least 1, got {samples}")
         self.stream = stream if stream is not None else PerDomain()
         self.every = every
         self.samples = samples
@@ -62,7 +63,7 @@ class Probed(StreamOrder):
         known = len(domains) if self.stream.needs_clean else len(domains) - 1
         other = self.stream.build(domains[:known], labels[:known], batch_size, seed)
         if other.window is not None:
-            raise ValueError("a stream with a window takes no probes: their images would be in the windows after them")
+            raise InputError("a stream with a window takes no probes: their images would be in the windows after them")
         clean = len(domains) - 1
         probe = generator(seed, "probe").permutation(len(labels[clean]))[: self.samples].astype(np.uint32)
         places = self._places(other)
@@ -91,7 +92,7 @@ class Probed(StreamOrder):
         else:
             wanted = np.append(np.flatnonzero(np.diff(other.visit)) + 1, len(other))
             if len(wanted) > len(other.visits):
-                raise ValueError(
+                raise InputError(
                     "this stream mixes its visits, so that they have no ends to put probes at: give every, the number "
                     "of samples between probes"
                 )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
 from ttalight.data.streams.stretches import cut_across, generator, numbered
+from ttalight.errors import InputError
 
 __all__ = ["Recurring"]
 
@@ -38,11 +39,11 @@ class Recurring(StreamOrder):
 
     def __init__(self, cycles: int = 20, length: int | None = None, overlap: float = 0.5) -> None:
         if cycles < 1:
-            raise ValueError(f"cycles must be at least 1, got {cycles}")
+            raise InputError(f"cycles must be at least 1, got {cycles}")
         if length is not None and length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+            raise InputError(f"length must be at least 1, got {length}")
         if not 0 <= overlap <= 1:
-            raise ValueError(f"overlap must lie in [0, 1], got {overlap}")
+            raise InputError(f"overlap must lie in [0, 1], got {overlap}")
         self.cycles = cycles
         self.length = length
         self.overlap = overlap

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
+from ttalight.errors import InputError
 
 __all__ = ["SavedStream"]
 
@@ -52,7 +53,7 @@ class SavedStream(StreamOrder):
         """
         wanted = self._stream.domains
         if tuple(domains[: len(wanted)]) != wanted:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} is a stream over {_names(wanted)}, and the data module delivers {_names(domains)}: give "
                 "the same domains in the same order"
             )

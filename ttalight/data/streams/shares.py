@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ttalight.data.streams.stream import Stream
+from ttalight.errors import InputError
 
 __all__ = ["Places", "StreamShare", "deal", "places"]
 
@@ -60,7 +61,7 @@ def deal(stream: Stream, ranks: int, each_batch: bool = False) -> list[Numbers]:
         ValueError: If the stream announces no boundaries and not every batch starts from the source.
     """
     if not (stream.announced or each_batch):
-        raise ValueError(
+        raise InputError(
             "shard='domain' deals out domains that start from the source each, but this stream does not announce where "
             "one begins: use PerDomain, or another stream that does; reset='batch'; or shard='batch'"
         )

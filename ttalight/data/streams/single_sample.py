@@ -8,6 +8,7 @@ import numpy as np
 
 from ttalight.data.streams.per_domain import PerDomain
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
+from ttalight.errors import InputError
 
 __all__ = ["SingleSample"]
 
@@ -32,7 +33,7 @@ class SingleSample(StreamOrder):
 
     def __init__(self, stream: StreamOrder | None = None, window: int | None = None) -> None:
         if window is not None and window < 1:
-            raise ValueError(f"window must be at least 1, got {window}")
+            raise InputError(f"window must be at least 1, got {window}")
         self.stream = stream if stream is not None else PerDomain()
         self.window = window
 

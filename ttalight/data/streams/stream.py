@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import DistributedSampler
 
-from ttalight.arguments import CheckedArguments
+from ttalight.arguments import CheckedArguments, shown_arguments
 from ttalight.data.streams.stream_file import read_stream_file, write_stream_file
+from ttalight.errors import InputError
 
 __all__ = ["Domain", "Labels", "Stream", "StreamOrder", "StreamSampler", "Timing", "Visit"]
 
@@ -113,23 +114,23 @@ class Stream:
 
     def _check(self) -> None:
         if self.visit.shape != self.sample.shape:
-            raise ValueError(f"visit and sample must be equally long, got {len(self.visit)} and {len(self.sample)}")
+            raise InputError(f"visit and sample must be equally long, got {len(self.visit)} and {len(self.sample)}")
         ends = [0, len(self)]
         if self.offsets.ndim != 1 or self.offsets[[0, -1]].tolist() != ends or (np.diff(self.offsets) <= 0).any():
-            raise ValueError(f"offsets must rise from 0 to the number of samples, {len(self)}, without an empty batch")
+            raise InputError(f"offsets must rise from 0 to the number of samples, {len(self)}, without an empty batch")
         if int(self.visit.max()) >= len(self.visits):
-            raise ValueError(f"visit has the index {self.visit.max()}, but there are {len(self.visits)} visits")
+            raise InputError(f"visit has the index {self.visit.max()}, but there are {len(self.visits)} visits")
         if not all(0 <= visit.domain < len(self.domains) for visit in self.visits):
-            raise ValueError(f"every visit must be to one of the {len(self.domains)} domains, got {self.visits}")
+            raise InputError(f"every visit must be to one of the {len(self.domains)} domains, got {self.visits}")
         if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}")
+            raise InputError(f"window must be at least 1, got {self.window}")
 
     def _check_probes(self) -> None:
         if self.window is not None:
-            raise ValueError("a stream with probes has no window: a probe's images would be in the windows after it")
+            raise InputError("a stream with probes has no window: a probe's images would be in the windows after it")
         probe = np.array([visit.probe for visit in self.visits])[self.visit]
         if (np.repeat(probe[self.offsets[:-1]], np.diff(self.offsets)) != probe).any():
-            raise ValueError("a batch must be a probe as a whole, or not at all")
+            raise InputError("a batch must be a probe as a whole, or not at all")
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -232,20 +233,20 @@ class Stream:
             visits = [Visit(int(domain), int(number), bool(probe)) for domain, number, probe in header["visits"]]
             window = header["window"]
             if window is not None and (isinstance(window, bool) or not isinstance(window, int)):
-                raise ValueError(f"its window is {window!r:.60}")
+                raise InputError(f"its window is {window!r:.60}")
             stream = cls(domains, visits, **arrays, announced=bool(header["announced"]), window=window)
             if stream.hash != header["hash"]:
-                raise ValueError("its content does not fit the hash in it")
+                raise InputError("its content does not fit the hash in it")
         except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-            raise ValueError(f"{path} is damaged or was changed ({error}): write it again") from error
+            raise InputError(f"{path} is damaged or was changed ({error}): write it again") from error
         return stream
 
 
 def _references(indices: npt.NDArray[Any], name: str) -> npt.NDArray[np.uint32]:
     if indices.ndim != 1 or indices.dtype.kind not in "iu" or not len(indices):
-        raise ValueError(f"{name} must be integers (N,), N at least 1, got {indices.dtype} of shape {indices.shape}")
+        raise InputError(f"{name} must be integers (N,), N at least 1, got {indices.dtype} of shape {indices.shape}")
     if indices.dtype != np.uint32 and (int(indices.min()) < 0 or int(indices.max()) >= 2**32):
-        raise ValueError(f"{name} must lie in [0, 2^32), got {indices.min()} to {indices.max()}")
+        raise InputError(f"{name} must lie in [0, 2^32), got {indices.min()} to {indices.max()}")
     return _read_only(indices.astype(np.uint32, copy=False))
 
 
@@ -273,7 +274,7 @@ class StreamSampler(DistributedSampler[slice]):
 
     def __init__(self, stream: Stream, start: int = 0, chosen: npt.NDArray[np.int64] | None = None) -> None:
         if not 0 <= start < stream.batches:
-            raise ValueError(f"start must be one of the stream's batches, 0 to {stream.batches - 1}, got {start}")
+            raise InputError(f"start must be one of the stream's batches, 0 to {stream.batches - 1}, got {start}")
         super().__init__(stream, num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
         self.stream = stream
         every = np.arange(stream.batches) if chosen is None else chosen
@@ -304,6 +305,9 @@ class StreamOrder(CheckedArguments, ABC):
             batch_size: Samples in a batch; the last of a visit may have fewer.
             seed: The stream is a function of this and of the arguments above.
         """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({shown_arguments(self, self.given_arguments)})"
 
     @property
     def needs_clean(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ttalight.errors import InputError, MissingFileError
 from ttalight.files.atomic import open_replacing
 from ttalight.files.untrusted import DAMAGE, check_archive, read_member
 
@@ -37,16 +38,16 @@ def read_stream_file(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[
         ValueError: If the file is not one that `write_stream_file` wrote.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no saved stream {path}")
+        raise MissingFileError(f"there is no saved stream {path}")
     try:
         check_archive(path, whole=False)
         with zipfile.ZipFile(path) as archive:
             arrays = {name: _read(archive, name, np.dtype(dtype)) for name, dtype in _TYPES.items()}
         header = json.loads(arrays.pop(_HEADER).tobytes())
         if not isinstance(header, dict) or header.get("format") != _FORMAT:
-            raise ValueError(f"its header does not say format {_FORMAT}")
+            raise InputError(f"its header does not say format {_FORMAT}")
     except DAMAGE as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a saved stream, or is damaged ({type(error).__name__}: {error}): write it again"
         ) from error
     return header, arrays
@@ -56,5 +57,5 @@ def _read(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any]) -> npt.NDAr
     """Read one array, whose type must be the expected one."""
     array = read_member(archive, name, "biufcmMSUV")
     if array.dtype != dtype or array.ndim != 1:
-        raise ValueError(f"{name} must be {dtype} of shape (N,), it is {array.dtype} of shape {array.shape}")
+        raise InputError(f"{name} must be {dtype} of shape (N,), it is {array.dtype} of shape {array.shape}")
     return array.astype(dtype.newbyteorder("="), copy=False)

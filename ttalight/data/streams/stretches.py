@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ttalight.data.streams.stream import Domain, Labels, Stream, Visit
+from ttalight.errors import InputError
 from ttalight.seeding import derive_seed
 
 __all__ = [
@@ -48,7 +49,7 @@ def cut_within(sizes: Sequence[int], batch_size: int) -> npt.NDArray[np.int64]:
         ValueError: If the batch size is less than 1.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
     starts = np.cumsum([0, *sizes])
     cuts = [np.arange(start, stop, batch_size) for start, stop in pairwise(starts.tolist())]
     return np.concatenate([*cuts, starts[-1:]])

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from ttalight.errors import InputError
+
 __all__ = ["PublishedRow", "published_rows"]
 
 #: Settings that a file may state, as they are called in results; ``network`` and ``samples`` (of one domain) too.
@@ -80,7 +82,7 @@ def _read(name: str, text: str) -> Iterator[PublishedRow]:
             try:
                 yield _row(paper, table, row)
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{name}, {table.get('table')}, row {row!r:.60}: {error}") from error
+                raise InputError(f"{name}, {table.get('table')}, row {row!r:.60}: {error}") from error
 
 
 def _row(paper: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> PublishedRow:
@@ -89,11 +91,11 @@ def _row(paper: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> P
         protocol = {name: value for name, value in protocol.items() if name not in METHOD_FIELDS}
     unknown = protocol.keys() - set(FIELDS)
     if unknown:
-        raise ValueError(f"protocol has {sorted(unknown)}, known are {FIELDS}")
+        raise InputError(f"protocol has {sorted(unknown)}, known are {FIELDS}")
     domains = table["domains"]
     values = [_accuracy(value, table["measure"]) for value in row.get("values", [])]
     if values and len(values) != len(domains):
-        raise ValueError(f"{len(values)} values for {len(domains)} domains")
+        raise InputError(f"{len(values)} values for {len(domains)} domains")
     where = f"{paper['authors']}, {paper['title']}, {table['table']}"
     return PublishedRow(
         label=row["label"],
@@ -112,5 +114,5 @@ def _row(paper: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> P
 
 def _accuracy(percent: float, measure: str) -> float:
     if measure not in ("accuracy", "error"):
-        raise ValueError(f"measure must be accuracy or error, got {measure!r}")
+        raise InputError(f"measure must be accuracy or error, got {measure!r}")
     return percent / 100 if measure == "accuracy" else 1 - percent / 100

@@ -8,17 +8,15 @@ import gc
 import os
 import sys
 import warnings
-from argparse import ArgumentError, ArgumentParser
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import lightning
 import torch
-import yaml
 from jsonargparse import set_parsing_settings
-from lightning import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -27,12 +25,15 @@ import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
 from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
-from ttalight.callbacks.search import find_callback
+from ttalight.callbacks.search import callbacks_of, find_callback
 from ttalight.callbacks.termination import TERMINATED
+from ttalight.cli.error_messages import expected_message, without_parser
+from ttalight.cli.parser_messages import parser_message
+from ttalight.cli.preparsing import add_resumed_config, reset_adapter_arguments
+from ttalight.cli.run_setup import RunSetup
 from ttalight.data.corrupt_command import main as corrupt
-from ttalight.errors import expected_message, parser_message, without_parser
 from ttalight.files.checkpoints import LAST, last_whole
-from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, is_run_name, remove
+from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, is_run_name
 from ttalight.reporting import domain_table, protocol_header
 from ttalight.reporting.compare import main as compare
 from ttalight.reporting.text import printable
@@ -58,50 +59,12 @@ def _doctor(words: Sequence[str]) -> None:
     doctor(words)
 
 
-_OTHER: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+_EXTRA_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "compare": (compare, "Set the results of several runs side by side."),
     "corrupt": (corrupt, "Write a corrupted copy of a labelled image set."),
     "doctor": (_doctor, "Say without labels what a network and images need."),
     "reproduce": (_reproduce, "Run what the tables of CTA's paper need."),
 }
-
-
-class BeginRun(SaveConfigCallback):
-    """Takes away the run that is replaced, and saves the configuration.
-
-    Both wait until data are read, weights loaded and callbacks started: a run that cannot begin leaves the old one as
-    it was.
-
-    Args:
-        args: As of ``SaveConfigCallback``.
-        replaced: Files and folders of the run that is replaced.
-        resumes: Whether the run is one that was stopped: it keeps the configuration that it was begun with.
-        kwargs: As of ``SaveConfigCallback``.
-    """
-
-    def __init__(self, *args: Any, replaced: Sequence[Path] = (), resumes: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.replaced = replaced
-        self.resumes = resumes
-
-    def setup(self, trainer: lightning.Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Do nothing yet."""
-
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:
-        """Begin, once."""
-        if self.already_saved or self.resumes:
-            return
-        if trainer.is_global_zero:
-            remove([path for path in self.replaced if path.name != self.config_filename])
-        # It has its name only once it is complete: half a configuration is a whole one of another run. Until then the
-        # one before stays: whenever this process is killed, there is one to resume.
-        name, self.config_filename = self.config_filename, f".{self.config_filename}.{os.getpid()}.tmp"
-        super().setup(trainer, pl_module, str(trainer.state.stage))
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            os.replace(Path(trainer.log_dir) / self.config_filename, Path(trainer.log_dir) / name)
-        self.config_filename = name
-
-    on_test_epoch_start = on_validation_epoch_start = on_predict_epoch_start = on_fit_start
 
 
 class CLI(LightningCLI):
@@ -116,7 +79,7 @@ class CLI(LightningCLI):
                 LightningModule,
                 LightningDataModule,
                 trainer_class=Trainer,
-                save_config_callback=BeginRun,
+                save_config_callback=RunSetup,
                 save_config_kwargs={"overwrite": True},
                 seed_everything_default=0,
                 subclass_mode_model=True,
@@ -125,7 +88,7 @@ class CLI(LightningCLI):
                 parser_kwargs={
                     "description": "Train image classifiers so that they can adapt, and adapt them at test time. "
                     "Beside the subcommands below: "
-                    + "; ".join(f"'{name}': {text}" for name, (_, text) in _OTHER.items())
+                    + "; ".join(f"'{name}': {text}" for name, (_, text) in _EXTRA_COMMANDS.items())
                     + f" With {_TRACEBACK}=1 in the environment, errors show where they arose.",
                     "exit_on_error": False,  # main has one form for all errors
                 },
@@ -166,17 +129,19 @@ class CLI(LightningCLI):
                 "SupervisedTask or --model.aligned FILE for CrossTaskTTT"
             )
         if isinstance(words, list) and words[:1] == ["adapt"]:
-            words = _with_own_config(parser, words)
+            words = add_resumed_config(words, parser.error)
         try:
             if isinstance(words, list):
-                self.config = parser.parse_args(_own_arguments(words))
+                self.config = parser.parse_args(reset_adapter_arguments(words))
             else:
                 super().parse_arguments(parser, args)
         except RecursionError:
             raise ArgumentError(None, "a configuration is nested too deeply, or contains itself") from None
         except ArgumentError as error:
             options = {option for parser in self._parsers for option in parser.get_defaults().keys()}
-            raise ArgumentError(None, parser_message(str(error), {*options, "config", "help"}, _OTHER)) from error
+            raise ArgumentError(
+                None, parser_message(str(error), {*options, "config", "help"}, _EXTRA_COMMANDS)
+            ) from error
         config = self.config[self.config.subcommand]
         resume = config.get("resume")
         given = resume or config.trainer.default_root_dir
@@ -192,7 +157,7 @@ class CLI(LightningCLI):
             parser.error(f"{self.config.subcommand} takes no --predictions: adapt, test and validate do")
         self._ckpt_path = self._find_checkpoint(parser, config.get("ckpt_path"))
         if self._ckpt_path is not None:
-            config.ckpt_path = None  # given back in before_instantiate_classes
+            config.ckpt_path = None  # set again in before_instantiate_classes
         overwrite = config.overwrite
         config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
         if resume is not None and "--overwrite" in words:
@@ -246,7 +211,7 @@ class CLI(LightningCLI):
         return first
 
     def before_instantiate_classes(self) -> None:
-        """Give back the checkpoint to resume from: its weights and loops, not its hyper-parameters."""
+        """Set the checkpoint to resume from again: its weights and loops, not its hyper-parameters."""
         config = self.config[self.subcommand]
         if self._ckpt_path is not None:
             config.ckpt_path = self._ckpt_path
@@ -257,8 +222,8 @@ class CLI(LightningCLI):
         """Make the trainer, with the run's folder."""
         trainer = super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
         assert isinstance(trainer, Trainer)
-        callbacks: list[Callback] = trainer.callbacks
-        first = (ResumedCheckpoint, BeginRun)  # before others write
+        callbacks = callbacks_of(trainer)
+        first = (ResumedCheckpoint, RunSetup)  # before others write
         callbacks.sort(key=lambda callback: next((i for i, kind in enumerate(first) if isinstance(callback, kind)), 2))
         recorder = find_callback(trainer, Recorder)
         if recorder is not None and self.config[self.subcommand].predictions:
@@ -301,9 +266,9 @@ def main(args: ArgsType = None) -> None:
     atexit.register(gc.freeze)  # a last collection takes seconds on a busy machine, and schedulers soon kill
     words = sys.argv[1:] if args is None else args
     try:
-        if isinstance(words, list) and words and words[0] in _OTHER:
+        if isinstance(words, list) and words and words[0] in _EXTRA_COMMANDS:
             try:
-                _OTHER[words[0]][0](words[1:])
+                _EXTRA_COMMANDS[words[0]][0](words[1:])
             except ArgumentError as error:
                 raise ArgumentError(None, parser_message(str(error), ())) from error
         else:
@@ -327,55 +292,3 @@ def _fail(error: Exception, message: str, code: int) -> NoReturn:
         raise error
     sys.stderr.write(f"ttalight: error: {printable(message)}\n")
     raise SystemExit(code) from None
-
-
-def _with_own_config(parser: LightningArgumentParser, words: list[str]) -> list[str]:
-    """Put in the configuration of the run to resume, unless one is given."""
-    options = ArgumentParser(add_help=False, allow_abbrev=False)
-    options.add_argument("--resume")
-    options.add_argument("--config", action="append")
-    found = options.parse_known_args(words)[0]
-    if found.resume is None or found.config is not None:
-        return words
-    own = Path(found.resume) / "config.yaml"
-    if not own.is_file():
-        parser.error(f"--resume: there is no run in {found.resume} to resume: {own} is missing")
-    return [words[0], "--config", str(own), *words[1:]]
-
-
-def _own_arguments(words: Sequence[str]) -> list[str]:
-    """Let an adapter named after another one start from its own defaults.
-
-    The parser would hand down every argument that both have: Tent, named over a file for test-time training, would
-    keep the 20 steps and the learning rate of that file.
-    """
-    kept: list[str] = []
-    before: str | None = None
-    for position, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option in ("--config", "--adapter", "--adapter.class_path"):
-            named = _named_adapter(option, value if equals else "".join(words[position + 1 : position + 2]))
-            if before is not None and named not in (None, before):
-                kept += ["--adapter", "null"]
-            before = named or before
-        kept.append(word)
-    return kept
-
-
-def _named_adapter(option: str, value: str) -> str | None:
-    """Return the name of the adapter's class in an option's value, without its module."""
-    try:
-        if option == "--config" or value.endswith((".yaml", ".yml")):
-            value = Path(value).read_text(encoding="utf-8")
-        content = yaml.safe_load(value)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None  # the parser says what is wrong with it
-    if option == "--config":
-        content = content.get("adapter") if isinstance(content, dict) else None
-    if isinstance(content, dict):
-        content = content.get("class_path")
-    return content.rpartition(".")[2] if isinstance(content, str) else None
-
-
-if __name__ == "__main__":
-    main()
