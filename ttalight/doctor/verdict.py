@@ -17,9 +17,9 @@ __all__ = ["Advice", "Findings", "advise", "conclude", "judge", "summarize"]
 #: Median distance of the batch's statistics from the running ones, in nats, from which on there is a shift.
 SHIFTED = 0.05
 #: Largest ratio of the entropies with the batch's and with the source's statistics where the former repair a shift.
-ENTROPY_RATIO = 1.25
+ENTROPY_RATIO = 1.5
 #: Least share of predictions that a quarter of the batch keeps, for a batch that is large enough.
-STABLE = 0.85
+STABLE = 0.75
 #: Share of the class that the batch tells, from which on classes come together.
 CORRELATED = 0.1
 #: Diversity of the predictions below which classes are out of balance.
@@ -161,7 +161,7 @@ def advise(findings: Findings) -> list[Advice]:
         return _without_batch_norm(findings, mixed)
     statistics_safe = verdict == "repaired" and large and mixed
     reasons: Sequence[tuple[bool, str]] = (
-        (verdict in ("repaired",), "the statistics of the batch do not help here"),
+        (verdict == "repaired", "the statistics of the batch do not help here"),
         (large, "the batch is too small for statistics of its own"),
         (mixed, "a batch of few classes has statistics that say more of these than of the shift"),
     )
