@@ -26,8 +26,12 @@ CORE = (
     *(f"adapters/{name}.py" for name in ("engine", "guard", "bad_batch", "descent", "parameter_vector", "episodes")),
     *(f"adapters/{name}.py" for name in ("state", "method", "adapter", "gradient", "sharding", "wrapper")),
 )
-#: The template that self-training methods share, counted beside the core.
-BESIDE = ("adapters/self_training.py",)
+#: Counted beside the core: the template that self-training methods share, the Lightning half of an adapter, the choice
+#: of an optimizer, parameters as one vector, and the checks of saved states.
+BESIDE = (
+    *(f"adapters/{name}.py" for name in ("self_training", "evaluation", "published")),
+    *("models/vectors.py", "files/adaptation_states.py"),
+)
 LONGEST_FUNCTION, LONGEST_FILE = 60, 400
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ttalight.adapters.advice import warn_of_no_step, warn_of_small_batches
 from ttalight.adapters.evaluation import EvaluationCallback
+from ttalight.adapters.protocol import describe_method
 from ttalight.adapters.window import check_window
 from ttalight.adapters.wrapper import AdaptedNetwork
 from ttalight.arguments import CheckedArguments, shown_arguments
@@ -76,8 +77,6 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
         self.passes = passes
         self.adapt_every, self.max_milliseconds = adapt_every, max_milliseconds
         self.schedules = make_schedules(adapt_every, max_milliseconds)
-        #: State of the last run.
-        self._state: dict[str, Any] = {}
         self._constructed: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
@@ -87,19 +86,7 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""
-        tolerant = {} if self.on_bad_batch == "error" else {"on_bad_batch": self.on_bad_batch}
-        return {
-            "reset": self.reset,
-            "prediction": self.prediction,
-            "steps": getattr(self, "steps", None),
-            "optimizer": None,
-            "lr": None,
-            "norm": getattr(self, "norm", None),
-            **tolerant,
-            **({} if self.passes is None else {"passes": type(self.passes).__name__}),
-            **({} if self.adapt_every == 1 else {"adapt_every": self.adapt_every}),
-            **({} if self.max_milliseconds is None else {"max_milliseconds": self.max_milliseconds}),
-        }
+        return describe_method(self)
 
     def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:
         """Warn of batches too small for batch statistics, and of a method that makes no step."""
@@ -148,27 +135,7 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
 
     def end(self) -> None:
         """End the adaptation of a network, and keep its state."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.probe(False)
-            self._state = engine.capture()
-            engine.release()
-            if engine.batches < MANY:
-                warn_of_no_step(type(self).__name__, engine.net)
-
-    # -- states
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the adapted state: of the run in progress, or of the last one."""
-        return self._engine.capture() if self._engine is not None else self._state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Start the next run from an adapted state instead of from the source."""
-        if self._engine is not None:
-            self._engine.restore(state_dict)
-        else:
-            self._state, self._initial = state_dict, (state_dict, True)
-
-    def resume(self, state: dict[str, Any] | None) -> None:
-        """Let the next run continue in the middle of the stream that a state was captured in; None lets it begin."""
-        self._initial = None if state is None else (state, False)
+        engine = self._engine
+        super().end()
+        if engine is not None and engine.batches < MANY:
+            warn_of_no_step(type(self).__name__, engine.net)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
-from ttalight.adapters.sharding import Shard, check_sharding, first_images, share_of
+from ttalight.adapters.sharding import Shard, check_sharding
 from ttalight.adapters.timing import add_clock
 from ttalight.data.streams.shares import StreamShare
 from ttalight.engine.engine import Engine
@@ -39,7 +39,8 @@ class EvaluationCallback(Callback, ABC):
         self.shard: Shard | None = None
         self._share: StreamShare | None = None
         self._engine: Engine | None = None
-        #: The state that the coming run starts from, and whether in the middle of a visit.
+        #: State of the last run; the one that the coming run starts from, and whether in the middle of a visit.
+        self._state: dict[str, Any] = {}
         self._initial: tuple[dict[str, Any], bool] | None = None
         self._stage = ""
         self._inference_mode: bool | None = None
@@ -60,9 +61,28 @@ class EvaluationCallback(Callback, ABC):
             forward: What a pass calls, by default the network itself.
         """
 
-    @abstractmethod
     def end(self) -> None:
-        """End the adaptation of a network."""
+        """End the adaptation of a network, and keep its state."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.probe(False)
+            self._state = engine.capture()
+            engine.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the adapted state: of the run in progress, or of the last one."""
+        return self._engine.capture() if self._engine is not None else self._state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Start the next run from an adapted state instead of from the source."""
+        if self._engine is not None:
+            self._engine.restore(state_dict)
+        else:
+            self._state, self._initial = state_dict, (state_dict, True)
+
+    def resume(self, state: dict[str, Any] | None) -> None:
+        """Let the next run continue in the middle of the stream that a state was captured in; None lets it begin."""
+        self._initial = None if state is None else (state, False)
 
     def check_batch_shard(self, module: nn.Module) -> None:
         """Check that shard='batch' gives what one process gives on a model; raises ValueError or TypeError."""
@@ -86,7 +106,7 @@ class EvaluationCallback(Callback, ABC):
         if trainer.world_size > 1 and self.shard == "batch":
             self.check_batch_shard(pl_module)
         elif trainer.world_size > 1:
-            self._share = share_of(trainer, each_batch=self.reset == "batch")
+            self._share = _share_of(trainer, each_batch=self.reset == "batch")
         loop = getattr(trainer, _LOOPS[stage])
         self._inference_mode = loop.inference_mode
         loop.inference_mode = False
@@ -101,7 +121,7 @@ class EvaluationCallback(Callback, ABC):
             engine.net.shard_batches()
         with trainer.precision_plugin.forward_context():  # methods are configured under the precision of a step
             if self._share is not None and self._share.begins_later and self.configured_by_images:
-                engine.prepare(first_images(trainer))
+                engine.prepare(_first_images(trainer))
             if self._initial is not None:
                 engine.restore(*self._initial)
         self._initial = None
@@ -160,3 +180,22 @@ class EvaluationCallback(Callback, ABC):
         if self._inference_mode is not None and stage in _LOOPS:
             getattr(trainer, _LOOPS[stage]).inference_mode = self._inference_mode
             self._inference_mode = None
+
+
+def _share_of(trainer: Trainer, each_batch: bool) -> StreamShare:
+    """Return this process's part of the stream, after the data module has got it.
+
+    Args:
+        trainer: The trainer.
+        each_batch: Whether the method starts every batch from the source.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    share = StreamShare(data.stream, trainer.global_rank, trainer.world_size, each_batch)
+    data.share = share.numbers
+    return share
+
+
+def _first_images(trainer: Trainer) -> Any:
+    """Return the images of the first batch of the whole stream, on the device and in the precision of a step."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(data.first_batch()))[0]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.advice import warn_of_defaults
-from ttalight.adapters.published import make_published_optimizer, split_settings
+from ttalight.adapters.protocol import describe_optimizer
+from ttalight.adapters.published import ChosenOptimizer, split_settings
 from ttalight.adapters.term import Term
 from ttalight.errors import InputError, InputTypeError
 
@@ -47,17 +46,9 @@ class GradientAdapter(Adapter):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if lr is not None and optimizer is not None:
-            raise InputError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
-        if optimizer is not None and not callable(optimizer):
-            raise InputTypeError(
-                "optimizer must make an optimizer of parameters, for example lambda parameters: SGD(parameters, "
-                f"lr=0.1), got a {type(optimizer).__name__}"
-            )
+        self._optimizer = ChosenOptimizer(type(self).__name__, self.published, lr, optimizer)
         if terms is not None and not (isinstance(terms, (list, tuple)) and all(isinstance(t, Term) for t in terms)):
             raise InputTypeError(f"terms must be a list of terms, for example [STAG()], got {terms!r:.60}")
-        if lr is not None and not lr >= 0:
-            raise InputError(f"lr must be at least 0, got {lr}")
         if steps < 0:
             raise InputError(f"steps must be at least 0, got {steps}")
         if clip_norm is not None and not clip_norm > 0:
@@ -65,12 +56,8 @@ class GradientAdapter(Adapter):
         self.steps = steps
         self.clip_norm = clip_norm
         self.terms = terms or []
-        #: Settings of the optimizer where none is given, and whether they are those for CIFAR by default.
-        self._settings = {**self.published.get("cifar", {}), **({} if lr is None else {"lr": lr})}
-        if optimizer is None and "lr" not in self._settings:
-            raise InputError(f"{type(self).__name__} has no published learning rate: give lr or optimizer")
-        self._is_default = lr is None and optimizer is None
-        self._make = optimizer
+        is_own = type(self).make_optimizer is not GradientAdapter.make_optimizer
+        self.is_elementwise = self._optimizer.is_published and not is_own
 
     @classmethod
     def preset(cls: type[A], benchmark: str, **overrides: Any) -> A:
@@ -85,25 +72,20 @@ class GradientAdapter(Adapter):
         arguments, settings = split_settings(cls.published[benchmark], overrides.pop("batch_size", None))
         method = cls(**(arguments | overrides))
         if "optimizer" not in overrides:
-            method._settings = settings | {name: overrides[name] for name in ("lr",) if name in overrides}
-            method._is_default = False
+            method._optimizer.use(settings | {name: overrides[name] for name in ("lr",) if name in overrides})
             method.given_arguments = {**settings, **arguments, **overrides}
         return method
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Return the optimizer asked for, by default the published one."""
-        make = self._make or partial(make_published_optimizer, self._settings)
-        return make(parameters)
+        return self._optimizer(parameters)
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""
-        optimizer = self.make_optimizer([nn.Parameter(torch.zeros(1))])
-        lr = float(optimizer.param_groups[0]["lr"])
-        clipped = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
-        added = {"terms": [repr(term) for term in self.terms]} if self.terms else {}
-        return super().protocol() | {"optimizer": type(optimizer).__name__, "lr": lr} | clipped | added
+        terms = {"terms": [repr(term) for term in self.terms]} if self.terms else {}
+        return super().protocol() | describe_optimizer(self) | terms
 
     def check_defaults(self, classes: int) -> None:
         """Warn when settings published for CIFAR meet a classifier of ImageNet's kind."""
-        if self._is_default:
+        if self._optimizer.is_default:
             warn_of_defaults(type(self).__name__, self.published, classes)

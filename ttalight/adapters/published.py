@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
 
-from ttalight.errors import InputError
+from ttalight.errors import InputError, InputTypeError
 
-__all__ = ["make_published_optimizer", "split_settings"]
+__all__ = ["ChosenOptimizer", "make_published_optimizer", "split_settings"]
 
 #: Settings that belong to the optimizer, and those that are neither its nor an argument.
 _OPTIONS = ("lr", "momentum", "nesterov", "weight_decay")
@@ -34,6 +35,55 @@ def split_settings(settings: dict[str, Any], batch_size: int | None) -> tuple[di
             raise InputError("its learning rate is published for each image: give batch_size=")
         settings["lr"] = settings["lr_per_image"] * batch_size
     return {name: value for name, value in settings.items() if name not in (*_OPTIONS, *_OTHERS)}, settings
+
+
+class ChosenOptimizer:
+    """Makes the optimizer of a method: the user's, or one with published settings, by default those for CIFAR.
+
+    Args:
+        method: Name of the method, for messages.
+        published: Its settings by benchmark.
+        lr: Rate instead of the published one.
+        make: Makes another optimizer, with its own rate; not together with ``lr``.
+
+    Raises:
+        ValueError: If both are given, neither is given nor published, or ``lr`` is below 0.
+        TypeError: If ``make`` cannot be called.
+    """
+
+    def __init__(
+        self, method: str, published: dict[str, dict[str, Any]], lr: float | None, make: OptimizerCallable | None
+    ) -> None:
+        if lr is not None and make is not None:
+            raise InputError("give lr (for the published optimizer) or optimizer (with its own lr), not both")
+        if make is not None and not callable(make):
+            raise InputTypeError(
+                "optimizer must make an optimizer of parameters, for example lambda parameters: SGD(parameters, "
+                f"lr=0.1), got a {type(make).__name__}"
+            )
+        if lr is not None and not lr >= 0:
+            raise InputError(f"lr must be at least 0, got {lr}")
+        self._settings = {**published.get("cifar", {}), **({} if lr is None else {"lr": lr})}
+        if make is None and "lr" not in self._settings:
+            raise InputError(f"{method} has no published learning rate: give lr or optimizer")
+        self._make = make
+        #: Whether the settings are those for CIFAR because nothing else was said.
+        self.is_default = lr is None and make is None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is no optimizer of the user's."""
+        return self._make is None
+
+    def use(self, settings: dict[str, Any]) -> None:
+        """Make optimizers with the settings of another benchmark."""
+        self._settings, self.is_default = settings, False
+
+    def __call__(self, parameters: Sequence[nn.Parameter]) -> Optimizer:
+        """Return a new optimizer of parameters."""
+        if self._make is not None:
+            return self._make(parameters)
+        return make_published_optimizer(self._settings, parameters)
 
 
 def make_published_optimizer(settings: dict[str, Any], parameters: Sequence[nn.Parameter]) -> Optimizer:

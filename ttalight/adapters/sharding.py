@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from ttalight.data.streams.shares import StreamShare
 from ttalight.errors import InputError
 
-__all__ = ["Shard", "check_sharding", "first_images"]
+__all__ = ["Shard", "check_sharding"]
 
 #: ``domain``: each process adapts to domains of its own. ``batch``: all adapt to every batch together.
 Shard = Literal["domain", "batch"]
@@ -52,22 +51,3 @@ def check_sharding(trainer: Trainer, shard: Shard | None, reset: object) -> None
             f"shard='domain' needs a method that starts every domain from the source, got reset={reset!r}: what one "
             "process learned on earlier domains the others would not know. Set reset='domain', or use shard='batch'"
         )
-
-
-def share_of(trainer: Trainer, each_batch: bool) -> StreamShare:
-    """Return this process's part of the stream, after the data module has got it.
-
-    Args:
-        trainer: The trainer.
-        each_batch: Whether the method starts every batch from the source.
-    """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    share = StreamShare(data.stream, trainer.global_rank, trainer.world_size, each_batch)
-    data.share = share.numbers
-    return share
-
-
-def first_images(trainer: Trainer) -> Any:
-    """Return the images of the first batch of the whole stream, on the device and in the precision of a step."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(data.first_batch()))[0]

@@ -1,7 +1,8 @@
 """The engine of adaptation: runs a method on any network. It knows nothing of Lightning."""
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
-from ttalight.engine.engine import Engine, release
+from ttalight.engine.engine import Engine
 from ttalight.engine.method import Method
+from ttalight.models.takeover import release
 
 __all__ = ["AdaptiveNetwork", "Engine", "Method", "release"]

@@ -15,7 +15,7 @@ from ttalight.distributed import average
 from ttalight.engine.guard import Guard
 from ttalight.errors import UsageError
 from ttalight.models.network import Network
-from ttalight.models.vectors import divide
+from ttalight.models.vectors import JoinedParameters, divide, flatten, gradient_vector
 from ttalight.seeding import derive_seed
 
 __all__ = ["AdaptiveNetwork", "Counters"]
@@ -50,6 +50,8 @@ class AdaptiveNetwork(Network):
         super().__init__(module, **kwargs)
         self.seed, self.clip_norm, self.guard = seed, clip_norm, Guard()
         self.optimizer: Optimizer | None = None
+        #: The parameters as one vector, where the optimizer moves that.
+        self.joined: JoinedParameters | None = None
         self.counters = Counters()
         #: Backwards so far, in whole batches.
         self.backwards = 0.0
@@ -62,6 +64,11 @@ class AdaptiveNetwork(Network):
         self._reduced: tuple[Tensor, Tensor]
         self._gradients: list[Tensor] = []
         self._reset_if: Tensor | None = None
+
+    @property
+    def leaves(self) -> list[nn.Parameter]:
+        """Parameters that the optimizer moves: the trainable ones, or the vector that holds them."""
+        return self.parameters if self.joined is None else [self.joined.vector]
 
     def draws(self, step: int = 0) -> torch.Generator:
         """Return the generator of a step's random draws, keyed by (seed, visit, batch, step)."""
@@ -117,19 +124,21 @@ class AdaptiveNetwork(Network):
                 "freeze its parameters, detach its outputs, or have all that adapts inside a checkpoint with "
                 "use_reentrant=True?"
             )
+        if self.joined is not None:
+            is_whole = len(self._gradients) == len(self.parameters)
+            gradient = torch.cat(self._gradients) if is_whole else gradient_vector(self.parameters)
+            self.joined.vector.grad, self._gradients = gradient, [gradient]
+            for parameter, part in zip(self.parameters, gradient.split_with_sizes(self.joined.sizes), strict=True):
+                parameter.grad = part
         if self.pass_state.shard is not None:
             average(self._gradients)
         loss = loss.detach()
         if penalty_gradient is not None:
             vector, value = penalty_gradient
             loss = loss + value
-            parts = divide(vector, self.parameters)
-            if len(self._gradients) == len(parts):
-                torch._foreach_add_(self._gradients, parts)
-            else:
-                for parameter, part in zip(self.parameters, parts, strict=True):
-                    parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
-                self._gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            for leaf, part in zip(self.leaves, divide(vector, self.leaves), strict=True):
+                leaf.grad = part if leaf.grad is None else leaf.grad.add_(part)
+            self._gradients = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
         self.backwards += self.pending_forwards
         self.pending_forwards = 0.0
         self._reduced = loss, kept
@@ -141,7 +150,7 @@ class AdaptiveNetwork(Network):
         """
         assert self.optimizer is not None, "a method that steps has trainable parameters"
         guard, gradients = self.guard, self._gradients
-        norm = torch.linalg.vector_norm(torch.cat([part if part.ndim == 1 else part.flatten() for part in gradients]))
+        norm = torch.linalg.vector_norm(gradients[0] if len(gradients) == 1 else flatten(gradients))
         values = {"loss": self._reduced[0], "grad_norm": norm, "selected": self._reduced[1]}
         if self._reset_if is not None:
             values["recovered"] = self._reset_if
@@ -164,7 +173,7 @@ class AdaptiveNetwork(Network):
     def zero_grad(self) -> None:
         """Drop the gradients of the trainable parameters."""
         self._gradients = []
-        for parameter in self.parameters:
+        for parameter in (*self.parameters, *self.leaves):
             parameter.grad = None
 
     def reset(self) -> None:

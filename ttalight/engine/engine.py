@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import Any
@@ -20,23 +20,16 @@ from ttalight.engine.schedule import Schedule, run_scheduled
 from ttalight.engine.state import State
 from ttalight.errors import InputError
 from ttalight.files.adaptation_states import check_form, check_values
-from ttalight.models.admission import Admission, pixel_fault
+from ttalight.models.admission import Admission, pixel_fault, warn_of_bad_batch
 from ttalight.models.call import Call, present_autocast
-from ttalight.models.takeover import Takeover, check_free, check_loaded, owner_of
+from ttalight.models.takeover import Takeover, check_free, check_loaded
+from ttalight.models.vectors import JoinedParameters, can_join
 from ttalight.seeding import global_generators
 
-__all__ = ["Engine", "release"]
+__all__ = ["Engine"]
 
 #: Number of batches after which ``check_progress`` is called a second time.
 MANY = 50
-
-
-def release(network: nn.Module) -> nn.Module:
-    """Stop the adaptation of a network whose handle is lost, and return the network as ``Adapter.wrap`` got it."""
-    for part in network.modules():
-        if owner := owner_of(part):
-            owner.release()
-    return network
 
 
 class Engine:
@@ -102,6 +95,8 @@ class Engine:
         for norm in self.net.norms:
             norm.detach()
         self.net.release()
+        if self.net.joined is not None:
+            self.net.joined.separate()
         self.takeover.end()
         self.takeover = None
 
@@ -216,13 +211,17 @@ class Engine:
         if getattr(method, "terms", None):
             _ = net.head  # from here on passes keep the features that terms read
         method.configure(net)
-        net.optimizer = method.make_optimizer(net.parameters) if net.parameters else None
+        is_joined = method.is_elementwise and can_join(net.parameters)
+        net.joined = JoinedParameters(net.parameters) if is_joined else None
+        net.optimizer = method.make_optimizer(net.leaves) if net.parameters else None
         self.state = State(net, method.method_state())
         net.restore_source = self.state.reset
 
     def _unconfigure(self) -> None:
         self.reset()
-        self.state = self.net.optimizer = None
+        if self.net.joined is not None:
+            self.net.joined.separate()
+        self.state = self.net.optimizer = self.net.joined = None
         self.net.parameters, self.net.own = [], {}
 
     # -- bad batches and recovery
@@ -234,9 +233,7 @@ class Engine:
         if policy == "error":
             raise fault
         if counters.bad_batches == 0:
-            model = "the source model" if policy == "source" else "the model as it is"
-            more = f"predicted with {model}, as on_bad_batch={policy!r} says. Further such batches are only counted"
-            warnings.warn(f"{fault}: {more}", stacklevel=2)
+            warn_of_bad_batch(fault, policy)
         counters.bad_batches += 1
         self.net.last = {}
         return self._predict_source() if policy == "source" or logits is None else logits
@@ -370,25 +367,23 @@ class Engine:
             self.net.classifier.know(state["facts"], self.net.device)
             with torch.inference_mode(False), torch.enable_grad():
                 self._configure()
+        saved_as = None if self.net.joined is None else self.net.joined.divide_state
         for part in (state, state["before_probe"]):
             if self.state is not None and part is not None and part["configured"]:
-                check_values(part, self.state.live, self.state.source, self.net.optimizer)
+                check_values(part, self.state.live, self.state.source, self.net.optimizer, saved_as)
 
     def to(self, device: torch.device) -> None:
         """Move the network and all adaptation state to a device."""
         state = self.capture()
-        self.reset()
-        self.state = None
+        self._unconfigure()
         self.net.module.to(device)
         self.net.generator = torch.Generator(device=device)
         self._generators = [*global_generators(device), self.net.generator]
         self.restore(state)
 
-    @contextmanager
-    def at_source(self) -> Iterator[None]:
+    def at_source(self) -> AbstractContextManager[None]:
         """Set weights, statistics and method state to the source temporarily."""
-        with nullcontext() if self.state is None else self.state.at_source():
-            yield
+        return nullcontext() if self.state is None else self.state.at_source()
 
     def source_copy(self) -> nn.Module:
         """Return a copy of the network as it was before adaptation."""

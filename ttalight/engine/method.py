@@ -40,6 +40,8 @@ class Method(ABC):
     passes: PassPolicy | None = None
     #: Norm that the gradient of a step is clipped to. None clips nothing.
     clip_norm: float | None = None
+    #: Whether ``make_optimizer`` treats all numbers alike, so that it may get one vector instead of many parameters.
+    is_elementwise: bool = False
     #: Whether logits come from before or after the update.
     prediction: str = "before"
     #: Statistics of BatchNorm layers in ``predict``. By default those of the layers' modes.

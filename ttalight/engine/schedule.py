@@ -34,6 +34,10 @@ class Schedule(ABC):
     #: Whether it depends on how long a batch takes.
     measures = False
 
+    def describe(self) -> dict[str, Any]:
+        """Return the settings that are saved with a result."""
+        return {}
+
     def state(self) -> dict[str, float]:
         """Return the numbers that later decisions depend on."""
         return {}
@@ -80,6 +84,10 @@ class Periodic(Schedule):
     def __init__(self, every: int) -> None:
         self.every = every
 
+    def describe(self) -> dict[str, Any]:
+        """Return the number of batches."""
+        return {"adapt_every": self.every}
+
     def adapts(self, batch: int, images: int) -> bool:
         """Return whether the batch is the first of its group."""
         return batch % self.every == 0
@@ -103,6 +111,10 @@ class Budget(Schedule):
         self.predicting = self.adapting = 0.0
         #: Batches since the last adaptation, and after which it is tried again.
         self.skipped, self.patience = 0.0, 1.0
+
+    def describe(self) -> dict[str, Any]:
+        """Return the limit."""
+        return {"max_milliseconds": 1000 * self.limit}
 
     def state(self) -> dict[str, float]:
         """Return the means and the counts."""

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.files.optimizer_state import adopted_state
-from ttalight.models.vectors import divide, flatten
+from ttalight.models.vectors import divide
 
 __all__ = ["State"]
 
@@ -38,15 +37,15 @@ class State:
             if norm.mode == "ema":
                 self.live |= {f"{norm.name}.statistics.{i}": value for i, value in enumerate(norm.statistics)}
         self.live |= {f"method.{name}": value for name, value in method_state.items()}
-        self._live = list(self.live.values())
-        #: Values that a reset restores, by name.
-        self.source = {name: value.detach().clone() for name, value in self.live.items()}
-        self._source = list(self.source.values())
-        count = len(net.parameters)
-        net.source = self._source[:count]
-        net.guard.watch(self._live[:count], self._live[count:])
+        leaves, others = net.leaves, list(self.live.values())[len(net.parameters) :]
+        #: The tensors that hold it, and their values in the source, which a reset restores; these by name.
+        self._held: list[Tensor] = [*leaves, *others]
+        self._source = [value.detach().clone() for value in self._held]
+        net.source = self._source[: len(leaves)] if net.joined is None else divide(self._source[0], net.parameters)
+        self.source = dict(zip(self.live, [*net.source, *self._source[len(leaves) :]], strict=True))
+        net.guard.watch(leaves, others)
         self._options = [] if net.optimizer is None else list(map(_options, net.optimizer.param_groups))
-        #: What ``begin`` saw, the tensors that hold it, copies of these, and the optimizer's entries and options.
+        #: What ``begin`` saw, the tensors among it, copies of these, and the optimizer's entries and options.
         self._seen: list[Any] = []
         self._tensors: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -58,24 +57,31 @@ class State:
     @torch.no_grad()
     def begin(self) -> None:
         """Remember the present values for ``rollback``."""
-        optimizer = self.net.optimizer
-        seen = [*self._live, *_entries(optimizer)]
+        net, optimizer = self.net, self.net.optimizer
+        if net.joined is not None and list(map(Tensor.data_ptr, net.parameters)) != net.joined.addresses:
+            net.joined.refresh()
+        states = {} if optimizer is None else optimizer.state
+        kept = [value for entries in states.values() for value in entries.values()]
+        seen = [*self._held, *kept]
         if len(seen) != len(self._seen) or any(map(operator.is_not, seen, self._seen)):
-            self._tensors = [*self._live, *_packed(optimizer)]
+            self._seen, self._tensors = seen, [value for value in seen if isinstance(value, Tensor)]
             self._values = [value.detach().clone() for value in self._tensors]
-            kept = _entries(optimizer)
-            self._seen, self._is_nested = [*self._live, *kept], any(isinstance(value, (dict, list)) for value in kept)
-            states = () if optimizer is None else optimizer.state.items()
-            self._entries = {parameter: dict(entries) for parameter, entries in states}
+            self._is_nested = any(isinstance(value, (dict, list)) for value in kept)
+            self._entries = {parameter: dict(entries) for parameter, entries in states.items()}
         elif self._tensors:
             torch._foreach_copy_(self._values, self._tensors)
         if optimizer is not None:
             self._groups = list(map(dict, optimizer.param_groups))
             self._whole = copy.deepcopy(optimizer.state_dict()) if self._is_nested else None
 
+    def _refresh(self) -> None:
+        if self.net.joined is not None:
+            self.net.joined.refresh()
+
     @torch.no_grad()
     def rollback(self) -> None:
         """Restore the values that ``begin`` remembered."""
+        self._refresh()
         if self._tensors:
             torch._foreach_copy_(self._tensors, self._values)
         optimizer = self.net.optimizer
@@ -103,7 +109,7 @@ class State:
     @contextmanager
     def at_source(self) -> Iterator[None]:
         """Set weights, statistics and method state to those of the source temporarily."""
-        before = [value.detach().clone() for value in self._live]
+        before = [value.detach().clone() for value in self._held]
         try:
             self._set(self._source)
             yield
@@ -112,16 +118,19 @@ class State:
 
     @torch.no_grad()
     def _set(self, values: list[Tensor]) -> None:
-        if self._live:
-            torch._foreach_copy_(self._live, values)
+        self._refresh()
+        if self._held:
+            torch._foreach_copy_(self._held, values)
 
     def capture(self) -> dict[str, Any]:
         """Return copies of all that later batches depend on: tensors and plain values only."""
-        optimizer = self.net.optimizer
+        optimizer = None if self.net.optimizer is None else tree_map(_copied, self.net.optimizer.state_dict())
+        if optimizer is not None and self.net.joined is not None:
+            optimizer = self.net.joined.divide_state(optimizer)
         return {
             "tensors": {name: value.detach().clone() for name, value in self.live.items()},
             "source": {name: value.clone() for name, value in self._method_source().items()},
-            "optimizer": None if optimizer is None else tree_map(_copied, optimizer.state_dict()),
+            "optimizer": optimizer,
         }
 
     @torch.no_grad()
@@ -130,7 +139,8 @@ class State:
         for name, value in self.live.items():
             value.copy_(state["tensors"][name])
         if self.net.optimizer is not None:
-            adopted = adopted_state(self.net.optimizer, state["optimizer"])
+            whole = state["optimizer"] if self.net.joined is None else self.net.joined.join_state(state["optimizer"])
+            adopted = adopted_state(self.net.optimizer, whole)
             self.net.optimizer.load_state_dict(copy.deepcopy(adopted))
         for name, value in self._method_source().items():
             value.copy_(state["source"][name])
@@ -148,24 +158,3 @@ def _copied(value: Any) -> Any:
 def _options(group: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a parameter group without its parameters."""
     return {name: _copied(value) for name, value in group.items() if name != "params"}
-
-
-def _entries(optimizer: Optimizer | None) -> list[Any]:
-    """Return what an optimizer keeps of its parameters."""
-    return [] if optimizer is None else [value for own in optimizer.state.values() for value in own.values()]
-
-
-def _packed(optimizer: Optimizer | None) -> list[Tensor]:
-    """Return tensors that hold all that an optimizer keeps, few of them, which are copied in a fraction of the time."""
-    if optimizer is None or not optimizer.state:
-        return []
-    states, packed = list(optimizer.state.values()), []
-    for name in states[0]:
-        parts = [entries.get(name) for entries in states]
-        if {type(part) for part in parts} == {Tensor} and len({(part.dtype, part.device) for part in parts}) == 1:
-            packed.append(flatten(parts))
-            for entries, part in zip(states, divide(packed[-1], parts), strict=True):
-                entries[name] = part
-    known = {value.untyped_storage().data_ptr() for value in packed}
-    loose = (value for value in _entries(optimizer) if isinstance(value, Tensor))
-    return [*packed, *(value for value in loose if value.untyped_storage().data_ptr() not in known)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -51,7 +51,11 @@ def check_form(state: Any, method: str, counters: Iterable[str]) -> None:
 
 
 def check_values(
-    state: dict[str, Any], live: Mapping[str, Tensor], source: Mapping[str, Tensor], optimizer: Optimizer | None
+    state: dict[str, Any],
+    live: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    optimizer: Optimizer | None,
+    saved_as: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> None:
     """Check that tensors and optimizer of a state fit those that are to take its values.
 
@@ -60,6 +64,7 @@ def check_values(
         live: What adaptation changes, by name.
         source: What a reset restores, by name. What is finite there has to be finite in the state.
         optimizer: The optimizer, None if nothing is trained.
+        saved_as: See ``optimizer_fault``.
 
     Raises:
         ValueError: If they do not.
@@ -78,7 +83,7 @@ def check_values(
     if fault is None and (optimizer is None) != (state["optimizer"] is None):
         fault = "only one of both has an optimizer"
     if fault is None and optimizer is not None:
-        fault = optimizer_fault(optimizer, state["optimizer"])
+        fault = optimizer_fault(optimizer, state["optimizer"], saved_as)
     if fault is not None:
         raise InputError(fault)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,14 +18,18 @@ __all__ = ["adopted_state", "optimizer_fault"]
 _LARGEST = 1e38
 
 
-def optimizer_fault(optimizer: Optimizer, state: Any) -> str | None:
+def optimizer_fault(
+    optimizer: Optimizer, state: Any, saved_as: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> str | None:
     """Return why a state does not fit an optimizer, None if it does.
 
     Args:
         optimizer: The optimizer. It is not changed.
         state: What should be its ``state_dict()``, at any time.
+        saved_as: Makes of its ``state_dict()`` what is saved, which then has no further entries. By default it is
+            saved as it is.
     """
-    form = _stepped(optimizer)
+    form = _stepped(optimizer) if saved_as is None else saved_as(_stepped(optimizer))
     fault = difference({"param_groups": [dict] * len(form["param_groups"]), "state": dict}, state, "optimizer")
     for own, seen in zip(form["param_groups"], [] if fault else state["param_groups"], strict=False):
         options = {name: _form(value) for name, value in own.items() if name in seen}
@@ -36,7 +41,7 @@ def optimizer_fault(optimizer: Optimizer, state: Any) -> str | None:
         if key not in numbers:
             return f"optimizer.state has the unknown {key!s:.50}"
         expected = {name: _form(value) for name, value in form["state"].get(key, {}).items()}
-        fault = difference(expected, entries, f"optimizer.state.{key}")
+        fault = difference(expected, entries, f"optimizer.state.{key}", whole=saved_as is not None)
         odd = [name for name in expected if fault is None and not _is_sound(entries[name])]
         if odd:
             fault = f"optimizer.state.{key}.{odd[0]} has values that no step leaves there"

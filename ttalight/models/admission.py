@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ttalight.errors import InputError, InputTypeError
 
-__all__ = ["Admission", "pixel_fault"]
+__all__ = ["Admission", "pixel_fault", "warn_of_bad_batch"]
 
 
 class Admission:
@@ -100,3 +101,15 @@ def pixel_fault(images: Tensor, batch: int, visit: int) -> ValueError:
         f"{bad} of {len(images)} images in batch {batch} of visit {max(visit, 0)} (counted from 0) have NaN or "
         "infinite pixels: repair or remove them. Nothing was adapted to this batch"
     )
+
+
+def warn_of_bad_batch(fault: Exception, policy: str) -> None:
+    """Warn of a batch that is predicted without adapting to it.
+
+    Args:
+        fault: What is wrong with it.
+        policy: ``skip`` or ``source``: which model predicts it.
+    """
+    model = "the source model" if policy == "source" else "the model as it is"
+    more = f"predicted with {model}, as on_bad_batch={policy!r} says. Further such batches are only counted"
+    warnings.warn(f"{fault}: {more}", stacklevel=3)

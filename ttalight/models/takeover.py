@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ttalight.errors import InputError, UsageError
 
-__all__ = ["Takeover", "check_free", "check_loaded", "owner_of"]
+__all__ = ["Takeover", "check_free", "check_loaded", "owner_of", "release"]
 
 
 class Owner(Protocol):
@@ -29,6 +29,14 @@ def owner_of(module: nn.Module) -> Owner | None:
     """Return the owner of a module, None if it has none."""
     reference = _owners.get(module)
     return None if reference is None else reference()
+
+
+def release(network: nn.Module) -> nn.Module:
+    """Stop the adaptation of a network whose handle is lost, and return the network as ``Adapter.wrap`` got it."""
+    for part in network.modules():
+        if owner := owner_of(part):
+            owner.release()
+    return network
 
 
 class Takeover:

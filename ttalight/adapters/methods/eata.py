@@ -16,7 +16,7 @@ from ttalight.adapters.components.source_images import SourceImages
 from ttalight.adapters.methods.eta import ETA
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
-from ttalight.models.vectors import flatten
+from ttalight.models.vectors import flatten, gradient_vector
 
 __all__ = ["EATA"]
 
@@ -173,6 +173,6 @@ def squared_gradient(net: AdaptiveNetwork, images: Tensor) -> Tensor:
     """
     logits = net(images).logits
     net.backward(F.cross_entropy(logits, logits.detach().argmax(1)))
-    gradient = flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters])
+    gradient = gradient_vector(net.parameters)
     net.zero_grad()
     return gradient.square()

@@ -13,7 +13,7 @@ from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.models.network import Outputs, Selection
-from ttalight.models.vectors import flatten
+from ttalight.models.vectors import divide, flatten, gradient_vector
 
 __all__ = ["SAR", "sam_perturbation"]
 
@@ -129,6 +129,6 @@ def sam_perturbation(parameters: Sequence[torch.nn.Parameter], rho: float) -> li
         parameters: With gradients; one without does not move.
         rho: Length of the way.
     """
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    scale = rho / (torch.linalg.vector_norm(flatten(gradients)) + 1e-12)
-    return list(torch._foreach_add([p.data for p in parameters], torch._foreach_mul(gradients, scale)))
+    gradient = gradient_vector(parameters)
+    scale = rho / (torch.linalg.vector_norm(gradient) + 1e-12)
+    return divide(flatten(parameters) + gradient * scale, parameters)
