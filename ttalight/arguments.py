@@ -105,7 +105,7 @@ def _is(value: Any, default: Any) -> bool:
 
 def _short(value: Any) -> str:
     name = type(value).__name__
-    if type(value).__repr__ is object.__repr__ or callable(value):
+    if callable(value) or repr(value).startswith(f"<{type(value).__module__}."):
         return getattr(value, "__name__", f"{name}(...)")
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"{name}(...)"

@@ -75,7 +75,7 @@ def test_predicts_what_the_adapted_network_predicts(adapted, batches):
     assert type(module) is type(adapted.module)
     assert not any(part.training for part in module.modules())
     before = module(batches[0]).detach()
-    adapted(batches[0])  # what is exported does not go on learning
+    adapted(batches[0])  # what was exported stays
     equal(module(batches[0]).detach(), before)
     adapted.release()
     equal(module(batches[0]).detach(), before)

@@ -1,4 +1,4 @@
-"""What an adapted network shares with a module of torch: freezing, modes, parameters, representations."""
+"""Freezing, modes and parameters of adapted networks, and representations."""
 
 from __future__ import annotations
 

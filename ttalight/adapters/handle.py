@@ -1,4 +1,4 @@
-"""What an adapted network shares with a module of torch: modes, parameters, a way to take it away."""
+"""Modes, parameters and export of adapted networks: the part of their interface that does not adapt."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Handle(ABC):
         return self
 
     def eval(self: H) -> H:
-        """Return ``train(False)``. It goes on adapting; ``freeze()`` ends that."""
+        """Return ``train(False)``. ``freeze()`` is what ends the adaptation."""
         return self.train(False)
 
     @property

@@ -41,9 +41,7 @@ class Window:
             adapt: Whether it adapts; otherwise the window stays what it was.
         """
         if call is not None and (call.args or call.kwargs):
-            raise InputTypeError(
-                "a window keeps images alone: wrap without window= to call the network with more arguments"
-            )
+            raise InputTypeError("a window keeps images alone: wrap without window= to pass more arguments")
         if images.ndim < 2 or len(images) == 0 or (self.images is not None and images.ndim < self.images.ndim):
             return engine.scheduled(images, call, adapt)  # which says what is wrong
         whole, bad = torch.cat([self._earlier(engine, images), images.detach()]), engine.bad_batches

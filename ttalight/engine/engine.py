@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
-from ttalight.engine.prediction import predict
+from ttalight.engine.prediction import Predictor
 from ttalight.engine.schedule import Schedule, run_scheduled
 from ttalight.engine.state import State
 from ttalight.errors import InputError
@@ -32,7 +32,7 @@ __all__ = ["Engine"]
 MANY = 50
 
 
-class Engine:
+class Engine(Predictor):
     """Runs a method on a network, and releases the network as it was.
 
     A batch is a transaction. It is adapted to and its logits are returned, or, whatever exception ends it, nothing has
@@ -124,7 +124,7 @@ class Engine:
             if state is not None:
                 state.begin()
             try:
-                logits = self._adapt(images) if adapt else predict(self, images)
+                logits = self._adapt(images) if adapt else self._predict(images)
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
                 if not adapt:
                     self._undo(state, before, draws)
@@ -138,15 +138,6 @@ class Engine:
             finally:
                 net.clear_cache()
         return output
-
-    def predict(self, images: Tensor, call: Call | None = None) -> Any:
-        """Return the logits of a batch without adapting to it; nothing changes. See ``__call__``.
-
-        They come from ``Method.predict`` and the state that the next batch would begin with: that of the source where a
-        reset is due, which with ``reset="batch"`` it always is. A network that was not adapted yet predicts as the
-        method's source. Bad batches are an error, or are predicted, as ``on_bad_batch`` says, and are not counted.
-        """
-        return self(images, call, adapt=False)
 
     def scheduled(self, images: Tensor, call: Call | None = None, adapt: bool = True) -> Any:
         """Adapt to a batch, or predict it where a schedule says that; see ``__call__``."""

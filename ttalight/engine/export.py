@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
+from ttalight.engine.engine import Engine
 from ttalight.engine.method import Method
-from ttalight.engine.prediction import next_state
 from ttalight.errors import InputTypeError, UsageError
 from ttalight.models.exported_norm import fold
-
-if TYPE_CHECKING:
-    from ttalight.engine.engine import Engine
 
 __all__ = ["exported"]
 
@@ -28,7 +23,7 @@ def exported(engine: Engine, statistics_from: Tensor | None = None) -> nn.Module
     if engine.state is None:
         raise UsageError("there is no adapted network to export yet: adapt to a batch, or load a state, first")
     check_defined(method)
-    with next_state(engine):
+    with engine.next_state():
         module = engine.copy()
         method.export(net, module)
     module.zero_grad(set_to_none=True)

@@ -1,50 +1,76 @@
-"""Predictions without adaptation."""
+"""Predictions without adaptation: the half of the engine that changes nothing."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
-from ttalight.models.admission import pixel_fault
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.engine.method import Method
+from ttalight.engine.state import State
+from ttalight.models.admission import Admission, pixel_fault
+from ttalight.models.call import Call
 
-if TYPE_CHECKING:
-    from ttalight.engine.engine import Engine
-
-__all__ = ["next_state", "predict"]
-
-
-def predict(engine: Engine, images: Tensor) -> Tensor:
-    """Return the logits of a batch from the state that the next one begins with; see ``Engine.predict``.
-
-    What this changes besides (counts, what is known of sizes, a method that is configured for it) the engine undoes.
-
-    Args:
-        engine: The engine.
-        images: (B, 3, H, W).
-    """
-    net, guard, policy = engine.net, engine.net.guard, engine.method.on_bad_batch
-    finite, fault = engine.admission.admit(images)
-    guard.begin(images)
-    net.begin(finite, is_bad=True)  # no step moves anything
-    if engine.state is None and guard.is_pixels_finite() and fault is None:
-        engine._configure()
-    if engine.state is None:
-        logits = engine._predict_source()
-    else:
-        guard.check_state()
-        with engine.at_source() if engine._reset_is_due() else nullcontext():
-            logits = engine.method.predict(net, finite).detach()
-        guard.read()
-    if fault is None and not guard.pixels_finite:
-        fault = pixel_fault(images, net.counters.batch, net.counters.visit)
-    if fault is not None and policy == "error":
-        raise fault
-    return engine._predict_source() if not guard.state_finite or (fault and policy == "source") else logits
+__all__ = ["Predictor"]
 
 
-def next_state(engine: Engine) -> AbstractContextManager[None]:
-    """Set the state to the one that the next batch begins with for a while. One host synchronisation after steps."""
-    is_source = engine._reset_is_due() or not engine.net.guard.is_state_finite()
-    return engine.at_source() if is_source else nullcontext()
+class Predictor(ABC):
+    """Base of ``Engine``: what predicts with the present state."""
+
+    method: Method
+    net: AdaptiveNetwork
+    admission: Admission
+    state: State | None
+
+    @abstractmethod
+    def __call__(self, images: Tensor, call: Call | None = None, adapt: bool = True) -> Any:
+        """Adapt to a batch, or predict it, and return its logits."""
+
+    @abstractmethod
+    def at_source(self) -> AbstractContextManager[None]:
+        """Set weights, statistics and method state to the source temporarily."""
+
+    @abstractmethod
+    def _configure(self) -> None: ...
+    @abstractmethod
+    def _predict_source(self) -> Tensor: ...
+    @abstractmethod
+    def _reset_is_due(self) -> bool: ...
+
+    def predict(self, images: Tensor, call: Call | None = None) -> Any:
+        """Return the logits of a batch without adapting to it; nothing changes. See ``Engine.__call__``.
+
+        They come from ``Method.predict`` and the state that the next batch would begin with: that of the source where a
+        reset is due, which with ``reset="batch"`` it always is. A network that was not adapted yet predicts as the
+        method's source. Bad batches are an error, or are predicted, as ``on_bad_batch`` says, and are not counted.
+        """
+        return self(images, call, adapt=False)
+
+    def next_state(self) -> AbstractContextManager[None]:
+        """Set the state temporarily to the one that the next batch begins with. May wait for the device once."""
+        is_source = self._reset_is_due() or not self.net.guard.is_state_finite()
+        return self.at_source() if is_source else nullcontext()
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """Return the logits of a batch; what this changes besides, counts and sizes among it, ``__call__`` undoes."""
+        net, guard, policy = self.net, self.net.guard, self.method.on_bad_batch
+        finite, fault = self.admission.admit(images)
+        guard.begin(images)
+        net.begin(finite, is_bad=True)  # no step updates anything
+        if self.state is None and guard.is_pixels_finite() and fault is None:
+            self._configure()
+        if self.state is None:
+            logits = self._predict_source()
+        else:
+            guard.check_state()
+            with self.at_source() if self._reset_is_due() else nullcontext():
+                logits = self.method.predict(net, finite).detach()
+            guard.read()
+        if fault is None and not guard.pixels_finite:
+            fault = pixel_fault(images, net.counters.batch, net.counters.visit)
+        if fault is not None and policy == "error":
+            raise fault
+        return self._predict_source() if not guard.state_finite or (fault and policy == "source") else logits

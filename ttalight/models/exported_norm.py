@@ -123,9 +123,7 @@ class ImageStatistics(ExportedNorm):
 
     def folded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Raise a TypeError: the images have no statistics in common."""
-        raise InputTypeError(
-            "statistics of some images cannot be folded into layers that normalise each image by itself"
-        )
+        raise InputTypeError("statistics of some images cannot be folded into layers that normalise images singly")
 
 
 def become(layer: nn.Module, kind: type[M]) -> M:

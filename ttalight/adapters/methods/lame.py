@@ -93,9 +93,7 @@ class LAME(Adapter):
 
     def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
         """Raise a TypeError: the prediction is no network's."""
-        raise InputTypeError(
-            "LAME corrects the predictions of a batch behind the network, so there is no network to export"
-        )
+        raise InputTypeError("LAME corrects a batch's predictions behind the network, so there is no network to export")
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""
