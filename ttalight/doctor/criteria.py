@@ -1,8 +1,4 @@
-"""What the doctor measures without labels, and the limits that it judges by.
-
-The limits were chosen on the four extra corruptions of CIFAR-10-C and checked on the fifteen others; see
-docs/results/doctor.md.
-"""
+"""Measures of predictions and statistics that need no labels."""
 
 from __future__ import annotations
 
@@ -54,7 +50,7 @@ def agreement(first: Tensor, second: Tensor) -> float:
 
 
 def stream_correlation(predictions: Tensor, sizes: list[int], classes: int) -> float:
-    """How far the batch that an image is in tells its predicted class: 0 for a random order, 1 for sorted classes.
+    """Share of its predicted class that the batch of an image tells: 0 for a random order, 1 for sorted classes.
 
     The mutual information of batch and class over the entropy of the classes. Random batches of n images have an
     information of about (K - 1) (B - 1) / (2 N) nats by chance, for K classes that occur, B batches and N images

@@ -1,4 +1,8 @@
-"""What the doctor concludes from its measurements, in words."""
+"""Conclusions from the doctor's measurements, in words.
+
+The limits were chosen on the four extra corruptions of CIFAR-10-C and checked on the fifteen others; see
+docs/results/doctor.md.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ Verdict = Literal["no batch statistics", "no shift", "repaired", "not repaired"]
 
 @dataclass
 class Findings:
-    """What was measured without labels.
+    """Measurements without labels.
 
     Args:
         images: Number of images.
