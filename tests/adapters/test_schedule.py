@@ -1,4 +1,4 @@
-"""Which batches are adapted to: every Nth, those that fit a budget, those that a clock leaves time for."""
+"""Schedules of adaptation: every Nth batch, those that fit a budget, those that a clock leaves time for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def batches():
 
 
 def decisions(clock, sizes):
-    """What a schedule decides on batches of the given sizes, when nothing is measured."""
+    """Decisions of a schedule on batches of the given sizes, when nothing is measured."""
     found = []
     for index, size in enumerate(sizes):
         clock.arrive(index)

@@ -15,6 +15,7 @@ from ttalight.adapters.window import Window
 from ttalight.engine.engine import Engine
 from ttalight.errors import InputTypeError, UsageError
 from ttalight.models.call import split_call
+from ttalight.monitoring import Monitoring, Report, report_of
 
 __all__ = ["AdaptedNetwork"]
 
@@ -78,6 +79,22 @@ class AdaptedNetwork(Handle):
             self.engine.reset()
             self.engine.announce()
             self._window.images = None
+
+    def report(self, images: Tensor | None = None) -> Report:
+        """Return what can be said without labels of the model, see ``Report``; one read from the device.
+
+        Args:
+            images: A sample, (B, 3, H, W), to compare with the source model on, which costs two passes.
+        """
+        with self._lock:
+            return report_of(self.engine, images)
+
+    def watch(self, *monitors: Monitoring) -> AdaptedNetwork:
+        """Let monitors, such as ``Watch()``, see every batch from now on; copies have none."""
+        with self._lock:
+            for monitor in monitors:
+                monitor.attach(self.engine)
+        return self
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that adaptation has changed, and the images of the window."""

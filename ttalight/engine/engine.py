@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from operator import attrgetter
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
+from ttalight.engine.observer import Observer, kept_batches
 from ttalight.engine.prediction import Predictor
-from ttalight.engine.schedule import Schedule, run_scheduled
 from ttalight.engine.state import State
 from ttalight.errors import InputError
 from ttalight.files.adaptation_states import check_form, check_values
@@ -64,9 +65,10 @@ class Engine(Predictor):
         #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
-        self.schedules: list[Schedule] = copy.deepcopy(list(method.schedules))
-        #: Whether a schedule let the last batch be predicted only.
-        self.is_missed = False
+        self.schedules = copy.deepcopy(list(method.schedules))
+        #: Logits and seconds of the last batches, of maps every eighth pixel.
+        self.recent = kept_batches()
+        self.observers: list[Observer] = []
         method.check(self.net)
         if getattr(method, "terms", None):
             self.net.classifier.check()
@@ -111,6 +113,7 @@ class Engine(Predictor):
             call: How the network is called with them. By default with the images alone.
             adapt: Whether the batch is adapted to. Otherwise see ``predict``.
         """
+        began = perf_counter()
         if self.takeover is None:
             self.attach()
         net, state, device = self.net, self.state, images.device.type
@@ -130,18 +133,21 @@ class Engine(Predictor):
                     self._undo(state, before, draws)
                     if state is None:
                         self.attach()
-                elif net.counters.batches in (1, MANY):
+                    return output
+                if net.counters.batches in (1, MANY):
                     self.method.check_progress(net, logits)
+                kept = logits if logits.ndim == 2 else logits[:, :, ::8, ::8]
+                if not self.recent.maxlen:
+                    self.recent = kept_batches(kept)
+                self.recent.append((kept.clone(), perf_counter() - began))
+                for observer in self.observers:
+                    observer.observe(self, logits)
             except BaseException:
                 self._undo(state, before, draws)
                 raise
             finally:
                 net.clear_cache()
         return output
-
-    def scheduled(self, images: Tensor, call: Call | None = None, adapt: bool = True) -> Any:
-        """Adapt to a batch, or predict it where a schedule says that; see ``__call__``."""
-        return run_scheduled(self, images, call) if adapt and self.schedules else self(images, call, adapt)
 
     def _undo(self, state: State | None, before: tuple[Any, ...], draws: list[Tensor]) -> None:
         """Restore what there was before a batch: the state, None where it was the first one, counts, and draws."""
@@ -285,13 +291,17 @@ class Engine(Predictor):
             passes = {"passes": [self.net.forwards, self.net.backwards]}
             self.restore(self._before_probe | passes, self._keeps_place)
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether a probe has begun and not ended."""
+        return self._before_probe is not None
+
     # -- counts, see ``Counters``
 
     last, backwards = property(attrgetter("net.last")), property(attrgetter("net.backwards"))
     batches, updates = property(attrgetter("net.counters.batches")), property(attrgetter("net.counters.updates"))
     skipped, recoveries = property(attrgetter("net.counters.skipped")), property(attrgetter("net.counters.recoveries"))
-    bad_batches = property(attrgetter("net.counters.bad_batches"))
-    missed = property(attrgetter("net.counters.missed"))
+    bad_batches, missed = property(attrgetter("net.counters.bad_batches")), property(attrgetter("net.counters.missed"))
 
     # -- states
 
@@ -367,6 +377,7 @@ class Engine(Predictor):
         """Move the network and all adaptation state to a device."""
         state = self.capture()
         self._unconfigure()
+        self.recent.clear()
         self.net.module.to(device)
         self.net.generator = torch.Generator(device=device)
         self._generators = [*global_generators(device), self.net.generator]

@@ -1,0 +1,207 @@
+"""Tables of ``docs/results/monitoring.md`` from the cases that ``monitoring.py record`` has kept.
+
+python tools/benchmarks/monitoring_tables.py watch --out runs
+python tools/benchmarks/monitoring_tables.py risk --out runs
+python tools/benchmarks/monitoring_tables.py estimates --out runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import ttalight  # isort: skip # noqa: F401  (first: it makes torchvision importable)
+import torch
+from torch import Tensor
+
+from ttalight.models.classifier_hook import Head
+from ttalight.monitoring.bounds import betting_log_wealth, clopper_pearson_upper, running_lower_bound
+from ttalight.monitoring.estimates import (
+    agreement,
+    confidence_threshold,
+    disagreement_accuracy,
+    dropout_predictions,
+    thresholded_accuracy,
+)
+from ttalight.monitoring.risk import flag_threshold, uncertainty
+
+LEVEL, TOLERANCE, FALSE_FLAGS, EVERY = 0.05, 0.05, 0.05, 5
+RUNS = 1000
+
+
+def read(out: Path, name: str) -> dict[str, Any]:
+    case: dict[str, Any] = torch.load(out / f"case-{name}.pt", weights_only=False)
+    return case
+
+
+def names(out: Path) -> list[str]:
+    return sorted(path.stem.removeprefix("case-") for path in out.glob("case-*.pt"))
+
+
+def error(case: dict[str, Any]) -> float:
+    wrong = [logits.argmax(1) != labels for logits, labels in zip(case["logits"], case["labels"], strict=True)]
+    return float(torch.cat(wrong).double().mean())
+
+
+def rows(columns: list[str]) -> None:
+    print(f"\n| {' | '.join(columns)} |\n| --- |{' ---: |' * (len(columns) - 1)}")
+
+
+def watch(out: Path) -> None:
+    """Print how near each signal came to its limit, and what tripped."""
+    rows(["method", "batches", "error", "share < 0.55", "classes", "entropy", "drift < 1", "step < 0.25", "trips"])
+    for name in names(out):
+        case = read(out, name)
+        seen = [signals for signals in case["signals"] if signals]
+        extremes = [
+            max(s["commonest_share"] for s in seen),
+            (min(s["effective_classes"] for s in seen) - 1) / (case["reference"]["effective_classes"] - 1),
+            min(s["low_entropy"] for s in seen) / case["reference"]["entropy"],
+            max(s["drift"] for s in seen),
+            max(s["step"] for s in seen),
+        ]
+        trips = "; ".join(f"{signal} in batch {batch}" for batch, signal, *_ in case["trips"]) or "none"
+        numbers = " | ".join(f"{value:.3f}" for value in extremes)
+        print(f"| {name} | {len(case['logits'])} | {100 * error(case):.2f} | {numbers} | {trips} |")
+
+
+# -- risk
+
+
+def flags_of(case: dict[str, Any], source: Tensor, labels: Tensor, every: bool) -> list[Tensor]:
+    """Return the flags of each batch, with the source's threshold or with those of the present model."""
+    threshold = flag_threshold(uncertainty(source), source.argmax(1) != labels, FALSE_FLAGS, LEVEL / 4)
+    found = []
+    for number, logits in enumerate(case["logits"]):
+        found.append(uncertainty(logits) > threshold)
+        seen = case["rows"][number].get("calibration")  # of the model after this batch
+        if every and seen is not None:
+            threshold = flag_threshold(uncertainty(seen), seen.argmax(1) != labels, FALSE_FLAGS, LEVEL / 4)
+    return found
+
+
+def risk(out: Path) -> None:
+    """Print when the alarm came, and the bounds at the end."""
+    source, labels = read(out, "Source")["rows"][0]["calibration"], torch.load(out / "calibration-labels.pt")
+    wrong = source.argmax(1) != labels
+    limit = clopper_pearson_upper(int(wrong.sum()), len(wrong), LEVEL / 4) + TOLERANCE
+    print(f"source error {wrong.double().mean():.4f} of {len(wrong)}, limit {limit:.4f}")
+    rows(
+        ["case", "threshold", "error", "flags", "bound at the end", "alarm after images", "domain", "error until then"]
+    )
+    for name in names(out):
+        case = read(out, name)
+        if not any("calibration" in row for row in case["rows"]):
+            continue
+        for every in (False, True):
+            flags = flags_of(case, source, labels, every)
+            hits = torch.tensor([float(part.sum()) for part in flags], dtype=torch.float64).cumsum(0)
+            count = torch.tensor([len(part) for part in flags], dtype=torch.float64).cumsum(0)
+            mean = limit + FALSE_FLAGS
+            alarms = (betting_log_wealth(hits, count, mean) > -math.log(LEVEL / 2)) & (hits / count > mean)
+            bound = max(0.0, float(running_lower_bound(hits[-1], count[-1], LEVEL / 2)) - FALSE_FLAGS)
+            where, domain, until = "none", "", ""
+            if alarms.any():
+                first = int(alarms.int().argmax())
+                where, domain = f"{int(count[first])}", case["domain"][first]
+                brief = {key: case[key][: first + 1] for key in ("logits", "labels")}
+                until = f"{error(brief):.3f}"
+            kind = f"every {EVERY} batches" if every else "source"
+            shown = (
+                f"{error(case):.3f} | {float(hits[-1] / count[-1]):.3f} | {bound:.3f} | {where} | {domain} | {until}"
+            )
+            print(f"| {name} | {kind} | {shown} |")
+    print(f"\nfalse alarms of {RUNS} streams of 2,000 images: {false_alarms(out, source, labels):.3f}")
+
+
+def false_alarms(out: Path, source: Tensor, labels: Tensor) -> float:
+    """Return the share of alarms on streams drawn, like their calibration images, from clean predictions."""
+    clean = read(out, "Source-clean")
+    logits, truth = torch.cat([source, *clean["logits"]]), torch.cat([labels, *clean["labels"]])
+    doubts, wrong = uncertainty(logits), logits.argmax(1) != truth
+    generator, alarms = torch.Generator().manual_seed(0), 0
+    for _ in range(RUNS):
+        drawn = torch.randint(len(doubts), (500 + 2000,), generator=generator)
+        own, stream = drawn[:500], drawn[500:]
+        threshold = flag_threshold(doubts[own], wrong[own], FALSE_FLAGS, LEVEL / 4)
+        limit = clopper_pearson_upper(int(wrong[own].sum()), len(own), LEVEL / 4)  # tolerance 0, the hardest case
+        hits = (doubts[stream] > threshold).double().cumsum(0)
+        count = torch.arange(1, len(stream) + 1, dtype=torch.float64)
+        mean = limit + FALSE_FLAGS
+        alarm = (betting_log_wealth(hits, count, mean) > -math.log(LEVEL / 2)) & (hits / count > mean)
+        alarms += bool(alarm.any())
+    return alarms / RUNS
+
+
+# -- accuracy
+
+
+def by_domain(case: dict[str, Any], values: list[float]) -> list[float]:
+    """Return the means of batch values over each stretch of one domain."""
+    edges = [0, *(i + 1 for i, (a, b) in enumerate(pairwise(case["domain"])) if a != b), len(values)]
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+
+
+def dropout_values(case: dict[str, Any], head: Head, power: float, momentum: float) -> list[float]:
+    generator, mean, found = torch.Generator().manual_seed(0), None, []
+    for row, logits in zip(case["rows"], case["logits"], strict=True):
+        dropped = dropout_predictions(row["features"], head, 0.4, 10, generator)
+        value = float(disagreement_accuracy(logits, dropped, power))
+        mean = value if mean is None else mean + momentum * (value - mean)
+        found.append(mean)
+    return found
+
+
+def estimates(out: Path, weights: Path) -> None:
+    """Print how far estimates are from the accuracy of each corruption."""
+    state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
+    head = Head(state["module.linear.weight"], state["module.linear.bias"])
+    labels, cases = torch.load(out / "calibration-labels.pt"), {}
+    for name in ("Source", "PTBN", "Tent"):
+        if name in names(out):
+            cases[name] = read(out, name)
+    rows(["method", "estimate", "accuracy", "estimated", "mean absolute error", "largest", "correlation"])
+    for name, case in cases.items():
+        pairs = list(zip(case["logits"], case["labels"], strict=True))
+        truth = by_domain(case, [float((logits.argmax(1) == y).double().mean()) for logits, y in pairs])
+        threshold = confidence_threshold(case["rows"][0]["calibration"], labels)
+        found = {
+            "ATC": [float(thresholded_accuracy(logits, threshold)) for logits, _ in pairs],
+            "mean confidence": [float(logits.softmax(1).amax(1).mean()) for logits, _ in pairs],
+            "drop-out": dropout_values(case, head, 3.0, 0.4),
+            "drop-out, no correction": dropout_values(case, head, 0.0, 1.0),
+        }
+        for other, member in cases.items():
+            if other != name:
+                found[f"agreement with {other}"] = [
+                    float(agreement(a, b)) for a, b in zip(case["logits"], member["logits"], strict=True)
+                ]
+        for kind, values in found.items():
+            guesses = torch.tensor(by_domain(case, values))
+            true = torch.tensor(truth)
+            apart = (guesses - true).abs()
+            together = float(torch.corrcoef(torch.stack([guesses, true]))[0, 1])
+            print(
+                f"| {name} | {kind} | {100 * true.mean():.1f} | {100 * guesses.mean():.1f} | "
+                f"{100 * apart.mean():.1f} | {100 * apart.max():.1f} | {together:.2f} |"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["watch", "risk", "estimates"])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the recorded cases")
+    parser.add_argument("--weights", type=Path, help="resnet20-12fca82f.th, for estimates")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.what == "estimates":
+        estimates(arguments.out, arguments.weights)
+    else:
+        {"watch": watch, "risk": risk}[arguments.what](arguments.out)
+
+
+if __name__ == "__main__":
+    main()
