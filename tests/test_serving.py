@@ -97,6 +97,11 @@ def test_it_adapts_saves_restores_and_rolls_back(client, adapted):
     assert client.post("/reset").status_code == 200
 
 
+def test_metrics_are_text_for_prometheus(client):
+    predict(client, 0)
+    assert 'ttalight_batches_total{method="Tent"} 1' in client.get("/metrics").text
+
+
 def test_bad_requests_are_refused_and_change_nothing(client, adapted):
     predict(client, 0)
     before = adapted.state_dict()["tensors"]

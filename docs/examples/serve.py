@@ -21,6 +21,7 @@ import numpy as np
 import timm
 import torch
 from fastapi import FastAPI, HTTPException
+from fastapi.responses import PlainTextResponse
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 import ttalight  # noqa: F401  (before timm and torchvision)
 from ttalight.adapters import Tent
 from ttalight.adapters.wrapper import AdaptedNetwork
+from ttalight.monitoring import Watch
 
 #: Requests that are larger are refused before anything is decoded: images, and characters of an encoded one.
 MOST_IMAGES, LONGEST = 256, 2_000_000
@@ -100,6 +102,10 @@ def make_app(adapted: AdaptedNetwork, folder: Path, size: int = 32) -> FastAPI:
             "snapshots": len(snapshots),
         }
 
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> str:
+        return adapted.report().prometheus()
+
     @app.post("/rollback")
     def rollback() -> dict[str, int]:
         with lock:
@@ -156,4 +162,4 @@ def app() -> FastAPI:
     """Return an app with a network of random weights: put your own in its place."""
     network = Normalized(timm.create_model("test_resnet", num_classes=10)).eval()
     adapted = Tent(reset="never", on_bad_batch="source", max_milliseconds=200).wrap(network, window=64)
-    return make_app(adapted, Path("states"))
+    return make_app(adapted.watch(Watch("rollback")), Path("states"))

@@ -111,6 +111,7 @@ def test_a_slow_method_is_skipped_in_a_wrapped_network(batches, monkeypatch):
     for images in batches:
         wrapped(images)
     assert (wrapped.engine.batches, wrapped.engine.missed) == (2, 5)
+    assert (wrapped.report().batches, wrapped.report().missed) == (2, 5)
 
 
 def test_a_batch_that_fails_leaves_the_schedule_unchanged(batches, monkeypatch):
