@@ -315,7 +315,7 @@ class TestData:
         words = ["--data", "ImageFolderDataModule", "--data.root", "photos", "--data.num_workers", num_workers]
         message = says(*PLAIN, *words, "--model.num_classes", "2")
         assert message.startswith("cannot read image photos/test/dog/2.png (")
-        assert message.endswith("): replace the file or take it away")
+        assert message.endswith("): replace or remove the file")
 
 
 class TestUsersBatches:
@@ -593,4 +593,4 @@ class TestProcess:
         done = self.run(*TENT, "--model.weights", "nowhere.ckpt", TTALIGHT_TRACEBACK="1")
         assert done.returncode == 1
         assert "Traceback" in done.stderr
-        assert "FileNotFoundError: weights: there is no file nowhere.ckpt." in done.stderr
+        assert "MissingFileError: weights: there is no file nowhere.ckpt." in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,20 @@ def test_golden_rows_compare_bit_for_bit(golden, capsys):
 
 def test_the_package_has_no_import_circle(core_size):
     assert core_size.import_circles(PACKAGE) == core_size.import_circles(PACKAGE, inside=True) == []
+
+
+def test_packages_import_as_the_architecture_page_says():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (`[a-z].+) \| (.+) \|$", page, re.MULTILINE)
+    allowed = {name: set(re.findall(r"\w+", right)) for left, right in rows for name in re.findall(r"`(\w+)`", left)}
+    assert {"cli", "tasks", "adapters", "engine", "losses"} <= allowed.keys()
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for target in set(re.findall(r"^ *(?:from|import) ttalight\.(\w+)", path.read_text(), re.MULTILINE)):
+            if package in allowed and target in allowed and target not in {package, *allowed[package]}:
+                found.add(f"{package} -> {target}")
+    assert {line for line in found if not line.startswith("cli ")} == set()
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, ROOT / "tools", ROOT / "tests" / "stress"], ids=lambda path: path.name)

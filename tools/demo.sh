@@ -5,15 +5,26 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup_environment ""
 
+# Prints the number of cores that are free in one second, at least 1. Threads on busy cores wait for each other.
+free_cores() {
+    local hertz idle before
+    [ -r /proc/stat ] || { getconf _NPROCESSORS_ONLN; return; }
+    hertz="$(getconf CLK_TCK)"
+    before="$(awk '/^cpu / {print $5 + $6}' /proc/stat)"
+    sleep 1
+    idle="$(awk '/^cpu / {print $5 + $6}' /proc/stat)"
+    awk -v idle="$((idle - before))" -v hertz="$hertz" 'BEGIN {n = int(idle / hertz + 0.5); print (n > 1 ? n : 1)}'
+}
+
 began=$SECONDS
 seed="${SEED:-0}"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(free_cores)}" OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+echo "Training three stages and adapting five ways, $OMP_NUM_THREADS thread(s)"
 for stage in source simclr align; do
-    echo; echo "== fit: $stage"
-    ttalight fit --config "configs/digits/$stage.yaml" --overwrite --seed_everything "$seed"
+    ttalight fit --config "configs/digits/$stage.yaml" --overwrite --quiet true --seed_everything "$seed"
 done
 for method in unadapted ptbn tent ema_bn cta; do
-    echo; echo "== adapt: $method"
-    ttalight adapt --config "configs/digits/$method.yaml" --overwrite --seed_everything "$seed"
+    ttalight adapt --config "configs/digits/$method.yaml" --overwrite --quiet true --seed_everything "$seed"
 done
 echo
 ttalight compare runs/digits/unadapted runs/digits/ptbn runs/digits/tent runs/digits/ema_bn runs/digits/cta \

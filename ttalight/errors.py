@@ -39,7 +39,7 @@ class MissingFileError(TTALightError, FileNotFoundError):
 
 
 class ExistingFileError(TTALightError, FileExistsError):
-    """There is a file or folder already, which nobody asked to replace."""
+    """There is a file or folder already, and no option to replace it was given."""
 
 
 class DownloadError(TTALightError, ConnectionError):

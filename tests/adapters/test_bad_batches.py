@@ -8,6 +8,7 @@ import lightning
 import pytest
 import timm
 import torch
+from support.images import with_nan
 from support.methods import methods
 from torch import nn
 
@@ -33,10 +34,6 @@ def method(request):
 def batches():
     generator = torch.Generator().manual_seed(3)
     return torch.rand(5, 6, 3, 16, 16, generator=generator, dtype=torch.float64)
-
-
-def with_nan(images):
-    return images.index_fill(0, torch.tensor([1, 4]), float("nan"))
 
 
 DAMAGE = {

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttalight.adapters import EATA, EMABN, SAR, T3A, DeYO, Tent
-from ttalight.models.fast_pass import FastPass
+from ttalight.models.passes.fast_pass import FastPass
 
 METHODS = {
     "Tent": lambda images, **kwargs: Tent(lr=0.01, **kwargs),

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from support.images import with_nan
 from torch import nn
 
 from ttalight.adapters import EMABN, ETA, T3A, Tent
@@ -18,10 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIF
 def batches():
     generator = torch.Generator().manual_seed(3)
     return torch.rand(7, 6, 3, 16, 16, generator=generator, dtype=torch.float64)
-
-
-def with_nan(images):
-    return images.index_fill(0, torch.tensor([1, 4]), float("nan"))
 
 
 def weights_of(adapted):

@@ -12,7 +12,7 @@ from support.methods import methods
 from torch import nn
 
 from ttalight.adapters import GradientAdapter, RDumb, Tent, TestTimeTraining
-from ttalight.models.recompute import RecomputedBlocks
+from ttalight.models.passes.recompute import RecomputedBlocks
 
 #: Margins that let methods step on random weights; few views.
 WEIGHTED = {"weight_margin": 1.0, "threshold": -0.9}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ttalight.data import Continual, DigitsDataModule, Domain, Mixed, PerDomain, Probed
-from ttalight.data.streams.shares import deal, places
+from ttalight.data.streams.partition import batch_positions, partition
 from ttalight.reporting import read_predictions, read_results
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -83,7 +83,7 @@ def stream(order, sizes=(50, 10, 30, 20), batch_size=8, clean=0):
 @pytest.mark.parametrize("each_batch", [False, True])
 def test_every_batch_has_one_owner(ranks, each_batch):
     given = stream(PerDomain())
-    shares = deal(given, ranks, each_batch)
+    shares = partition(given, ranks, each_batch)
     assert sorted(np.concatenate(shares).tolist()) == list(range(given.batches))
     assert all((np.diff(share) > 0).all() for share in shares)
     if not each_batch:
@@ -93,24 +93,24 @@ def test_every_batch_has_one_owner(ranks, each_batch):
 
 def test_shares_are_balanced_by_size():
     given = stream(PerDomain())
-    images = [sum(np.diff(given.offsets)[share]) for share in deal(given, 2)]
+    images = [sum(np.diff(given.offsets)[share]) for share in partition(given, 2)]
     assert images == [60, 50]  # 50 + 10 and 30 + 20
     given = stream(Mixed())
-    images = [sum(np.diff(given.offsets)[share]) for share in deal(given, 2, each_batch=True)]
+    images = [sum(np.diff(given.offsets)[share]) for share in partition(given, 2, each_batch=True)]
     assert max(images) - min(images) <= 16
     assert sum(images) == 110
 
 
 def test_probes_stay_with_what_they_look_at():
     given = stream(Probed(), sizes=(16, 16, 16), clean=8)
-    for share in deal(given, 3):
+    for share in partition(given, 3):
         kinds = [given.is_probe(int(index)) for index in share]
         assert kinds == [False, False, True]
 
 
 def test_domains_need_boundaries():
     with pytest.raises(ValueError, match="does not announce where one begins"):
-        deal(stream(Continual()), 2)
+        partition(stream(Continual()), 2)
 
 
 @pytest.mark.parametrize("order", [PerDomain(), Continual(), Probed(every=20), Probed()])
@@ -126,7 +126,7 @@ def test_places_equal_an_undivided_engine(order):
             engine.announce()
         seen.append((engine.net.counters.visit, engine.net.counters.batch))
         engine(torch.randn(4, 3, 1, 1))
-    assert list(zip(*(part.tolist() for part in places(given)), strict=True)) == seen
+    assert list(zip(*(part.tolist() for part in batch_positions(given)), strict=True)) == seen
 
 
 def test_share_loader_keeps_batch_numbers():

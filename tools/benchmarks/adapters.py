@@ -46,8 +46,8 @@ from torch.utils.data import DataLoader
 
 from ttalight import adapters
 from ttalight.adapters import Adapter, GradientAdapter
-from ttalight.models.fast_pass import FastPass
-from ttalight.models.recompute import RecomputedBlocks
+from ttalight.models.passes.fast_pass import FastPass
+from ttalight.models.passes.recompute import RecomputedBlocks
 
 #: Rounds before the measured ones, and before peak memory is read.
 WARM_UP = 2

@@ -45,7 +45,7 @@ def work() -> None:
     import torch
 
     from ttalight import adapters
-    from ttalight.models.cifar_resnet import cifar_resnet20
+    from ttalight.models.cifar.cifar_resnet import cifar_resnet20
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -155,7 +155,7 @@ def step_calls(package: Path) -> dict[str, list[str]]:
     from torch import nn
 
     from ttalight.adapters import Tent
-    from ttalight.models.cifar_resnet import cifar_resnet20
+    from ttalight.models.cifar.cifar_resnet import cifar_resnet20
 
     torch.manual_seed(0)
     small = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))

@@ -39,7 +39,7 @@ from random_images import RandomImages
 from ttalight.adapters import Adapter
 from ttalight.data import ImageArrays
 from ttalight.data.streams import Domain
-from ttalight.models.cifar_resnet import cifar_resnet8
+from ttalight.models.cifar.cifar_resnet import cifar_resnet8
 from ttalight.reporting.figures import require_matplotlib
 
 #: Batches before the measured ones.

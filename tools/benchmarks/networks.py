@@ -12,7 +12,7 @@ from torch import nn
 
 from ttalight import adapters
 from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter
-from ttalight.models.cifar_resnet import cifar_resnet20
+from ttalight.models.cifar.cifar_resnet import cifar_resnet20
 from ttalight.tasks import CrossTaskTTT
 
 NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter)

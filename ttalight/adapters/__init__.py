@@ -30,8 +30,8 @@ from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.adapters.term import Term
 from ttalight.adapters.wrapper import AdaptedNetwork
 from ttalight.engine import AdaptiveNetwork, release
-from ttalight.models.fast_pass import FastPass
-from ttalight.models.recompute import RecomputedBlocks
+from ttalight.models.passes.fast_pass import FastPass
+from ttalight.models.passes.recompute import RecomputedBlocks
 
 __all__ = [
     "Adapter",

@@ -18,7 +18,7 @@ from ttalight.engine.method import Method, OnBadBatch, Reset
 from ttalight.engine.schedule import make_schedules
 from ttalight.errors import InputError, InputTypeError, UsageError
 from ttalight.models.outputs import Select
-from ttalight.models.pass_policy import PassPolicy
+from ttalight.models.passes.pass_policy import PassPolicy
 from ttalight.seeding import global_seed
 
 __all__ = ["Adapter"]

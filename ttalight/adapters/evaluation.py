@@ -10,11 +10,11 @@ from torch import nn
 
 from ttalight.adapters.sharding import Shard, check_sharding
 from ttalight.adapters.timing import add_clock
-from ttalight.data.streams.shares import StreamShare
+from ttalight.data.streams.partition import StreamShare
 from ttalight.engine.engine import Engine
 from ttalight.engine.method import Reset
 from ttalight.errors import InputError, UsageError
-from ttalight.models.stand_in import StepForward
+from ttalight.models.attaching.stand_in import StepForward
 
 __all__ = ["EvaluationCallback"]
 

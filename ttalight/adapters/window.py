@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ttalight.engine.engine import Engine
 from ttalight.errors import InputError, InputTypeError
-from ttalight.models.call import Call
+from ttalight.models.attaching.call import Call
 from ttalight.models.outputs import map_tensors
 
 __all__ = ["Window", "check_window"]

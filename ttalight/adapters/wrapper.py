@@ -14,7 +14,7 @@ from ttalight.adapters.handle import Handle
 from ttalight.adapters.window import Window
 from ttalight.engine.engine import Engine
 from ttalight.errors import InputTypeError, UsageError
-from ttalight.models.call import split_call
+from ttalight.models.attaching.call import split_call
 from ttalight.monitoring import Monitoring, Report, report_of
 
 __all__ = ["AdaptedNetwork"]

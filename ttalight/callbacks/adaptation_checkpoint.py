@@ -50,7 +50,7 @@ class AdaptationCheckpoint(Callback):
     A checkpoint, ``adaptation/batch-<k>-<digest>.ckpt`` in the run's folder, holds all that the batches from number k
     on depend on: the adapter's engine, the recorder, PyTorch's random states, and how far predictions and TensorBoard
     events had come. On the CPU a resumed run gives the numbers of an uninterrupted one, bit for bit. The last two are
-    kept; all are taken away when the run is over. ``Trainer.adapt`` adds this callback unless the callbacks have one.
+    kept; all are removed when the run is over. ``Trainer.adapt`` adds this callback unless the callbacks have one.
     In ``fit``, ``test`` and ``predict`` it does nothing, nor for a data module without a stream.
 
     Args:

@@ -22,7 +22,7 @@ __all__ = ["FOLDER", "check_resumable", "finish", "list_checkpoints", "read_last
 
 FOLDER = "adaptation"
 
-#: What a run takes away at its end.
+#: Files that a run removes at its end.
 _TEMPORARY = (FOLDER, RANKS, ".predictions.npz.*.parts", ".*.tmp")
 _FORMAT = 2
 _PARTS = {"identity": str, "adapter": dict, "recorder": dict, "events": dict, "random": dict}

@@ -25,7 +25,7 @@ FOLDER = "ranks"
 class RankFiles:
     """The folder ``ranks`` of a run: ``<rank>.pt`` with sums and counts, ``<rank>/predictions.npz``.
 
-    All processes make one, at the same point of the run: rank 0 takes away what an earlier run left.
+    All processes make one, at the same point of the run: rank 0 removes what an earlier run left.
 
     Args:
         run: The run's folder, which all processes see.

@@ -27,11 +27,12 @@ from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
 from ttalight.callbacks.search import callbacks_of, find_callback
 from ttalight.callbacks.termination import TERMINATED
+from ttalight.cli.corrupt import main as corrupt
 from ttalight.cli.error_messages import expected_message, without_parser
+from ttalight.cli.output import be_quiet, drop_remarks
 from ttalight.cli.parser_messages import parser_message
 from ttalight.cli.preparsing import add_resumed_config, reset_adapter_arguments
 from ttalight.cli.run_setup import RunSetup
-from ttalight.data.corrupt_command import main as corrupt
 from ttalight.files.checkpoints import LAST, last_whole
 from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, is_run_name
 from ttalight.reporting import domain_table, protocol_header
@@ -113,6 +114,7 @@ class CLI(LightningCLI):
         self._parsers.append(parser)
         parser.add_argument("--name", type=str, default="default", help=f"Name of the run: its folder is {_RUNS}/NAME.")
         parser.add_argument("--overwrite", action="store_true", help="Replace an existing run of that name.")
+        parser.add_argument("--quiet", type=bool, default=False, help="Write progress, warnings and errors only.")
         parser.add_argument(
             "--predictions",
             type=bool,
@@ -159,7 +161,7 @@ class CLI(LightningCLI):
         if self._ckpt_path is not None:
             config.ckpt_path = None  # set again in before_instantiate_classes
         overwrite = config.overwrite
-        config.overwrite = False  # it is of this command: whoever runs the saved configuration has to say it again
+        config.overwrite = False  # it holds for this command, and not for the saved configuration
         if resume is not None and "--overwrite" in words:
             parser.error("--resume continues a run and --overwrite replaces it: give one of them")
         first = self._claim(parser, overwrite=overwrite, resumes=self._ckpt_path is not None or resume is not None)
@@ -220,6 +222,9 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with the run's folder."""
+        if self.config[self.subcommand].quiet:
+            be_quiet()
+            kwargs["enable_model_summary"] = False
         trainer = super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
         assert isinstance(trainer, Trainer)
         callbacks = callbacks_of(trainer)
@@ -245,7 +250,7 @@ class CLI(LightningCLI):
     @rank_zero_only
     def _print_results(self) -> None:
         recorder = find_callback(self.trainer, Recorder)
-        if recorder is not None and recorder.results is not None:
+        if recorder is not None and recorder.results is not None and not self.config[self.subcommand].quiet:
             sys.stdout.write(f"\n{protocol_header(recorder.results)}\n\n{domain_table(recorder.results)}\n\n")
             sys.stdout.write(f"Results: {self.folder}\nTensorBoard: tensorboard --logdir {self.folder}\n")
 
@@ -264,6 +269,7 @@ def main(args: ArgsType = None) -> None:
     """
     set_parsing_settings(add_print_completion_argument=True)
     atexit.register(gc.freeze)  # a last collection takes seconds on a busy machine, and schedulers soon kill
+    drop_remarks()
     words = sys.argv[1:] if args is None else args
     try:
         if isinstance(words, list) and words and words[0] in _EXTRA_COMMANDS:

@@ -1,4 +1,4 @@
-"""Saves a run's configuration once the run can begin, in the place of the run before."""
+"""Saves a run's configuration once the run can begin, instead of that of the run before."""
 
 from __future__ import annotations
 

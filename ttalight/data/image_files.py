@@ -146,7 +146,7 @@ def read_image(path: Path, size: int, scale: int | None = None, interpolation: I
     if width * height > _MOST_PIXELS:  # a line of pixels, which scaling would make large
         raise InputError(
             f"cannot read image {path}: of {image.width} x {image.height} pixels, it would have {width} x {height} "
-            "when it is scaled; replace the file or take it away"
+            "when it is scaled; replace or remove the file"
         )
     image = image.resize((width, height), Image.Resampling[interpolation.upper()])
     left, top = round((width - size) / 2), round((height - size) / 2)

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 LABELS = "labels.npy"
-#: What says how a folder was made; the published sets have no such file.
+#: File with the settings of a generated folder; the published sets have none.
 SETTINGS = "corruptions.json"
 
 _PUBLISHED = {"severities": [1, 2, 3, 4, 5], "split": "test", "frost": None}

@@ -17,7 +17,7 @@ from ttalight.arguments import arguments_of, shown_arguments
 from ttalight.data.arrays import ImageArrays, StreamDataset
 from ttalight.data.corruptions import FROST_PROCEDURAL, corrupt, frost_source
 from ttalight.data.image_files import ImageFiles, as_is
-from ttalight.data.partial import PartialLoader
+from ttalight.data.partial_loader import PartialLoader
 from ttalight.data.streams import Domain, PerDomain, Stream, StreamOrder, StreamSampler
 from ttalight.errors import InputError
 from ttalight.seeding import global_seed

@@ -26,7 +26,7 @@ class _UnknownRange(Exception):
 
 
 def read_picture(
-    path: Path, formats: tuple[str, ...] = FORMATS, advice: str = "replace the file or take it away"
+    path: Path, formats: tuple[str, ...] = FORMATS, advice: str = "replace or remove the file"
 ) -> Image.Image:
     """Read a picture as 8-bit RGB.
 

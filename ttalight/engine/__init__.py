@@ -4,6 +4,6 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import Engine
 from ttalight.engine.method import Method
 from ttalight.engine.observer import Observer
-from ttalight.models.takeover import release
+from ttalight.models.attaching.takeover import release
 
 __all__ = ["AdaptiveNetwork", "Engine", "Method", "Observer", "release"]

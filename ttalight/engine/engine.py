@@ -21,9 +21,9 @@ from ttalight.engine.prediction import Predictor
 from ttalight.engine.state import State
 from ttalight.errors import InputError
 from ttalight.files.adaptation_states import check_form, check_values
-from ttalight.models.admission import Admission, pixel_fault, warn_of_bad_batch
-from ttalight.models.call import Call, present_autocast
-from ttalight.models.takeover import Takeover, check_free, check_loaded
+from ttalight.models.attaching.admission import Admission, pixel_fault, warn_of_bad_batch
+from ttalight.models.attaching.call import Call, present_autocast
+from ttalight.models.attaching.takeover import Takeover, check_free, check_loaded
 from ttalight.models.vectors import JoinedParameters, can_join
 from ttalight.seeding import global_generators
 

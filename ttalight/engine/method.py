@@ -17,7 +17,7 @@ from ttalight.models.exported_norm import replace_norms
 from ttalight.models.network import Network
 from ttalight.models.norm import NormMode
 from ttalight.models.outputs import Select
-from ttalight.models.pass_policy import PassPolicy
+from ttalight.models.passes.pass_policy import PassPolicy
 
 __all__ = ["Method", "OnBadBatch", "Reset"]
 

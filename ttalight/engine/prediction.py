@@ -12,8 +12,8 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.method import Method
 from ttalight.engine.schedule import Schedule, run_scheduled
 from ttalight.engine.state import State
-from ttalight.models.admission import Admission, pixel_fault
-from ttalight.models.call import Call
+from ttalight.models.attaching.admission import Admission, pixel_fault
+from ttalight.models.attaching.call import Call
 
 __all__ = ["Predictor"]
 

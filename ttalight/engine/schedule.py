@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ttalight.errors import InputError
 from ttalight.files.untrusted import Between, difference
-from ttalight.models.call import Call
+from ttalight.models.attaching.call import Call
 from ttalight.models.outputs import logits_of
 
 __all__ = ["Budget", "Clock", "Periodic", "Schedule", "make_schedules", "run_scheduled"]

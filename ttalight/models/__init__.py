@@ -1,10 +1,10 @@
 """Encoders, normalisation and how adapters see any network."""
 
-from ttalight.models.cifar_preact_resnet import CifarPreActResNet
-from ttalight.models.cifar_resnet import CifarResNet
-from ttalight.models.cifar_resnet_gn import CifarResNetGN
-from ttalight.models.cifar_resnext import CifarResNeXt
-from ttalight.models.cifar_wide_resnet import CifarWideResNet
+from ttalight.models.cifar.cifar_preact_resnet import CifarPreActResNet
+from ttalight.models.cifar.cifar_resnet import CifarResNet
+from ttalight.models.cifar.cifar_resnet_gn import CifarResNetGN
+from ttalight.models.cifar.cifar_resnext import CifarResNeXt
+from ttalight.models.cifar.cifar_wide_resnet import CifarWideResNet
 from ttalight.models.crop import CenterCrop
 from ttalight.models.encoder import create_encoder
 from ttalight.models.network import Head, Network, Outputs

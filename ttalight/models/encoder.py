@@ -17,8 +17,8 @@ from ttalight.errors import InputError, MissingFileError, UsageError
 from ttalight.files.untrusted import load_tensors
 
 # What registers the networks for 32-pixel images with timm.
-from ttalight.models import cifar_preact_resnet, cifar_resnet, cifar_resnet_gn, cifar_resnext, cifar_wide_resnet  # noqa: F401
-from ttalight.models.cifar_network import CifarNetwork
+from ttalight.models.cifar import cifar_preact_resnet, cifar_resnet, cifar_resnet_gn, cifar_resnext, cifar_wide_resnet  # noqa: F401
+from ttalight.models.cifar.cifar_network import CifarNetwork
 from ttalight.models.depthwise import with_fast_depthwise
 from ttalight.models.weight_files import PublicWeights, classifier_names, numbers_allowed, public_weights
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ttalight.errors import InputError, InputTypeError, UsageError
 from ttalight.losses import entropy
-from ttalight.models.batch_shard import BatchShard
-from ttalight.models.call import Call
-from ttalight.models.classifier_hook import ClassifierHook, Head
+from ttalight.models.attaching.call import Call
+from ttalight.models.attaching.classifier_hook import ClassifierHook, Head
 from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, PassState, find_norms
 from ttalight.models.outputs import Select, logits_of, map_tensors, possible_classes, with_logits
+from ttalight.models.passes.batch_shard import BatchShard
 
 __all__ = ["Head", "Network", "Outputs", "Selection"]
 

@@ -17,8 +17,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ttalight.distributed import global_moments
 from ttalight.errors import InputError, InputTypeError
-from ttalight.models.attachment import attach_forward, detach_forward
-from ttalight.models.batch_shard import BatchShard
+from ttalight.models.attaching.attachment import attach_forward, detach_forward
+from ttalight.models.attaching.carried_forward import normalize_by
+from ttalight.models.attaching.stand_in import StandIn
 from ttalight.models.batch_statistics import (
     moments,
     move_running_statistics,
@@ -26,8 +27,7 @@ from ttalight.models.batch_statistics import (
     normalize_each,
     normalized,
 )
-from ttalight.models.carried_forward import normalize_by
-from ttalight.models.stand_in import StandIn
+from ttalight.models.passes.batch_shard import BatchShard
 
 __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "preserve_statistics"]
 
@@ -293,7 +293,7 @@ class NormLayer:
             seen_mean, seen_var = moments(x, [0, *range(2, x.ndim)])
         return mean.lerp(seen_mean, share), var.lerp(seen_var, share)
 
-    # -- batches that are dealt out over processes
+    # -- batches that are divided over processes
 
     def _shared_images(self, x: Tensor) -> int:
         assert self.passes.shard is not None

@@ -56,7 +56,7 @@ def logits_of(output: Any, select: Select = None) -> Tensor:
 
 
 def with_logits(output: Any, logits: Tensor, select: Select = None) -> Any:
-    """Return what a model returned with other logits in the place of its own.
+    """Return what a model returned with other logits instead of its own.
 
     Logits that a function has computed, and not taken out of the structure, have no place there: they are returned as
     they are.

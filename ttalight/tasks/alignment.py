@@ -14,7 +14,7 @@ from ttalight.distributed import average, gather_with_gradients, rank_and_world_
 from ttalight.errors import InputError
 from ttalight.losses import alignment_loss
 from ttalight.models import Normalize, create_encoder
-from ttalight.tasks.steps import ClassifierSteps
+from ttalight.tasks.classifier_steps import ClassifierSteps
 from ttalight.tasks.two_view import TwoViewTask
 from ttalight.transforms import RandomCropFlip
 

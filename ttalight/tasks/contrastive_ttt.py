@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.adapters import Adapter, TestTimeTraining
-from ttalight.tasks.steps import ClassifierSteps
+from ttalight.tasks.classifier_steps import ClassifierSteps
 from ttalight.tasks.two_view import TwoViewTask
 
 __all__ = ["ContrastiveTTT"]

@@ -25,8 +25,8 @@ class InputPreparation:
     modules are the task's own submodules as well, whose state dict has the values.
 
     Args:
-        image_size: Side in pixels of what the encoder sees; None where nobody has said it yet.
-        mean: Channel means, RGB in [0, 1]; None where nobody has said them yet.
+        image_size: Side in pixels of what the encoder sees; None if it is not given.
+        mean: Channel means, RGB in [0, 1]; None if they are not given.
         std: Channel standard deviations; None together with ``mean``.
 
     Raises:

@@ -15,7 +15,7 @@ from ttalight.adapters import Adapter, TestTimeTraining
 from ttalight.errors import InputError
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.base import BaseTask
-from ttalight.tasks.steps import ClassifierSteps
+from ttalight.tasks.classifier_steps import ClassifierSteps
 from ttalight.transforms.rotation import check_rotation, rotation_views
 
 __all__ = ["RotationTTT"]

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.base import BaseTask
-from ttalight.tasks.steps import ClassifierSteps
+from ttalight.tasks.classifier_steps import ClassifierSteps
 
 __all__ = ["SupervisedTask"]
 

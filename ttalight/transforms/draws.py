@@ -51,7 +51,7 @@ def per_image(values: Tensor) -> Tensor:
 def select(mask: Tensor, where_true: Tensor, where_false: Tensor) -> Tensor:
     """Take whole images from one batch or the other, bit for bit.
 
-    Interpolating with a weight of exactly 0 or 1 gives back one of its ends, several times faster on a CPU than
+    Interpolating with a weight of exactly 0 or 1 returns one of its ends, several times faster on a CPU than
     ``torch.where`` with a mask that broadcasts.
 
     Args:

@@ -261,7 +261,7 @@ class StreamSampler(DistributedSampler[slice]):
 
     Its length is that of the whole stream whatever it yields of it, so that limits and progress count from the
     beginning. It is a ``DistributedSampler`` because Lightning leaves these alone: another one would be replaced where
-    several processes run, and its batches dealt out without regard to what belongs together.
+    several processes run, and its batches divided without regard to what belongs together.
 
     Args:
         stream: The stream to go through.

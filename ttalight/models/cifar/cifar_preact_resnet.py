@@ -7,7 +7,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ttalight.models.cifar_network import CifarNetwork, cifar_cfg, draw_weights
+from ttalight.models.cifar.cifar_network import CifarNetwork, cifar_cfg, draw_weights
 
 __all__ = ["CifarPreActResNet"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttalight.errors import InputError
-from ttalight.models.cifar_network import CifarNetwork, cifar_cfg, draw_weights
+from ttalight.models.cifar.cifar_network import CifarNetwork, cifar_cfg, draw_weights
 
 __all__ = ["CifarWideResNet"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.errors import InputTypeError
-from ttalight.models.call import Call, split_call
+from ttalight.models.attaching.call import Call, split_call
 
 __all__ = ["StandIn", "StepForward"]
 

@@ -14,7 +14,7 @@ from ttalight.losses.entropy import is_masked
 from ttalight.models.network import Network
 from ttalight.models.norm import exact_statistics, preserve_statistics
 from ttalight.models.outputs import logits_of
-from ttalight.models.pass_policy import PassPolicy
+from ttalight.models.passes.pass_policy import PassPolicy
 
 __all__ = ["FastPass"]
 

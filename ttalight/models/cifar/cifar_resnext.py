@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from ttalight.errors import InputError
-from ttalight.models.cifar_network import CifarNetwork, cifar_cfg, draw_weights
+from ttalight.models.cifar.cifar_network import CifarNetwork, cifar_cfg, draw_weights
 
 __all__ = ["CifarResNeXt"]
 

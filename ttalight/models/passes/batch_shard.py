@@ -1,4 +1,4 @@
-"""A batch whose images are dealt out over processes for the network's passes, and for nothing else."""
+"""A batch whose images are divided over processes for the network's passes, and for nothing else."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BatchShard:
         Returns:
             What the forward returned, each tensor of the slice's length being that of the whole batch.
         """
-        if self.images:  # inside of a pass that is dealt out already
+        if self.images:  # inside of a pass that is divided already
             return forward(images)
         self.images = len(images)
         try:

@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ttalight.errors import InputError
-from ttalight.models.attachment import attach_forward, detach_forward
+from ttalight.models.attaching.attachment import attach_forward, detach_forward
 from ttalight.models.network import Network
 from ttalight.models.norm import NormLayer, NormMode
-from ttalight.models.pass_policy import PassPolicy
+from ttalight.models.passes.pass_policy import PassPolicy
 
 __all__ = ["RecomputedBlocks"]
 

@@ -9,7 +9,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttalight.models.cifar_network import CifarNetwork, cifar_cfg, draw_weights
+from ttalight.models.cifar.cifar_network import CifarNetwork, cifar_cfg, draw_weights
 
 __all__ = ["CifarResNetGN"]
 

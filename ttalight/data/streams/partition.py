@@ -10,13 +10,13 @@ import numpy.typing as npt
 from ttalight.data.streams.stream import Stream
 from ttalight.errors import InputError
 
-__all__ = ["Places", "StreamShare", "deal", "places"]
+__all__ = ["BatchPositions", "StreamShare", "batch_positions", "partition"]
 
 Numbers = npt.NDArray[np.int64]
 
 
-class Places(NamedTuple):
-    """The place of each batch in one process that goes through the whole stream.
+class BatchPositions(NamedTuple):
+    """The position of each batch in one process that goes through the whole stream.
 
     Args:
         visit: Number of the announced visit, from 0, -1 before the first; (batches,).
@@ -28,8 +28,8 @@ class Places(NamedTuple):
     batch: Numbers
 
 
-def places(stream: Stream) -> Places:
-    """Return where each batch of a stream stands."""
+def batch_positions(stream: Stream) -> BatchPositions:
+    """Return the position of each batch of a stream."""
     visits, batches = np.empty((2, stream.batches), dtype=np.int64)
     visit, batch, probed = -1, 0, 0
     for index in range(stream.batches):
@@ -39,11 +39,11 @@ def places(stream: Stream) -> Places:
         probed = probed + 1 if probe else 0
         visits[index], batches[index] = visit, batch + max(0, probed - 1)
         batch += not probe
-    return Places(visits, batches)
+    return BatchPositions(visits, batches)
 
 
-def deal(stream: Stream, ranks: int, each_batch: bool = False) -> list[Numbers]:
-    """Deal a stream out to processes in parts that depend on nothing before them.
+def partition(stream: Stream, ranks: int, each_batch: bool = False) -> list[Numbers]:
+    """Partition a stream over processes in parts that depend on nothing before them.
 
     A part is an announced visit, which goes to the process with the fewest images so far, the largest first. Where
     every batch starts from the source, a part is a batch, and each process gets consecutive ones. A probe stays with
@@ -88,8 +88,8 @@ class StreamShare:
 
     def __init__(self, stream: Stream, rank: int, ranks: int, each_batch: bool) -> None:
         #: Numbers of the batches.
-        self.numbers = deal(stream, ranks, each_batch)[rank]
-        self._places = places(stream)
+        self.numbers = partition(stream, ranks, each_batch)[rank]
+        self._positions = batch_positions(stream)
         self._last = -1
 
     @property
@@ -100,7 +100,7 @@ class StreamShare:
     def place(self, index: int) -> tuple[int, int] | None:
         """Return visit and number of a batch in the whole stream if the batch before it is in another part."""
         follows, self._last = index == self._last + 1, index
-        return None if follows else (int(self._places.visit[index]), int(self._places.batch[index]))
+        return None if follows else (int(self._positions.visit[index]), int(self._positions.batch[index]))
 
 
 def _starts(stream: Stream, index: int, each_batch: bool) -> bool:

@@ -15,8 +15,9 @@ import torch
 from torchvision.datasets import CIFAR10
 
 import ttalight
+import ttalight.cli.corrupt as corrupt_command
 from ttalight.cli import main
-from ttalight.data import CorruptedDataModule, CorruptedFolder, DigitsDataModule, corrupt_command
+from ttalight.data import CorruptedDataModule, CorruptedFolder, DigitsDataModule
 from ttalight.data.corruptions import COMMON, EXTRA, corrupt
 from ttalight.data.layout import write_npy
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.errors import InputError
-from ttalight.models.attachment import attach_forward, detach_forward
+from ttalight.models.attaching.attachment import attach_forward, detach_forward
 from ttalight.models.classifier import Classifier, can_classify, find_classifier
 
 __all__ = ["ClassifierHook", "Head"]

@@ -1,0 +1,35 @@
+"""Output of a command: without the tips and remarks of libraries."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+__all__ = ["be_quiet", "drop_remarks"]
+
+#: Beginnings of what Lightning tells about the machine and itself.
+_REMARKS = ("💡 Tip", "TPU available", "HPU available", "GPU available: False", "Seed set to", "`Trainer.", "Loading `")
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
+
+
+def drop_remarks() -> None:
+    """Drop what libraries remark about themselves, and a warning of Lightning's own code."""
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        if _is_worth_telling not in logger.filters:
+            logger.addFilter(_is_worth_telling)
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+
+def be_quiet() -> None:
+    """Drop all of Lightning's messages below warnings."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_REMARKS)
