@@ -160,7 +160,7 @@ def _measurement_form(
 
 
 def _agreement_fault(visits: dict[str, Any], seen: dict[int, int]) -> str | None:
-    """Returns what is wrong with the counts of predictions that are the source's; None where nothing is."""
+    """Return what is wrong with the counts of predictions that are the source's; None where nothing is."""
     compared, agreed = visits["_compared"], visits["_agreed"]
     known = {visit: images for visit, images in seen.items() if visit in compared}
     fault = difference(_exactly(known), compared, "visits._compared", whole=True)

@@ -110,7 +110,7 @@ def _with_model(words: list[str]) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's lines about devices to itself for a while."""
+    """Keep Lightning's lines about devices away from the report."""
     logger = logging.getLogger("lightning.pytorch")
     before = logger.level
     logger.setLevel(logging.WARNING)
