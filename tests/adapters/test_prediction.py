@@ -158,6 +158,16 @@ def test_of_memo_is_each_image_by_itself(batches):
     assert (together - one_by_one).abs().max() > 1e-5
 
 
+def test_of_memo_is_one_image_where_a_layer_carries_its_forward(batches):
+    net = small_net()
+    net[1].forward = net[1].forward
+    adapted, ordinary = (MEMO(views=2).wrap(network) for network in (net, small_net()))
+    image = batches[0][:1]
+    torch.testing.assert_close(adapted(image, adapt=False), ordinary(image, adapt=False))
+    with pytest.raises(TypeError, match="predict one image a batch"):
+        adapted(batches[0], adapt=False)
+
+
 def test_measures_nothing_for_later_batches(batches):
     read = []
 

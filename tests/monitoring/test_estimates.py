@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ttalight.adapters import PTBN, Source, Tent
-from ttalight.models.attaching.classifier_hook import Head
+from ttalight.models.network import Head
 from ttalight.monitoring import DropoutDisagreement, Estimate, MemberAgreement, ThresholdedConfidence
 from ttalight.monitoring.estimates import (
     agreement,

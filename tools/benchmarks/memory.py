@@ -3,8 +3,9 @@
     python tools/benchmarks/memory.py --batches 100000
 
 A tiny network adapts to one image after another; every method has a process of its own. After the first ``--warm``
-batches the table compares two numbers with those at the end: the resident memory of the process, and what Python and
-PyTorch hold (``tracemalloc``, and the storages of all live tensors). Memory is bounded where neither grows by 1 MB.
+batches the table compares with the end: the resident memory of the process, what the storages of all live tensors hold
+(with ``--trace`` what Python holds too, by ``tracemalloc``, which takes several times as long), the number of live
+tensors, and the number of Python's memory blocks. Memory is bounded where none of these grows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import gc
 import os
 import statistics
+import sys
 import time
 import tracemalloc
 import warnings
@@ -49,8 +51,9 @@ WINDOW = "Tent, window of 8"
 class Growth(NamedTuple):
     method: str
     rss: float
-    python: float
+    held: float
     tensors: int
+    blocks: int
     milliseconds: float
 
 
@@ -99,26 +102,27 @@ def resident() -> float:
 def held() -> tuple[float, int]:
     """Return what Python and the storages of live tensors hold, in MB, and the number of live tensors."""
     gc.collect()
-    tensors = [value for value in gc.get_objects() if isinstance(value, Tensor)]
+    tensors = [value for value in gc.get_objects() if type(value) in (Tensor, nn.Parameter)]
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors}
     return (tracemalloc.get_traced_memory()[0] + sum(storages.values())) / 1e6, len(tensors)
 
 
-def grow(name: str, batches: int, warm: int) -> Growth:
+def grow(name: str, batches: int, warm: int, trace: bool = False) -> Growth:
     """Adapt to a stream of single images and return how memory has grown since the first of them."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     adapted, images = methods()[name](), torch.rand(64, 1, 3, 12, 12)
-    tracemalloc.start()
+    if trace:
+        tracemalloc.start()
     start = time.process_time()
     for index in range(batches):
         if index == warm:
-            before, first = resident(), held()
+            first, before, blocks = held(), resident(), sys.getallocatedblocks()  # counting takes some memory itself
         adapted(images[index % len(images)])
     seconds = time.process_time() - start
-    last, after = held(), resident()
-    return Growth(name, after - before, last[0] - first[0], last[1] - first[1], 1e3 * seconds / batches)
+    last, after, blocks = held(), resident(), sys.getallocatedblocks() - blocks
+    return Growth(name, after - before, last[0] - first[0], last[1] - first[1], blocks, 1e3 * seconds / batches)
 
 
 def main() -> None:
@@ -127,17 +131,21 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=100_000)
     parser.add_argument("--warm", type=int, default=1000, help="batches before memory is first looked at")
     parser.add_argument("--methods", nargs="*", help="all by default")
+    parser.add_argument("--trace", action="store_true", help="count what Python holds, by tracemalloc")
     args = parser.parse_args()
     if not 0 <= args.warm < args.batches:
         parser.error(f"--warm must be at least 0 and less than --batches, got {args.warm} and {args.batches}")
     names = args.methods or list(methods())
     print(f"{args.batches:,} batches of one image, growth after the first {args.warm:,}", flush=True)
-    print(f"{'method':20s} {'RSS, MB':>9s} {'held, MB':>9s} {'tensors':>8s} {'ms/batch':>9s}", flush=True)
+    print(
+        f"{'method':20s} {'RSS, MB':>9s} {'held, MB':>9s} {'tensors':>8s} {'blocks':>8s} {'ms/batch':>9s}", flush=True
+    )
     seen = []
     for name in names:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            row = pool.submit(grow, name, args.batches, args.warm).result()
-        print(f"{row.method:20s} {row.rss:9.2f} {row.python:9.3f} {row.tensors:8d} {row.milliseconds:9.2f}", flush=True)
+            row = pool.submit(grow, name, args.batches, args.warm, args.trace).result()
+        numbers = f"{row.rss:9.2f} {row.held:9.3f} {row.tensors:8d} {row.blocks:8d} {row.milliseconds:9.2f}"
+        print(f"{row.method:20s} {numbers}", flush=True)
         seen.append(row)
     growths = [row.rss for row in seen]
     print(f"median of RSS {statistics.median(growths):.2f} MB, largest {max(growths):.2f} MB")

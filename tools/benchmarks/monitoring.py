@@ -151,6 +151,7 @@ def record(arguments: argparse.Namespace) -> None:
     cases: dict[str, tuple[Callable[[], Any], Batches, bool]] = {}
     for lr in TOO_HIGH:
         cases[f"lr={lr}"] = (partial(A.Tent, lr=lr, reset="never"), batches[:10] if lr == 1.0 else batches, False)
+    cases["lr=1.0-clean"] = (partial(A.Tent, lr=1.0, reset="never"), clean, False)
     for name in METHODS:
         cases[name] = (partial(make, name, source), batches, False)
     for name in ("Source", "PTBN", "Tent"):

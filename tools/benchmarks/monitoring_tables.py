@@ -17,7 +17,7 @@ import ttalight  # isort: skip # noqa: F401  (first: it makes torchvision import
 import torch
 from torch import Tensor
 
-from ttalight.models.attaching.classifier_hook import Head
+from ttalight.models.network import Head
 from ttalight.monitoring.bounds import betting_log_wealth, clopper_pearson_upper, running_lower_bound
 from ttalight.monitoring.estimates import (
     agreement,

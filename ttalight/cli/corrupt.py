@@ -14,12 +14,12 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from ttalight.cli.error_messages import one_line, without_parser
 from ttalight.data.arrays import ImageArrays
 from ttalight.data.corruptions import COMMON, EXTRA, corrupt_chunk, frost_source, parameters
 from ttalight.data.layout import LABELS, SETTINGS, read_settings, write_npy, write_settings
 from ttalight.data.module import ImageDataModule
-from ttalight.errors import ExistingFileError, InputError
-from ttalight.reporting.text import printable
+from ttalight.errors import ExistingFileError, InputError, TTALightError
 from ttalight.version import __version__
 
 __all__ = ["main", "write_corrupted"]
@@ -225,6 +225,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("ttalight corrupt: interrupted; the same command continues from here\n")
         raise SystemExit(130) from None
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"ttalight corrupt: error: {printable(' '.join(str(error).split()))}\n")
+    except Exception as error:
+        cause = without_parser(error)
+        if not isinstance(cause, (OSError, TTALightError)):
+            raise
+        sys.stderr.write(f"ttalight corrupt: error: {one_line(str(cause))}\n")
         raise SystemExit(2) from None

@@ -113,10 +113,9 @@ class RiskMonitor(Monitoring):
     independent: the bound is on the mean of conditional expectations, whatever adaptation and stream do.
 
     **What is not.** Errors that are sure of themselves are not flagged, so that an alarm may come late or never: a
-    model that has collapsed is sure. With ``every`` the threshold is therefore set by the present model on the labelled
-    images, every so many batches (passes of all of them, which change nothing). A collapsed model is wrong on these as
-    well, so that few right predictions limit the threshold, and nearly all is flagged. The level of each later
-    threshold holds for it alone.
+    model that has collapsed is sure, and is for a ``Watch`` to find. With ``every`` the present model sets the
+    threshold on the labelled images again every so many batches (passes of all of them, which change nothing), and
+    more of such errors are flagged. The level of each later threshold holds for it alone.
 
     After M. Schirmer, M. Jazbec, C. A. Naesseth, E. Nalisnick, *Monitoring Risks in Test-Time Adaptation*, NeurIPS
     2025, arXiv 2507.08721, and A. Podkopaev and A. Ramdas, *Tracking the Risk of a Deployed Model and Detecting Harmful

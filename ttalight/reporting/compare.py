@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from ttalight.errors import InputError
+from ttalight.errors import InputError, TTALightError
 from ttalight.files.atomic import write_files
 from ttalight.reporting.groups import Run, find_runs, group_runs, stream_differences
 from ttalight.reporting.html import render_html
@@ -108,7 +108,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         options = parser.parse_args(None if args is None else list(args))
         sys.stdout.write(compare(**options.as_dict()) + "\n")
-    except (ArgumentError, OSError, ValueError) as error:
+    except (ArgumentError, OSError, TTALightError) as error:
         sys.stderr.write(f"ttalight compare: error: {printable(' '.join(str(error).split()))}\n")
         raise SystemExit(2) from None
 
