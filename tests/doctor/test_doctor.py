@@ -72,8 +72,15 @@ def safe(found):
     ("changes", "verdict", "words"),
     [
         ({}, "repaired", "one that statistics repair"),
-        ({"distances": {"a": 0.01}}, "no shift", "still fit"),
+        ({"distances": {"a": 0.01}, "entropy": {"source": 0.2, "batch": 0.2}}, "no shift", "still fit"),
+        ({"distances": {"a": 0.01}}, "repaired", "one that statistics repair"),
         ({"entropy": {"source": 0.1, "batch": 0.2}}, "not repaired", "do not repair it"),
+        # A network that predicts few classes is sure of them: entropy rises where accuracy does.
+        (
+            {"entropy": {"source": 0.1, "batch": 0.2}, "diversity": {"source": 0.3, "batch": 0.99}},
+            "repaired",
+            "diversity 0.30",
+        ),
         (
             {"entropy": {"source": 0.1}, "norms": {"GroupNorm": 3}},
             "no batch statistics",
@@ -81,7 +88,11 @@ def safe(found):
         ),
         ({"stability": 0.5}, "repaired", "too small for its own statistics: a quarter of it keeps 50%"),
         ({"correlation": 0.6}, "repaired", "Classes come together"),
-        ({"diversity": {"source": 0.3}}, "repaired", "out of balance"),
+        (
+            {"diversity": {"source": 0.3, "batch": 0.8}, "entropy": {"source": 0.1, "batch": 0.1}},
+            "repaired",
+            "out of balance",
+        ),
     ],
 )
 def test_conclusions(changes, verdict, words):
@@ -98,7 +109,7 @@ def test_advice_follows_the_findings():
     together = safe(findings(correlation=0.6))
     assert {"FIND", "LAME with kernel: knn"} <= together
     assert not {"PTBN", "AlphaBN"} & together
-    assert not {"PTBN", "FIND"} & safe(findings(distances={"a": 0.01}))
+    assert not {"PTBN", "FIND"} & safe(findings(entropy={"source": 0.1, "batch": 0.2}))
     groups = safe(findings(entropy={"source": 0.1}, norms={"GroupNorm": 3}, stability=None))
     assert "SAR" in groups
     assert "PTBN" not in groups

@@ -15,7 +15,7 @@ _NAMES = {
     "prior": "both (AlphaBN)",
     "quarter": "a quarter of the batch's",
 }
-_HEADER = ["statistics", "entropy / ln C", "diversity", "agreement with Source %"]
+_HEADER = ["statistics", "entropy / ln C", "diversity", "information", "agreement with Source %"]
 #: Layers that are shown; of more, evenly chosen ones.
 _LAYERS = 40
 
@@ -26,6 +26,7 @@ def _rows(findings: Findings) -> list[list[str]]:
             _NAMES[name],
             number(findings.entropy[name], 3),
             number(findings.diversity[name], 3),
+            number(findings.information[name], 3),
             number(100 * findings.agreement[name], 1),
         ]
         for name in findings.entropy
@@ -57,7 +58,7 @@ def render_page(findings: Findings, title: str) -> str:
     parts = [
         html_list(conclude(findings)),
         html_heading("Safe here?"),
-        html_table(["methods", "safe", "because"], _methods(findings)),
+        html_table(["methods", "safe", "because"], _methods(findings), words=True),
         html_heading("Predictions without labels"),
         html_table(_HEADER, _rows(findings)),
     ]

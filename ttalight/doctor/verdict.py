@@ -20,12 +20,14 @@ __all__ = ["Advice", "Findings", "advise", "conclude", "judge", "summarize"]
 
 #: Median distance of the batch's statistics from the running ones, in nats, from which on there is a shift.
 SHIFTED = 0.05
-#: Largest ratio of the entropies with the batch's and with the source's statistics where the former repair a shift.
-ENTROPY_RATIO = 1.5
+#: Least increase of the predictions' information where the batch's statistics repair a shift.
+INFORMATION = 0.01
 #: Least share of predictions that a quarter of the batch keeps, for a batch that is large enough.
 STABLE = 0.75
 #: Share of the class that the batch tells, from which on classes come together.
 CORRELATED = 0.1
+#: Diversity of the source's predictions below which they are nearly all of few classes.
+COLLAPSED = 0.5
 #: Diversity of the predictions below which classes are out of balance.
 BALANCED = 0.9
 
@@ -64,6 +66,16 @@ class Findings:
     def distance(self) -> float:
         """Median distance over the layers, 0 without any."""
         return statistics.median(self.distances.values()) if self.distances else 0.0
+
+    @property
+    def information(self) -> dict[str, float]:
+        """Diversity of the predictions minus their mean entropy, by statistics: how sure and how varied they are.
+
+        An estimate of the mutual information of images and classes as a share of ln C (A. Krause, P. Perona and
+        R. Gomes, "Discriminative Clustering by Regularized Information Maximization", NeurIPS 2010), with the shares of
+        predicted classes in the place of the mean prediction.
+        """
+        return {name: self.diversity[name] - entropy for name, entropy in self.entropy.items()}
 
 
 @dataclass(frozen=True)
@@ -108,27 +120,26 @@ def judge(findings: Findings) -> Verdict:
     """Return whether statistics repair the shift, by the limits of this module."""
     if "batch" not in findings.entropy:
         return "no batch statistics"
-    if findings.distance < SHIFTED:
-        return "no shift"
-    repaired = findings.entropy["batch"] <= ENTROPY_RATIO * findings.entropy["source"]
-    return "repaired" if repaired else "not repaired"
+    information = findings.information
+    if information["batch"] - information["source"] >= INFORMATION:
+        return "repaired"
+    return "no shift" if findings.distance < SHIFTED else "not repaired"
 
 
 def conclude(findings: Findings) -> list[str]:
     """Return the conclusions: on statistics, on the batch size, on the order and the balance of classes."""
     kinds = " and ".join(f"{count} {kind}" for kind, count in findings.norms.items()) or "no normalisation layer"
-    entropies = {name: f"{value:.3f}" for name, value in findings.entropy.items()}
-    distance = f"{findings.distance:.3f} nats (median over layers; a shift begins at {SHIFTED})"
+    information = {name: f"{value:.3f}" for name, value in findings.information.items()}
+    change = f"information {information.get('source')} with the source's statistics, {information.get('batch')} with "
+    distance = f"distance of {findings.distance:.3f} nats (median over layers; a shift begins at {SHIFTED})"
     sentences: dict[Verdict, str] = {
         "no batch statistics": f"Statistics cannot repair a shift here: the network has {kinds}, and no BatchNorm.",
         "no shift": "The running statistics still fit these images, and statistics of the batch would rather cost "
-        f"accuracy: their distance is {distance}.",
-        "repaired": f"This shift is one that statistics repair. The distance from the running ones is {distance}, and "
-        f"the predictions are as sure with the batch's statistics as before or surer: entropy {entropies.get('source')}"
-        f" with the source's, {entropies.get('batch')} with the batch's, as shares of ln C.",
-        "not repaired": f"There is a shift, and statistics do not repair it. The distance is {distance}, but the "
-        f"predictions become less sure with the batch's statistics: entropy {entropies.get('source')} with the "
-        f"source's, {entropies.get('batch')} with the batch's (limit: {ENTROPY_RATIO} times).",
+        f"accuracy: {distance}, {change}the batch's (it would have to rise by {INFORMATION}).",
+        "repaired": "This shift is one that statistics repair. The predictions become surer or more varied: "
+        f"{change}the batch's (limit: a rise of {INFORMATION}), {distance}.",
+        "not repaired": f"There is a shift, and statistics do not repair it: {distance}, but {change}the batch's "
+        f"(limit: a rise of {INFORMATION}).",
     }
     found = [sentences[judge(findings)]]
     if findings.stability is not None:
@@ -143,6 +154,12 @@ def conclude(findings: Findings) -> list[str]:
         f"{findings.correlation:.0%} of the predicted class (limit: {CORRELATED:.0%})."
         + (" Distances of statistics are partly those of the classes then." if correlated else "")
     )
+    source = findings.diversity.get("source", 1.0)
+    if judge(findings) == "repaired" and source < COLLAPSED:
+        found.append(
+            f"With the source's statistics nearly all predictions are of few classes (diversity {source:.2f}). Where "
+            "the images are of few classes indeed, statistics of the batch are wrong for them."
+        )
     lowest = _best_diversity(findings)
     if lowest < BALANCED:
         found.append(

@@ -23,7 +23,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
+.words td { white-space: normal; }
 .wide { overflow-x: auto; } .quiet { opacity: .75; font-size: .9rem; }
 .key { display: inline-block; width: .75em; height: .75em; border-radius: 2px; margin-right: .45em; }
 .legend { font-size: .9rem; } .legend .entry { margin-right: 1.2em; white-space: nowrap; }
@@ -198,13 +199,14 @@ def html_wide(content: str) -> str:
     return f'<div class="wide">{content}</div>'
 
 
-def html_table(names: Sequence[str], rows: Sequence[Sequence[str]], colored: bool = False) -> str:
+def html_table(names: Sequence[str], rows: Sequence[Sequence[str]], colored: bool = False, words: bool = False) -> str:
     """Return a table; cells of `BEST` are bold.
 
     Args:
         names: Names of the columns.
         rows: Cells, as many as names.
         colored: Set the colours of the plots before the rows.
+        words: The cells are words, not numbers.
     """
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     lines = []
@@ -213,7 +215,8 @@ def html_table(names: Sequence[str], rows: Sequence[Sequence[str]], colored: boo
         shown[0] = (_key(index) if colored else "") + shown[0]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>")
     body = "\n".join(lines)
-    return html_wide(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
+    kind = ' class="words"' if words else ""
+    return html_wide(f"<table{kind}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
 
 
 def html_list(lines: Sequence[str]) -> str:

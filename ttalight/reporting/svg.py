@@ -14,6 +14,8 @@ __all__ = ["Point", "Series", "bar_plot", "color", "escape", "line_plot", "nice_
 #: M. Okabe and K. Ito, "Color Universal Design", 2008: to be told apart by everybody; yellow and black left out.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#888888")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 44
+#: Width of a letter that is turned by 30 degrees.
+_LETTER = 5.5
 
 
 @dataclass(frozen=True)
@@ -125,14 +127,16 @@ def bar_plot(series: Sequence[Series], names: Sequence[str], y_label: str) -> st
     highest = max(0.0, *(value for line in series for value in line.y if value is not None))
     y_ticks = nice_ticks(0, highest)
     axes = _Axes(max(420, _LEFT + _RIGHT + group * len(names)), 360, (0, len(names)), (0, y_ticks[-1]))
-    parts = [_frame(axes, [], y_ticks, "", y_label)]
+    parts, right = [_frame(axes, [], y_ticks, "", y_label)], axes.width
     size = (axes.across(1) - axes.across(0)) * 0.84 / len(series)
     for position, name in enumerate(names):
         left = axes.across(position + 0.08)
         for index, line in enumerate(series):
             parts += _bar(axes, left + index * size, size, line, position, f"{name}, {line.label}", color(index))
-        parts.append(_text(left + len(series) * size / 2, axes.height - _BOTTOM + 14, name, rotate=30, anchor="start"))
-    return _svg(axes, parts, f"{y_label} by domain", below=60)
+        middle = left + len(series) * size / 2
+        parts.append(_text(middle, axes.height - _BOTTOM + 14, name, rotate=30, anchor="start"))
+        right = max(right, middle + _LETTER * len(name))
+    return _svg(axes, parts, f"{y_label} by domain", below=60, beside=right - axes.width)
 
 
 def scatter_plot(points: Sequence[Point], x_label: str, y_label: str) -> str:
@@ -214,7 +218,7 @@ def _text(x: float, y: float, text: str, kind: str = "", rotate: int = 0, anchor
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{name}{turn}>{escape(text)}</text>'
 
 
-def _svg(axes: _Axes, parts: Sequence[str], label: str, below: int = 0) -> str:
-    size = f'width="{axes.width:.0f}" height="{axes.height + below:.0f}"'
-    box = f'viewBox="0 0 {axes.width:.0f} {axes.height + below:.0f}"'
+def _svg(axes: _Axes, parts: Sequence[str], label: str, below: int = 0, beside: float = 0.0) -> str:
+    width, height = f"{axes.width + beside:.0f}", f"{axes.height + below:.0f}"
+    size, box = f'width="{width}" height="{height}"', f'viewBox="0 0 {width} {height}"'
     return f'<svg role="img" aria-label="{escape(label)}" {size} {box}>{"".join(parts)}</svg>'
