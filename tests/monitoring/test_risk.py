@@ -138,7 +138,7 @@ def test_runs_that_collapse_alarm_soon(simulated):
     delay = images_before_alarm(calibrations, logits + sure) - start
     assert (delay > 0).all()
     assert delay.median() <= 200  # three quarters of these are errors
-    assert delay.max() <= 250
+    assert delay.max() <= 300
 
 
 def test_uncertainty_orders_predictions_that_are_all_but_certain():

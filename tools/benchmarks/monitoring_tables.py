@@ -8,6 +8,7 @@ python tools/benchmarks/monitoring_tables.py estimates --out runs
 from __future__ import annotations
 
 import argparse
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ttalight.models.network import Head
+from ttalight.monitoring import Watch
 from ttalight.monitoring.estimates import (
     agreement,
     confidence_threshold,
@@ -24,6 +26,7 @@ from ttalight.monitoring.estimates import (
     dropout_predictions,
     thresholded_accuracy,
 )
+from ttalight.monitoring.hysteresis import SIGNALS, Limit, Readings, Reference, crossings
 from ttalight.monitoring.risk import Calibration, calibrate, error_bounds, uncertainty
 
 LEVEL, TOLERANCE, FALSE_FLAGS, EVERY = 0.05, 0.05, 0.05, 5
@@ -48,6 +51,26 @@ def rows(columns: list[str]) -> None:
     print(f"\n| {' | '.join(columns)} |\n| --- |{' ---: |' * (len(columns) - 1)}")
 
 
+def trips(case: dict[str, Any]) -> list[tuple[int, str]]:
+    """Return which signals trip in which batch, from the recorded signals and by the present rule of ``Watch``."""
+    found, watched = [], Watch()
+    reference = Reference(case["reference"]["entropy"], case["reference"]["effective_classes"])
+    states = {name: Limit(watched.patience) for name in SIGNALS}
+    sizes = [len(logits) for logits in case["logits"]]
+    for batch, seen in enumerate(case["signals"]):  # each was read with the batch after its own
+        if not seen:
+            continue
+        images = sum(sizes[max(0, batch - math.ceil(watched.window / sizes[0])) : batch])
+        share, classes, entropy = seen["commonest_share"], seen["effective_classes"], seen["low_entropy"]
+        readings = Readings(
+            images, case["logits"][0].shape[1], entropy, round(share * images), classes, seen["drift"], seen["step"]
+        )
+        for name, (*_, is_beyond, is_calm) in crossings(readings, reference, **watched.limits).items():
+            if states[name].update(is_beyond, is_calm):
+                found.append((batch, name))
+    return found
+
+
 def watch(out: Path) -> None:
     """Print how near each signal came to its limit, and what tripped."""
     rows(["method", "batches", "error", "share < 0.55", "classes", "entropy", "drift < 1", "step < 0.25", "trips"])
@@ -61,9 +84,9 @@ def watch(out: Path) -> None:
             max(s["drift"] for s in seen),
             max(s["step"] for s in seen),
         ]
-        trips = "; ".join(f"{signal} in batch {batch}" for batch, signal, *_ in case["trips"]) or "none"
+        tripped = "; ".join(f"{signal} in batch {batch}" for batch, signal in trips(case)) or "none"
         numbers = " | ".join(f"{value:.3f}" for value in extremes)
-        print(f"| {name} | {len(case['logits'])} | {100 * error(case):.2f} | {numbers} | {trips} |")
+        print(f"| {name} | {len(case['logits'])} | {100 * error(case):.2f} | {numbers} | {tripped} |")
 
 
 # -- risk
