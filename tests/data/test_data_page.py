@@ -31,4 +31,4 @@ def test_block(block, tmp_path, monkeypatch, capsys):
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6

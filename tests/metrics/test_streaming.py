@@ -169,7 +169,7 @@ class TestStreamingClassification:
         for seed in range(3):
             metric.update(*batch(200, 10, seed))
             sizes.append(sum(state.numel() for state in metric.metric_state.values()))
-        assert sizes == [8 + 3 * 15 + 3 * 10] * 3
+        assert sizes == [9 + 3 * 15 + 3 * 10] * 3
 
     def test_nothing_in_an_update_waits_for_the_device(self):
         """A meta tensor has no values: whatever reads one fails."""

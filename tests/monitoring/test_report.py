@@ -78,7 +78,8 @@ def test_source_agrees_with_itself(net, stream):
 def test_report_before_the_first_batch_has_counts_only(net):
     report = Tent().wrap(net).report()
     assert {name: value for name, value in report.items() if value is not None} == {
-        "method": "Tent", "batches": 0, "updates": 0, "skipped": 0, "bad_batches": 0, "recoveries": 0, "images": 0,
+        "method": "Tent", "batches": 0, "updates": 0, "skipped": 0, "bad_batches": 0, "missed": 0, "recoveries": 0,
+        "images": 0,
     }  # fmt: skip
 
 

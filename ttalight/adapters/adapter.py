@@ -15,6 +15,7 @@ from ttalight.arguments import CheckedArguments, shown_arguments
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.engine import MANY, Engine
 from ttalight.engine.method import Method, OnBadBatch, Reset
+from ttalight.engine.schedule import make_schedules
 from ttalight.errors import InputError, InputTypeError, UsageError
 from ttalight.models.outputs import Select
 from ttalight.models.passes.pass_policy import PassPolicy
@@ -42,7 +43,9 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
             with the source model. The latter two adapt nothing to it, count it, and predict from a repaired copy:
             pixels that are not finite are 0, bytes are divided by 255, other sizes are scaled to the usual one.
         passes: A way to compute the network's passes in less time (``FastPass``) or memory (``RecomputedBlocks``).
-
+        adapt_every: Adapt to the first of every so many batches of a visit, and only predict the others.
+        max_milliseconds: Longest time for a batch. Batches that are expected to take more are predicted only; now and
+            then one is tried.
     """
 
     #: Published settings by benchmark; see ``GradientAdapter.preset``.
@@ -56,6 +59,8 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
         seed: int | None = None,
         on_bad_batch: OnBadBatch = "error",
         passes: PassPolicy | None = None,
+        adapt_every: int = 1,
+        max_milliseconds: float | None = None,
     ) -> None:
         super().__init__()
         if on_bad_batch not in ("error", "skip", "source"):
@@ -70,6 +75,8 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
         self.seed = seed
         self.on_bad_batch = on_bad_batch
         self.passes = passes
+        self.adapt_every, self.max_milliseconds = adapt_every, max_milliseconds
+        self.schedules = make_schedules(adapt_every, max_milliseconds)
         self._constructed: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from ttalight.adapters.sharding import Shard, check_sharding
+from ttalight.adapters.timing import add_clock
 from ttalight.data.streams.partition import StreamShare
 from ttalight.engine.engine import Engine
 from ttalight.engine.method import Reset
@@ -115,6 +116,7 @@ class EvaluationCallback(Callback, ABC):
         if self._stage == "fit":
             return
         engine = self.begin(pl_module, pl_module.forward)
+        add_clock(engine, trainer)
         if trainer.world_size > 1 and self.shard == "batch":
             engine.net.shard_batches()
         with trainer.precision_plugin.forward_context():  # methods are configured under the precision of a step
@@ -124,7 +126,7 @@ class EvaluationCallback(Callback, ABC):
                 engine.restore(*self._initial)
         self._initial = None
         self._dataloader = -1
-        self._standing = StepForward(pl_module, engine, type(self).__name__)
+        self._standing = StepForward(pl_module, engine.scheduled, type(self).__name__)
 
     on_validation_start = on_predict_start = on_test_start
 
@@ -137,6 +139,8 @@ class EvaluationCallback(Callback, ABC):
             return
         self._standing.clear()
         stream = getattr(getattr(trainer, "datamodule", None), "stream", None)
+        for schedule in engine.schedules:
+            schedule.arrive(batch_idx)
         probe = stream is not None and stream.is_probe(batch_idx)
         engine.probe(probe)
         begins = stream.begins_visit(batch_idx) if stream is not None else dataloader_idx != self._dataloader

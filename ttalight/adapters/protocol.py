@@ -21,6 +21,8 @@ def describe_method(method: Method) -> dict[str, Any]:
     rare: dict[str, Any] = {} if method.on_bad_batch == "error" else {"on_bad_batch": method.on_bad_batch}
     if method.passes is not None:
         rare["passes"] = type(method.passes).__name__
+    for schedule in method.schedules:
+        rare |= schedule.describe()
     return {
         "reset": method.reset,
         "prediction": method.prediction,

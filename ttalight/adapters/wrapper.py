@@ -70,7 +70,8 @@ class AdaptedNetwork(Handle):
             if not isinstance(images, Tensor):
                 raise InputTypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
             engine, adapt = self._engine or self.engine, adapt and not self.is_frozen
-            run = engine if self._window.size is None else partial(self._window, engine)
+            run = engine.scheduled if engine.schedules else engine
+            run = run if self._window.size is None else partial(self._window, engine)
             return run(images, call, adapt)
 
     def reset(self) -> None:

@@ -98,6 +98,12 @@ def check_recorded(
     fault = difference({"measurement": form}, recorded)
     for name in ("metrics", "readings", "visits"):
         fault = fault or difference(form[name], measured[name], name, whole=True)
+    fault = fault or difference(list, measured.get("missed"), "missed")
+    if fault is None and not all(type(number) is int for number in measured["missed"]):
+        fault = "missed has entries that are no integers"
+    if fault is None and measured["missed"] != sorted({*measured["missed"]} & {*range(batches)}):
+        fault = "missed has numbers that are none of the batches, or do not rise"
+    fault = fault or _agreement_fault(measured["visits"], seen)
     written = recorded.get("predictions")
     if predictions:
         fault = fault or writer_fault(written, int(stream.offsets[batches]), measured["counts"]["classes"])
@@ -146,9 +152,20 @@ def _measurement_form(
             "_seen": _exactly(seen),
             "_hits": {visit: Between(0.0, float(images)) for visit, images in seen.items()},
             "_starts": _exactly({visit: starts[visit] for visit in seen}),
+            "_compared": dict,
+            "_agreed": dict,
         },
     }
     return form, seen
+
+
+def _agreement_fault(visits: dict[str, Any], seen: dict[int, int]) -> str | None:
+    """Return what is wrong with the counts of predictions that are the source's; None where nothing is."""
+    compared, agreed = visits["_compared"], visits["_agreed"]
+    known = {visit: images for visit, images in seen.items() if visit in compared}
+    fault = difference(_exactly(known), compared, "visits._compared", whole=True)
+    shares = {visit: Between(0.0, float(images)) for visit, images in known.items()}
+    return fault or difference(shares, agreed, "visits._agreed", whole=True)
 
 
 def _exactly(value: Any) -> Any:
@@ -182,6 +199,7 @@ def _check_sums(sums: dict[str, Tensor], samples: int | None, where: str) -> Non
     lower = {name: 0 if name != "lowest_label" else -math.inf for name in sums}
     total = int(sums["samples"])
     upper: dict[str, Any] = {
+        "unlabelled": total,
         "correct": total,
         "top5_correct": total,
         "brier": 2 * total,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from lightning import Trainer
 
@@ -24,7 +24,9 @@ def log_batch(trainer: Trainer, adapter: Adapter | None, batch: Batch, step: int
         batch: The batch.
         step: Number of the batch in the stream, from 1.
     """
-    values = {"online/accuracy": float(batch.accuracy.mean()), "online/entropy": float(batch.entropy.mean())}
+    values = {"online/entropy": float(batch.entropy.mean())}
+    if batch.labelled:
+        values["online/accuracy"] = float(batch.accuracy.mean())
     if adapter is not None and adapter.engine is not None:
         values |= {f"adapt/{name}": value for name, value in adapter.engine.last.items()}
     for logger in trainer.loggers:
@@ -41,7 +43,9 @@ def log_results(trainer: Trainer, results: Results) -> None:
     rows = by_domain(results["domains"])
     for logger in trainer.loggers:
         for index, row in enumerate(rows):
-            logger.log_metrics({f"{row['name']}/accuracy": row["accuracy"] or 0.0}, step=index)
+            names = ("agreement", "entropy", "diversity") if row["accuracy"] is None else ("accuracy",)
+            values = {f"{row['name']}/{name}": cast("float | None", row.get(name)) or 0.0 for name in names}
+            logger.log_metrics(values, step=index)
         experiment: Any = getattr(logger, "experiment", None)
         if callable(getattr(experiment, "add_text", None)):
             table = f"{protocol_header(results)}\n{domain_table(results)}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ttalight.data.streams import Domain, Stream, Visit
+from ttalight.labels import UNLABELLED
 from ttalight.losses import entropy
 from ttalight.metrics import ClassificationValues, RunningCurve, VisitMetrics
 from ttalight.metrics.functional import flatten_pixels
@@ -24,7 +25,7 @@ _Measures = TypeVar("_Measures", DomainResult, Overall)
 
 #: Attributes of a measurement that are numbers, and those that have one for each visit.
 _COUNTS = ("classes", "batches", "largest_batch", "unwritten", "_images", "_counted", "_loader")
-_BY_VISIT = ("_seconds", "_seen", "_hits", "_starts")
+_BY_VISIT = ("_seconds", "_seen", "_hits", "_starts", "_compared", "_agreed")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Batch:
         sample: Index within the image set of the domain, (B,).
         accuracy: 1 or 0, of a dense prediction the fraction of its pixels, (B,).
         entropy: Mean entropy of the prediction in nats, (B,).
+        labelled: Whether there are labels; without, the accuracy is 0.
     """
 
     position: npt.NDArray[np.int64]
@@ -44,6 +46,7 @@ class Batch:
     sample: npt.NDArray[np.int64]
     accuracy: npt.NDArray[np.float64]
     entropy: npt.NDArray[np.float64]
+    labelled: bool = True
 
 
 class Measurement:
@@ -75,6 +78,11 @@ class Measurement:
         self._seen: dict[int, int] = {}
         self._hits: dict[int, float] = {}
         self._starts: dict[int, int] = {}
+        #: Of each visit: images whose source prediction was computed, and those of them that kept it.
+        self._compared: dict[int, int] = {}
+        self._agreed: dict[int, float] = {}
+        #: Numbers of the batches that a schedule let be predicted only, rising.
+        self.missed: list[int] = []
         self._images = self._counted = self._loader = 0
         self._counts = stream.counts(share) if stream is not None else None
         self._domain = np.array([visit.domain for visit in stream.visits]) if stream is not None else None
@@ -105,7 +113,7 @@ class Measurement:
         readings = {steps: read[scored] for steps, read in readings.items()}
         seen = _by_image(logits, labels, self.ignore_index)
         seconds = time.perf_counter() - began  # the device is done, and measuring has not begun
-        batch = Batch(position, visit, sample, seen[0], seen[1])
+        batch = Batch(position, visit, sample, seen[0], seen[1], labelled=not seen[2].all())
         self.classes = logits.shape[1]
         visits = visit.tolist()
         self.metrics.update(visits, logits, labels)
@@ -152,6 +160,18 @@ class Measurement:
             else:
                 self.unwritten += len(finished)
 
+    def add_agreement(self, batch: Batch, agreed: npt.NDArray[np.float64]) -> None:
+        """Add how many predictions are those of the source model.
+
+        Args:
+            batch: The batch, as ``add`` returned it.
+            agreed: 1 or 0 for every image, of a dense prediction the fraction of its pixels, (B,).
+        """
+        for visit in dict.fromkeys(batch.visit.tolist()):
+            own = batch.visit == visit
+            self._compared[visit] = self._compared.get(visit, 0) + int(own.sum())
+            self._agreed[visit] = self._agreed.get(visit, 0.0) + float(agreed[own].sum())
+
     # -- states
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,6 +180,7 @@ class Measurement:
             "metrics": self.metrics.state_dict(),
             "readings": {steps: metrics.state_dict() for steps, metrics in self.readings.items()},
             "curve": self.curve.state_dict(),
+            "missed": list(self.missed),
             "counts": {name: getattr(self, name) for name in _COUNTS},
             "visits": {name: dict(getattr(self, name)) for name in _BY_VISIT},
         }
@@ -171,6 +192,7 @@ class Measurement:
         for steps, metrics in self.readings.items():
             metrics.load_state_dict(state["readings"][steps], device)
         self.curve.load_state_dict(state["curve"])
+        self.missed = list(state["missed"])
         for name in _COUNTS:
             setattr(self, name, state["counts"][name])
         for name in _BY_VISIT:
@@ -213,7 +235,8 @@ class Measurement:
         self.largest_batch = max(self.largest_batch, counts["largest_batch"])
         self.batches += counts["batches"]
         self._images += counts["_images"]
-        for name in ("_seconds", "_seen", "_hits"):
+        self.missed = sorted([*self.missed, *part["missed"]])
+        for name in ("_seconds", "_seen", "_hits", "_compared", "_agreed"):
             own = getattr(self, name)
             for visit, value in part["visits"][name].items():
                 own[visit] = own.get(visit, 0) + value
@@ -269,10 +292,10 @@ class Measurement:
         """Time that all batches took."""
         return sum(self._seconds.values())
 
-    def status(self, visit: int) -> dict[str, str]:
-        """Return the domain of a visit and the accuracy in it so far."""
-        accuracy = self._hits[visit] / self._seen[visit]
-        return {"domain": self.place(visit)[0].name, "accuracy": f"{accuracy:.3f}"}
+    def status(self, visit: int, labelled: bool) -> dict[str, str]:
+        """Return the domain of a visit and, where there are labels, the accuracy in it so far."""
+        accuracy = {"accuracy": f"{self._hits[visit] / self._seen[visit]:.3f}"} if labelled else {}
+        return {"domain": self.place(visit)[0].name, **accuracy}
 
     # -- numbers
 
@@ -286,9 +309,10 @@ class Measurement:
         total = self.metrics.total()
         if total is None:
             return None
-        images = sum(self._seen[visit] for visit in self.metrics.closed if not self.place(visit)[1].probe)
-        overall: Overall = {**total, "samples": images}
-        return _without_absent_miou(overall)
+        visits = [visit for visit in self.metrics.closed if not self.place(visit)[1].probe]
+        images = sum(self._seen[visit] for visit in visits)
+        overall: Overall = {**total, "samples": images, "agreement": self._agreement(visits)}
+        return _without_absent(overall)
 
     def rows(self) -> list[DomainResult]:
         """Return the rows of the visits that are closed, in the order of the stream."""
@@ -298,6 +322,11 @@ class Measurement:
         """Return the rows after fewer steps."""
         closed = self.readings[steps].closed
         return [self._row(visit, closed[visit], None) for visit in self._order()]
+
+    def _agreement(self, visits: Sequence[int]) -> float | None:
+        """Return the share of predictions that are the source's, None where these were not computed."""
+        compared = sum(self._compared.get(visit, 0) for visit in visits)
+        return sum(self._agreed.get(visit, 0.0) for visit in visits) / compared if compared else None
 
     def _order(self) -> list[int]:
         return sorted(self.metrics.closed)
@@ -315,10 +344,11 @@ class Measurement:
             "images_per_second": images / seconds if seconds else None,
             "start": self._starts[visit],
             "probe": where.probe,
+            "agreement": self._agreement([visit]),
         }
         if not where.probe:
             del row["probe"]
-        return _without_absent_miou(row)
+        return _without_absent(row)
 
 
 def visit_starts(stream: Stream) -> dict[int, int]:
@@ -330,21 +360,26 @@ def visit_starts(stream: Stream) -> dict[int, int]:
     return dict(zip(visits.tolist(), counted[stream.offsets[batch]].tolist(), strict=True))
 
 
-def _without_absent_miou(measures: _Measures) -> _Measures:
+def _without_absent(measures: _Measures) -> _Measures:
+    """Return measures without a mean IoU, and without an agreement with the source, where there is none."""
     if measures["miou"] is None:
         del measures["miou"]
+    if measures["agreement"] is None:
+        del measures["agreement"]
     return measures
 
 
 def _by_image(logits: Tensor, labels: Tensor, ignore_index: int | None) -> npt.NDArray[np.float64]:
-    """Return accuracy and mean entropy of every image, (2, B)."""
+    """Return accuracy and mean entropy of every image, and whether it has no label, (3, B)."""
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
         flatten_pixels(logits, labels)  # says what is wrong with them
+    without = (labels == UNLABELLED).double()
     hits = (logits.argmax(dim=1) == labels).double()
     spread = entropy(logits).double()
     if hits.ndim > 1:
         counts = torch.ones_like(hits) if ignore_index is None else (labels != ignore_index).double()
         size = counts.flatten(1).sum(1).clamp(min=1)
         hits, spread = ((value * counts).flatten(1).sum(1) / size for value in (hits, spread))
-    seen: npt.NDArray[np.float64] = torch.stack([hits, spread]).cpu().numpy()
+        without = without.flatten(1).amin(1)
+    seen: npt.NDArray[np.float64] = torch.stack([hits, spread, without]).cpu().numpy()
     return seen

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ttalight.adapters import Adapter
+from ttalight.callbacks.agreement import source_agreement
 from ttalight.callbacks.logs import flush_loggers, log_batch, log_results
 from ttalight.callbacks.measurement import Batch, Measurement
 from ttalight.callbacks.rank_files import RankFiles
@@ -24,6 +25,7 @@ from ttalight.callbacks.search import find_callback
 from ttalight.data.streams import Stream
 from ttalight.engine import Engine
 from ttalight.errors import InputError, InputTypeError, UsageError
+from ttalight.labels import UNLABELLED
 from ttalight.models.outputs import Select, logits_of
 from ttalight.reporting import PredictionWriter, Results, write_results
 from ttalight.reporting.predictions import PREDICTIONS, check_parts, merge_predictions
@@ -47,7 +49,8 @@ class Recorder(Callback):
     One row a visit of the stream; without a stream, one a data loader. ``stream.npz``, the stream itself, is written to
     the run's folder at the start, ``results.json`` and ``domains.csv`` after every visit, and loggers get online
     accuracy and entropy a batch, the adapter's loss, gradient norm and fraction of kept samples, and each domain's
-    accuracy.
+    accuracy. Images whose labels are all ``UNLABELLED`` have no accuracy. Their rows have the agreement with the source
+    model instead, which takes a second pass.
 
     Args:
         folder: Where the result files go; the trainer's log directory by default, none if it has none.
@@ -156,9 +159,14 @@ class Recorder(Callback):
         self._engine = adapter.engine if adapter is not None else None
         readings = self._engine.net.readings if self._engine is not None else {}
         seen = measurement.add(batch_idx, loader, self._logits.detach(), labels, readings, self._began)
+        if self._engine is not None and self._engine.is_missed:
+            measurement.missed.append(batch_idx)
+        if self._engine is not None and not seen.labelled:
+            agreed = source_agreement(self._engine, batch[0], self._logits.detach())
+            measurement.add_agreement(seen, agreed[measurement.scored(batch_idx)].cpu().numpy())
         self._save(seen, batch_idx, labels)
         log_batch(trainer, adapter, seen, measurement.batches)
-        self.status = measurement.status(int(seen.visit[-1]))
+        self.status = measurement.status(int(seen.visit[-1]), seen.labelled)
         if measurement.unwritten and self._is_due():
             self._write_progress(trainer)
 
@@ -379,6 +387,6 @@ def _labels(batch: Any) -> Tensor:
     if isinstance(batch, (tuple, list)) and len(batch) >= 2 and isinstance(batch[1], Tensor):
         return batch[1]
     raise InputTypeError(
-        f"the recorder reads batches (image, label), got {type(batch).__name__}: let the data loader yield such pairs, "
-        "or remove the Recorder from the callbacks"
+        f"the recorder reads batches (image, label), got {type(batch).__name__}: let the data loader yield such pairs "
+        f"(label {UNLABELLED} for images without one), or remove the Recorder from the callbacks"
     )

@@ -15,7 +15,7 @@ from ttalight.callbacks.measurement import Measurement
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import StreamOrder
 from ttalight.engine import Engine
-from ttalight.reporting import Cost, DomainResult, Reading, Results, RunProtocol, Source, digest, summarize
+from ttalight.reporting import Cost, Curve, DomainResult, Reading, Results, RunProtocol, Source, digest, summarize
 from ttalight.reporting.shown import shown
 from ttalight.seeding import global_seed
 from ttalight.version import __version__
@@ -93,7 +93,6 @@ def build_results(
     rows = measurement.rows()
     mean, weighted_mean = summarize(rows)
     source: Source | None = getattr(module, "source", None)
-    curve = measurement.curve.values()
     results: Results = {
         "schema": 1,
         "complete": complete,
@@ -106,7 +105,7 @@ def build_results(
         "domains": rows,
         "mean": mean,
         "weighted_mean": weighted_mean,
-        "curve": {"images": curve["images"], "accuracy": [*curve["accuracy"]], "running": [*curve["running"]]},
+        "curve": _curve(measurement, rows),
         "cost": passes.described(measurement),
         "source": source if isinstance(source, dict) else {"file": None, "sha256": None},
         "environment": environment(trainer),
@@ -116,6 +115,8 @@ def build_results(
         results["overall"] = overall
     if adapter is not None and adapter.engine is not None and adapter.on_bad_batch != "error":
         results["bad_batches"] = passes.bad_batches
+    if adapter is not None and adapter.engine is not None and adapter.engine.schedules:
+        results["missed_batches"], results["missed"] = len(measurement.missed), list(measurement.missed)
     if measurement.readings:
         results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
     return shown({**results, **digest(rows)})
@@ -166,6 +167,15 @@ def _data_protocol(data: Any) -> dict[str, Any]:
     described = getattr(data, "protocol", None) if isinstance(data, ImageDataModule) else None
     own = described() if callable(described) else {}
     return {"data": name if isinstance(name, str) else type(data).__name__, **own}
+
+
+def _curve(measurement: Measurement, rows: list[DomainResult]) -> Curve:
+    """Return the accuracy along the stream, without values where images have no labels."""
+    curve = measurement.curve.values()
+    if any(row["accuracy"] is None for row in rows):
+        unknown: list[float | None] = [None] * len(curve["images"])
+        return {"images": curve["images"], "accuracy": unknown, "running": [*unknown]}
+    return {"images": curve["images"], "accuracy": [*curve["accuracy"]], "running": [*curve["running"]]}
 
 
 def _reading(measurement: Measurement, steps: int) -> Reading:

@@ -54,9 +54,16 @@ def _reproduce(words: Sequence[str]) -> None:
     reproduce(words)
 
 
+def _doctor(words: Sequence[str]) -> None:
+    from ttalight.doctor.command import main as doctor
+
+    doctor(words)
+
+
 _EXTRA_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "compare": (compare, "Set the results of several runs side by side."),
     "corrupt": (corrupt, "Write a corrupted copy of a labelled image set."),
+    "doctor": (_doctor, "Say without labels what a network and images need."),
     "reproduce": (_reproduce, "Run what the tables of CTA's paper need."),
 }
 

@@ -12,6 +12,7 @@ from ttalight.data.layout import CorruptedFolder
 from ttalight.data.module import ImageDataModule
 from ttalight.data.streams import (
     BatchMixing,
+    Clocked,
     Continual,
     Correlated,
     Cross,
@@ -33,10 +34,12 @@ from ttalight.data.streams import (
     Visit,
 )
 from ttalight.data.tiny_imagenet import TinyImageNetDataModule
+from ttalight.data.unlabelled_folder import UnlabelledFolderDataModule
 
 __all__ = [
     "BatchMixing",
     "CIFARDataModule",
+    "Clocked",
     "Continual",
     "Correlated",
     "CorruptedDataModule",
@@ -66,5 +69,6 @@ __all__ = [
     "StreamOrder",
     "StreamSampler",
     "TinyImageNetDataModule",
+    "UnlabelledFolderDataModule",
     "Visit",
 ]

@@ -34,7 +34,7 @@ def find_files(folder: Path, names: Iterable[str], endings: tuple[str, ...]) -> 
 
     Args:
         folder: Has the subfolders.
-        names: Names of the subfolders.
+        names: Names of the subfolders; ``.`` is the folder itself.
         endings: Endings of the files that are wanted, in lower case.
 
     Returns:

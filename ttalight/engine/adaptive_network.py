@@ -32,6 +32,7 @@ class Counters:
     skipped: int = 0
     recoveries: int = 0
     bad_batches: int = 0
+    missed: int = 0
     updates_at_reset: int = 0
 
 

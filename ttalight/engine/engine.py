@@ -65,6 +65,7 @@ class Engine(Predictor):
         #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
+        self.schedules = copy.deepcopy(list(method.schedules))
         #: Logits and seconds of the last batches, of maps every eighth pixel.
         self.recent = kept_batches()
         self.observers: list[Observer] = []
@@ -132,15 +133,15 @@ class Engine(Predictor):
                     self._undo(state, before, draws)
                     if state is None:
                         self.attach()
-                else:
-                    if net.counters.batches in (1, MANY):
-                        self.method.check_progress(net, logits)
-                    kept = logits if logits.ndim == 2 else logits[:, :, ::8, ::8]
-                    if not self.recent.maxlen:
-                        self.recent = kept_batches(kept)
-                    self.recent.append((kept.clone(), perf_counter() - began))
-                    for observer in self.observers:
-                        observer.observe(self, logits)
+                    return output
+                if net.counters.batches in (1, MANY):
+                    self.method.check_progress(net, logits)
+                kept = logits if logits.ndim == 2 else logits[:, :, ::8, ::8]
+                if not self.recent.maxlen:
+                    self.recent = kept_batches(kept)
+                self.recent.append((kept.clone(), perf_counter() - began))
+                for observer in self.observers:
+                    observer.observe(self, logits)
             except BaseException:
                 self._undo(state, before, draws)
                 raise
@@ -300,7 +301,7 @@ class Engine(Predictor):
     last, backwards = property(attrgetter("net.last")), property(attrgetter("net.backwards"))
     batches, updates = property(attrgetter("net.counters.batches")), property(attrgetter("net.counters.updates"))
     skipped, recoveries = property(attrgetter("net.counters.skipped")), property(attrgetter("net.counters.recoveries"))
-    bad_batches = property(attrgetter("net.counters.bad_batches"))
+    bad_batches, missed = property(attrgetter("net.counters.bad_batches")), property(attrgetter("net.counters.missed"))
 
     # -- states
 
@@ -322,6 +323,7 @@ class Engine(Predictor):
             "passes": [self.net.forwards, self.net.backwards],
             **({"tensors": {}, "source": {}, "optimizer": None} if self.state is None else self.state.capture()),
             "before_probe": self._before_probe,
+            "schedules": {type(schedule).__name__: schedule.state() for schedule in self.schedules},
         }
 
     def restore(self, state: dict[str, Any], keep_place: bool = False) -> None:
@@ -353,11 +355,15 @@ class Engine(Predictor):
         self._before_probe = state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
         self._keeps_place = keep_place
+        for schedule in self.schedules:
+            schedule.load(state["schedules"].get(type(schedule).__name__, {}))
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
 
     def _check(self, state: Any) -> None:
         """Configure the method if an untrusted state needs it; a ValueError if the state does not fit."""
         check_form(state, type(self.method).__name__, asdict(self.net.counters))
+        for schedule in self.schedules:
+            schedule.check(state["schedules"].get(type(schedule).__name__))
         if state["configured"] and self.state is None:
             self.net.classifier.know(state["facts"], self.net.device)
             with torch.inference_mode(False), torch.enable_grad():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.engine.schedule import Schedule
 from ttalight.errors import InputTypeError
 from ttalight.models.exported_norm import replace_norms
 from ttalight.models.network import Network
@@ -47,6 +48,8 @@ class Method(ABC):
     prediction_norm: NormMode | None = None
     #: Numbers of steps after which ``adapt`` leaves predictions in ``net.readings``.
     read_at: Sequence[int] = ()
+    #: Which batches are adapted to; all where there are none. The engine has copies.
+    schedules: Sequence[Schedule] = ()
 
     def check(self, net: Network) -> None:  # noqa: B027
         """Check what can be known of a network before its first batch; raises ValueError or TypeError."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.engine.method import Method
+from ttalight.engine.schedule import Schedule, run_scheduled
 from ttalight.engine.state import State
 from ttalight.models.attaching.admission import Admission, pixel_fault
 from ttalight.models.attaching.call import Call
@@ -24,6 +25,9 @@ class Predictor(ABC):
     net: AdaptiveNetwork
     admission: Admission
     state: State | None
+    schedules: list[Schedule]
+    #: Whether a schedule let the last batch be predicted only.
+    is_missed: bool = False
 
     @abstractmethod
     def __call__(self, images: Tensor, call: Call | None = None, adapt: bool = True) -> Any:
@@ -48,6 +52,10 @@ class Predictor(ABC):
         method's source. Bad batches are an error, or are predicted, as ``on_bad_batch`` says, and are not counted.
         """
         return self(images, call, adapt=False)
+
+    def scheduled(self, images: Tensor, call: Call | None = None, adapt: bool = True) -> Any:
+        """Adapt to a batch, or predict it where a schedule says that; see ``__call__``."""
+        return run_scheduled(self, images, call) if adapt and self.schedules else self(images, call, adapt)
 
     def next_state(self) -> AbstractContextManager[None]:
         """Set the state temporarily to the one that the next batch begins with. May wait for the device once."""

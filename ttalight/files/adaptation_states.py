@@ -39,6 +39,7 @@ def check_form(state: Any, method: str, counters: Iterable[str]) -> None:
         "counters": {name: Between(-1, _COUNT.high) if name == "visit" else _COUNT for name in counters},
         "passes": [Between(0.0, 2.0**62)] * 2,
         "before_probe": None,
+        "schedules": dict,
     }
     fault = difference(form, state) or difference([Between(1, 2**31)] * len(state["size"]), state["size"], "size")
     if fault is None and state["before_probe"] is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttalight.errors import InputError, InputTypeError
+from ttalight.labels import UNLABELLED
 
 TOP_K = 5
 
@@ -50,6 +51,7 @@ def classification_sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[
     A log-probability is its own log-softmax, so ``logits`` may hold log-probabilities as well. Non-finite rows make
     the sums they enter non-finite instead of vanishing. A label outside [0, C) counts as an error of the nearest
     class and shows in ``lowest_label`` or ``highest_label``, which are the only entries that do not add up.
+    Samples with the label ``UNLABELLED`` are counted in ``unlabelled``, and show in neither.
 
     Args:
         logits: (N, C), any floating type; half precision is raised to float32.
@@ -57,11 +59,11 @@ def classification_sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[
         bins: Number of equal-width bins of confidence.
 
     Returns:
-        Counts in int64 and sums in float64 on the device of the logits: ``samples``, ``correct``, ``top5_correct``
-        (of the min(5, C) highest), ``nll`` and ``entropy`` in nats and ``brier`` as scalars; ``bin_count``,
-        ``bin_confidence`` and ``bin_correct`` of shape (bins,); ``predicted``, ``labelled`` and ``hits`` (C,), how
-        often each class was predicted, was the label, was both; ``lowest_label`` and ``highest_label``, bounded by 0
-        from above and from below.
+        Counts in int64 and sums in float64 on the device of the logits: ``samples``, ``unlabelled``, ``correct``,
+        ``top5_correct`` (of the min(5, C) highest), ``nll`` and ``entropy`` in nats and ``brier`` as scalars;
+        ``bin_count``, ``bin_confidence`` and ``bin_correct`` of shape (bins,); ``predicted``, ``labelled`` and
+        ``hits`` (C,), how often each class was predicted, was the label, was both; ``lowest_label`` and
+        ``highest_label``, bounded by 0 from above and from below.
     """
     rows, classes = logits.shape
     log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=1)
@@ -73,10 +75,12 @@ def classification_sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[
     confidences = probs.amax(dim=1)
     no_class = labels.new_zeros(classes)
     highest = log_probs.topk(min(TOP_K, classes), dim=1)
-    ends = torch.cat((labels, labels.new_zeros(1)))
+    without = labels == UNLABELLED
+    ends = torch.cat((labels.masked_fill(without, 0), labels.new_zeros(1)))
     count, confidence, hits = calibration_bins(confidences, correct, bins)
     return {
         "samples": labels.new_full((), rows),
+        "unlabelled": without.sum(),
         "correct": correct.sum(),
         "top5_correct": ((highest.indices == labels.unsqueeze(1)) & (highest.values != -math.inf)).sum(),
         "nll": -log_probs.gather(1, own_class).sum(dtype=torch.float64),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ttalight.errors import InputError
+from ttalight.labels import UNLABELLED
 from ttalight.metrics.functional import (
     TOP_K,
     add_sums,
@@ -26,15 +27,16 @@ class ClassificationValues(TypedDict):
 
     ``accuracy``, ``error``, ``top5``, ``ece``, ``diversity`` and ``miou`` are in [0, 1], ``brier`` in [0, 2], ``nll``
     and ``entropy`` in nats. ``top5`` is None for five classes and fewer, ``miou`` for anything but dense predictions.
+    Without labels only ``samples``, ``entropy`` and ``diversity`` are numbers.
     """
 
     samples: int
-    accuracy: float
-    error: float
+    accuracy: float | None
+    error: float | None
     top5: float | None
-    nll: float
-    ece: float
-    brier: float
+    nll: float | None
+    ece: float | None
+    brier: float | None
     entropy: float
     diversity: float
     miou: float | None
@@ -74,6 +76,7 @@ class StreamingClassification(Metric):
     full_state_update = False
 
     samples: Tensor
+    unlabelled: Tensor
     correct: Tensor
     top5_correct: Tensor
     nll: Tensor
@@ -145,18 +148,21 @@ class StreamingClassification(Metric):
         return cast("dict[str, Tensor]", self.metric_state)
 
 
-def classification_values(sums: Mapping[str, Tensor], dense: bool = False) -> ClassificationValues:
+def classification_values(
+    sums: Mapping[str, Tensor], dense: bool = False, partial: bool = False
+) -> ClassificationValues:
     """Make metrics from the sums of :func:`classification_sums`; waits for the device.
 
     Args:
         sums: The sums.
         dense: Whether the samples were pixels.
+        partial: Whether some samples may lack the label that others have.
 
     Returns:
         See :meth:`StreamingClassification.compute`.
 
     Raises:
-        ValueError: If a label was outside [0, C).
+        ValueError: If a label was outside [0, C), or only some samples had one.
     """
     classes = len(sums["predicted"])
     derived = (
@@ -164,12 +170,19 @@ def classification_values(sums: Mapping[str, Tensor], dense: bool = False) -> Cl
         diversity(sums["predicted"]),
         mean_iou(sums["predicted"], sums["labelled"], sums["hits"]),
     )
-    names = ("samples", "correct", "top5_correct", "lowest_label", "highest_label", "nll", "brier", "entropy")
+    names = (
+        "samples", "unlabelled", "correct", "top5_correct", "lowest_label", "highest_label", "nll", "brier", "entropy",
+    )  # fmt: skip
     seen = torch.stack([value.double() for value in (*(sums[name] for name in names), *derived)]).tolist()
-    samples, correct, top5, lowest, highest, nll, brier, entropy, ece, spread, miou = seen
+    samples, unlabelled, correct, top5, lowest, highest, nll, brier, entropy, ece, spread, miou = seen
     _check_labels(int(lowest), int(highest), classes)
+    if 0 < unlabelled < samples and not partial:
+        raise InputError(
+            f"{int(unlabelled)} of {int(samples)} samples have the label {UNLABELLED}, which means none: "
+            "give all samples of a domain a label, or none of them, or name a label that does not count by ignore_index"
+        )
     total = samples or float("nan")
-    return {
+    values: ClassificationValues = {
         "samples": int(samples),
         "accuracy": correct / total,
         "error": (samples - correct) / total,
@@ -181,6 +194,13 @@ def classification_values(sums: Mapping[str, Tensor], dense: bool = False) -> Cl
         "diversity": spread,
         "miou": miou if dense else None,
     }
+    return _without_labels(values) if unlabelled else values
+
+
+def _without_labels(values: ClassificationValues) -> ClassificationValues:
+    """Return the measures that need no labels; the others are None."""
+    kept = ("samples", "entropy", "diversity")
+    return cast(ClassificationValues, {name: value if name in kept else None for name, value in values.items()})
 
 
 def _check_labels(lowest: int, highest: int, classes: int) -> None:

@@ -101,7 +101,7 @@ class VisitMetrics:
 
     def total(self) -> ClassificationValues | None:
         """Return the metrics of all samples of the closed visits that count, None if there are none."""
-        return None if self._total is None else classification_values(self._total, self._dense)
+        return None if self._total is None else classification_values(self._total, self._dense, partial=True)
 
 
 def _copied(sums: Mapping[str, Tensor], device: torch.device | str | None = None) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ _HELP = {
     "updates": "Steps that moved weights",
     "skipped": "Steps that moved nothing",
     "bad_batches": "Batches with invalid pixels, type or size",
+    "missed": "Batches that a schedule let be predicted only",
     "recoveries": "Returns to the source on the method's, the engine's or a watch's decision",
     "images": "Images of the last batches, which the following is measured on",
     "classes": "Classes that the classifier has",
@@ -36,7 +37,7 @@ _HELP = {
     "statistics_distance": "Distance of the running statistics from the source, relative to its norm",
     "source_agreement": "Share of the given images that the source model predicts alike",
 }
-_COUNTERS = ("batches", "updates", "skipped", "bad_batches", "recoveries")
+_COUNTERS = ("batches", "updates", "skipped", "bad_batches", "missed", "recoveries")
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +55,7 @@ class Report(Mapping[str, Any]):
         updates: Steps that moved weights.
         skipped: Steps that moved nothing.
         bad_batches: Batches with invalid pixels, type or size.
+        missed: Batches that a schedule or a clock let be predicted only.
         recoveries: Returns to the source that the stream did not announce.
         images: Number of images of the last batches.
         classes: Number of classes.
@@ -74,6 +76,7 @@ class Report(Mapping[str, Any]):
     skipped: int
     bad_batches: int
     recoveries: int
+    missed: int = 0
     images: int = 0
     classes: int | None = None
     entropy: float | None = None

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ttalight.errors import InputError
+from ttalight.labels import UNLABELLED
 from ttalight.reporting.groups import Run
 from ttalight.reporting.predictions import PREDICTIONS, read_predictions
 
@@ -68,9 +69,11 @@ def gain_interval(own: Sequence[Run], other: Sequence[Run]) -> tuple[float, floa
 
     Raises:
         FileNotFoundError: If a run has no predictions.
-        ValueError: If predictions are damaged, or not of the same images.
+        ValueError: If predictions are damaged, not of the same images, or of images without labels.
     """
     first = read_predictions(_file(own[0]))
+    if (first["label"] == UNLABELLED).all():
+        raise InputError(f"{own[0].name}/{PREDICTIONS} has no labels")
     scores = [_hits(runs, first) for runs in (own, other)]
     probes = [index for index, row in enumerate(own[0].results["domains"]) if row.get("probe", False)]
     counts = ~np.isin(np.unique(first["visit"], return_inverse=True)[1], probes)

@@ -60,8 +60,9 @@ def progress(results: Results) -> str:
 def domain_table(results: Results) -> str:
     """Tabulate the visits of one run: accuracy and calibration error in percent, NLL in nats, images per second.
 
-    A run with readings has a column of accuracies for each number of steps; one with very many visits has a line for
-    each domain. Below the mean over rows stand the mean over images, where it is another one, and what the probes say.
+    Without labels the columns are agreement with the source model and diversity in percent, and entropy in nats. A run
+    with readings has a column of accuracies for each number of steps; one with very many visits has a line for each
+    domain. Below the mean over rows stand the mean over images, where it is another one, and what the probes say.
 
     Args:
         results: The run.
@@ -70,7 +71,7 @@ def domain_table(results: Results) -> str:
         Aligned lines.
     """
     table = "\n".join(text_blocks(*domain_cells(results)))
-    return "\n".join([table, *map(forgetting_line, results.get("forgetting", []))])
+    return "\n".join([table, *map(forgetting_line, results.get("forgetting", [])), *missed_line(results)])
 
 
 def domain_cells(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -79,17 +80,27 @@ def domain_cells(results: Results) -> tuple[list[str], list[list[str]]]:
     readings = results.get("readings", [])
     early = [[_percent(row["accuracy"]) for row in [*by_domain(read["domains"]), read["mean"]]] for read in readings]
     at = [list(cells) for cells in zip(*early, strict=True)] or [[] for _ in range(len(rows) + 1)]
-    header = ["domain", "images", *(f"{read['steps']} steps" for read in readings), "accuracy %", "nll", "ece %"]
+    labelled = not rows or any(row["accuracy"] is not None for row in rows)
+    names = ("accuracy %", "nll", "ece %") if labelled else ("agreement %", "entropy", "diversity %")
+    header = ["domain", "images", *(f"{read['steps']} steps" for read in readings), *names]
     cells = [
-        [name, str(row["samples"]), *read, *_measures(row), number(row["images_per_second"], 0)]
+        [name, str(row["samples"]), *read, *_measures(row, labelled), number(row["images_per_second"], 0)]
         for name, row, read in zip(visit_names(rows), rows, at, strict=False)
     ]
     total = str(sum(row["samples"] for row in counted(results["domains"])))
     speed = number(results["cost"]["images_per_second"], 0)
-    cells.append(["mean", total, *at[-1], *_measures(results["mean"]), speed])
+    cells.append(["mean", total, *at[-1], *_measures(results["mean"], labelled), speed])
     if results["weighted_mean"] != results["mean"] and len({row["samples"] for row in counted(rows)}) > 1:
-        cells.append(["weighted mean", total, *[""] * len(readings), *_measures(results["weighted_mean"]), ""])
+        weighted = _measures(results["weighted_mean"], labelled)
+        cells.append(["weighted mean", total, *[""] * len(readings), *weighted, ""])
     return [*header, "images/s"], cells
+
+
+def missed_line(results: Results) -> list[str]:
+    """Say how many batches were predicted and not adapted to; nothing where all were to be."""
+    if "missed_batches" not in results:
+        return []
+    return [f"missed: {results['missed_batches']} batches were predicted and not adapted to"]
 
 
 def forgetting_line(found: Forgetting) -> str:
@@ -120,7 +131,9 @@ def _join(rows: Sequence[DomainResult]) -> DomainResult:
     return cast(DomainResult, joined | {"images_per_second": samples / seconds if seconds else None})
 
 
-def _measures(row: DomainResult | Summary) -> list[str]:
+def _measures(row: DomainResult | Summary, labelled: bool) -> list[str]:
+    if not labelled:
+        return [_percent(row.get("agreement")), number(row.get("entropy"), 3), _percent(row.get("diversity"))]
     return [_percent(row["accuracy"]), number(row["nll"], 3), _percent(row["ece"])]
 
 

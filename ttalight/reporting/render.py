@@ -160,6 +160,8 @@ def settings(table: Table) -> tuple[list[str], list[list[str]]]:
     lowest = [worst([row for run in group.runs for row in counted(run.results["domains"])]) for group in groups]
     if any(row.rank is not None for row in table.rows):
         columns["rank"] = ["-" if row.rank is None else number(row.rank, 1) for row in table.rows]
+    if any("missed_batches" in group.first for group in groups):
+        columns["missed batches"] = [plain(group.first.get("missed_batches")) or "-" for group in groups]
     columns |= {
         "worst domain": [_percent(one and one["domain"], one and one["domain_accuracy"]) for one in lowest],
         "worst group": [_percent(one and one["group"], one and one["group_accuracy"]) for one in lowest],

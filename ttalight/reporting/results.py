@@ -26,7 +26,7 @@ _TOO_MANY = f"more than {_MOST_ROWS:,} rows"
 Metric = Literal["accuracy", "error", "top5", "nll", "ece", "brier", "miou"]
 
 #: All that is averaged over domains; every file has the first four.
-MEASURES = ("accuracy", "error", "nll", "ece", "top5", "brier", "entropy", "diversity", "miou")
+MEASURES = ("accuracy", "error", "nll", "ece", "top5", "brier", "entropy", "diversity", "agreement", "miou")
 
 
 class _Row(TypedDict):
@@ -47,13 +47,16 @@ class DomainResult(_Row, total=False):
     """One visit of a domain.
 
     Fractions in [0, 1], ``brier`` in [0, 2], ``nll`` and ``entropy`` in nats; None is not finite, or ``top5`` of five
-    classes. ``miou`` is there for dense predictions only. ``start`` counts the images of the stream before the visit;
+    classes, and all measures but ``entropy``, ``diversity`` and ``agreement`` where images have no labels.
+    ``agreement``, there only then, is the share of predictions that are the source model's. ``miou`` is there for dense
+    predictions only. ``start`` counts the images of the stream before the visit;
     a ``probe`` is a look at clean data that no mean counts.
     """
 
     brier: float | None
     entropy: float | None
     diversity: float | None
+    agreement: float | None
     miou: float | None
     start: int
     probe: bool
@@ -75,6 +78,7 @@ class Summary(Averages, total=False):
     brier: float | None
     entropy: float | None
     diversity: float | None
+    agreement: float | None
     miou: float | None
 
 
@@ -196,6 +200,8 @@ class _Optional(Digest, total=False):
     network: str
     classes: int
     bad_batches: int
+    missed_batches: int
+    missed: list[int]
     readings: list[Reading]
     overall: Overall
     curve: Curve
@@ -205,7 +211,9 @@ class Results(_Optional):
     """Everything that ``results.json`` holds; ``complete`` is False while domains are missing.
 
     ``network`` is the name of the encoder, ``classes`` the number of its outputs. ``bad_batches`` counts those that
-    were predicted and not adapted to, where the adapter's ``on_bad_batch`` allows it.
+    were predicted and not adapted to, where the adapter's ``on_bad_batch`` allows it. ``missed_batches`` counts those
+    that a clock, ``adapt_every`` or ``max_milliseconds`` let be predicted only, ``missed`` lists their numbers in the
+    stream.
     """
 
     schema: int

@@ -28,12 +28,13 @@ _INTEGERS = (-(2**63), 2**63 - 1)
 _SLACK = 1e-6
 
 _SHARES = (
-    "accuracy", "error", "top5", "ece", "diversity", "miou", "domain_accuracy", "group_accuracy", "first", "last",
-    "lowest",
+    "accuracy", "error", "top5", "ece", "diversity", "agreement", "miou", "domain_accuracy", "group_accuracy", "first",
+    "last", "lowest",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "samples", "visit", "start", "rows", "probes", "classes", "bad_batches", "batch_size", "seconds",
-    "images_per_second", "forwards_per_batch", "backwards_per_batch", "peak_memory_bytes", "adapted_parameters",
+    "samples", "visit", "start", "rows", "probes", "classes", "bad_batches", "missed_batches", "missed", "batch_size",
+    "seconds", "images_per_second", "forwards_per_batch", "backwards_per_batch", "peak_memory_bytes",
+    "adapted_parameters",
 )  # fmt: skip
 #: Lowest and highest value of the numbers of a name.
 _RANGES: dict[str, tuple[float, float]] = {

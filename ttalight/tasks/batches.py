@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ttalight.errors import InputError, InputTypeError
+from ttalight.labels import UNLABELLED
 from ttalight.transforms.checks import check_images
 
 __all__ = ["check_batch", "check_values"]
@@ -21,7 +22,7 @@ def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | 
 
     Args:
         batch: What the data module delivered, on the device: images (B, 3, H, W), RGB in [0, 1], then labels (B,), if
-            there are any, in 0 to num_classes - 1.
+            there are any, in 0 to num_classes - 1, or all of them ``UNLABELLED``.
         dtypes: Floating-point types that the network takes.
         num_classes: Number of classes; None where labels are not read.
         adapted: Whether an adapter gets the images: it looks for bytes and for pixels that are not finite in every
@@ -48,7 +49,7 @@ def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | 
             f"images are {images.dtype}, the network takes {' or '.join(map(str, dtypes))}: convert them in the data "
             "module, for example by images.float()"
         )
-    check_values(batch, num_classes, pixels=not adapted)
+    check_values(batch, num_classes, pixels=not adapted, unlabelled=True)
     if judged_later:
         return
     finite = images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -58,13 +59,14 @@ def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | 
         raise InputError(f"images must be RGB in [0, 1], got values from {low:.4g} to {high:.4g}: {advice}")
 
 
-def check_values(batch: Any, num_classes: int | None, pixels: bool = True) -> None:
+def check_values(batch: Any, num_classes: int | None, pixels: bool = True, unlabelled: bool = False) -> None:
     """Refuse NaN and infinite pixels, and labels beyond the classes.
 
     Args:
         batch: A sequence that begins with images and labels; anything else passes.
         num_classes: Number of classes; None where labels are not read.
         pixels: Whether pixels are looked at.
+        unlabelled: Whether no image may have a label: all are ``UNLABELLED`` then.
 
     Raises:
         ValueError: If there are any; the message says how many.
@@ -79,6 +81,8 @@ def check_values(batch: Any, num_classes: int | None, pixels: bool = True) -> No
     if num_classes is None or not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         return
     low, high = (int(value) for value in labels.aminmax())
+    if unlabelled and low == high == UNLABELLED:
+        return
     if low < 0 or high >= num_classes:
         raise InputError(
             f"labels must be from 0 to {num_classes - 1}, got {low} to {high}: correct them, or set num_classes to "

@@ -1,6 +1,7 @@
 """Streams: which sample of which domain arrives when."""
 
 from ttalight.data.streams.batch_mixing import BatchMixing
+from ttalight.data.streams.clocked import Clocked
 from ttalight.data.streams.continual import Continual
 from ttalight.data.streams.correlated import Correlated, PracticalTTA
 from ttalight.data.streams.cross import Cross
@@ -13,11 +14,12 @@ from ttalight.data.streams.probed import Probed
 from ttalight.data.streams.recurring import Recurring
 from ttalight.data.streams.saved import SavedStream
 from ttalight.data.streams.single_sample import SingleSample
-from ttalight.data.streams.stream import Domain, Stream, StreamOrder, StreamSampler, Visit
+from ttalight.data.streams.stream import Domain, Stream, StreamOrder, StreamSampler, Timing, Visit
 
 __all__ = [
     "Domain",
     "Visit",
+    "Timing",
     "Stream",
     "StreamSampler",
     "StreamOrder",
@@ -35,5 +37,6 @@ __all__ = [
     "BatchMixing",
     "Recurring",
     "Probed",
+    "Clocked",
     "SavedStream",
 ]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ttalight.data.streams.stretches import rearranged
 from ttalight.errors import InputError
+from ttalight.labels import UNLABELLED
 
 __all__ = ["check_dirichlet", "correlated_order", "dirichlet_sizes", "group_by_class"]
 
@@ -85,7 +86,12 @@ def group_by_class(
 
     Returns:
         A permutation of 0 to N - 1, and the counts, (C,).
+
+    Raises:
+        ValueError: If images have no labels.
     """
+    if (labels == UNLABELLED).any():
+        raise InputError("this stream orders images by their labels, and these have none: take another stream")
     counts = np.bincount(labels)
     # A stable sort of 16 bits is ten times as fast as one of 64.
     keys = labels.astype(np.min_scalar_type(len(counts)))

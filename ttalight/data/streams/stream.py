@@ -19,7 +19,7 @@ from ttalight.arguments import CheckedArguments, shown_arguments
 from ttalight.data.streams.stream_file import read_stream_file, write_stream_file
 from ttalight.errors import InputError
 
-__all__ = ["Domain", "Labels", "Stream", "StreamOrder", "StreamSampler", "Visit"]
+__all__ = ["Domain", "Labels", "Stream", "StreamOrder", "StreamSampler", "Timing", "Visit"]
 
 #: For every domain, the labels of its samples.
 Labels = Sequence[npt.NDArray[np.int64]]
@@ -54,6 +54,19 @@ class Visit:
     probe: bool = field(default=False, repr=False)
 
 
+@dataclass(frozen=True)
+class Timing:
+    """When the batches of a stream arrive, and what they cost.
+
+    Args:
+        arrivals: Time at which each batch is complete, in seconds, (batches,).
+        costs: Seconds that adaptation to each takes, (batches,); None where they are measured.
+    """
+
+    arrivals: npt.NDArray[np.float64]
+    costs: npt.NDArray[np.float64] | None = None
+
+
 class Stream:
     """A deterministic list of (visit, sample) references, already cut into batches.
 
@@ -73,6 +86,9 @@ class Stream:
         ValueError: If lengths, ranges or order are not as above, a batch is a probe in part only, or a stream with
             probes has a window.
     """
+
+    #: When its batches arrive; None for a stream that waits for the method. No part of the hash, or of files.
+    timing: Timing | None = None
 
     def __init__(
         self,

@@ -1,0 +1,206 @@
+"""Conclusions from the doctor's measurements, in words.
+
+The limits were chosen on the four extra corruptions of CIFAR-10-C and checked on the fifteen others; see
+docs/results/doctor.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from ttalight.doctor.criteria import agreement, mean_entropy, prediction_diversity, stream_correlation
+from ttalight.doctor.examination import Examination
+
+__all__ = ["Advice", "Findings", "advise", "conclude", "judge", "summarize"]
+
+#: Median distance of the batch's statistics from the running ones, in nats, from which on there is a shift.
+SHIFTED = 0.05
+#: Largest ratio of the entropies with the batch's and with the source's statistics where the former repair a shift.
+ENTROPY_RATIO = 1.5
+#: Least share of predictions that a quarter of the batch keeps, for a batch that is large enough.
+STABLE = 0.75
+#: Share of the class that the batch tells, from which on classes come together.
+CORRELATED = 0.1
+#: Diversity of the predictions below which classes are out of balance.
+BALANCED = 0.9
+
+Verdict = Literal["no batch statistics", "no shift", "repaired", "not repaired"]
+
+
+@dataclass
+class Findings:
+    """Measurements without labels.
+
+    Args:
+        images: Number of images.
+        batch_size: Size of the batches.
+        classes: Number of classes.
+        norms: Number of normalisation layers by kind.
+        entropy: Mean entropy over ln C by statistics: ``source``, ``batch``, ``prior`` and ``quarter``.
+        diversity: Diversity of the predictions, by statistics.
+        agreement: Share of predictions that are the source's, by statistics.
+        stability: Share of predictions that a quarter of the batch keeps; None where it was not measured.
+        correlation: Share of the class that the batch tells.
+        distances: Distance from the running statistics by layer, in nats.
+    """
+
+    images: int
+    batch_size: int
+    classes: int
+    norms: dict[str, int] = field(default_factory=dict)
+    entropy: dict[str, float] = field(default_factory=dict)
+    diversity: dict[str, float] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    stability: float | None = None
+    correlation: float = 0.0
+    distances: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def distance(self) -> float:
+        """Median distance over the layers, 0 without any."""
+        return statistics.median(self.distances.values()) if self.distances else 0.0
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Whether a group of methods is safe here, and why.
+
+    Args:
+        methods: Their names.
+        safe: Whether they are.
+        reason: One sentence.
+    """
+
+    methods: str
+    safe: bool
+    reason: str
+
+
+def summarize(examination: Examination) -> Findings:
+    """Return what an examination has measured, once its run is over."""
+    sizes = [len(part) for part in examination.logits["source"]]
+    logits = {name: torch.cat(parts) for name, parts in examination.logits.items() if parts}
+    predictions = {name: value.argmax(dim=1) for name, value in logits.items()}
+    source, classes = predictions["source"], logits["source"].shape[1]
+    whole = {name: value for name, value in logits.items() if len(value) == len(source)}
+    means = {name: float(torch.stack(values).mean()) for name, values in examination.distances.items()}
+    stable = "quarter" in whole and "batch" in whole
+    return Findings(
+        images=len(source),
+        batch_size=max(sizes),
+        classes=classes,
+        norms=examination.norms,
+        entropy={name: mean_entropy(value) for name, value in whole.items()},
+        diversity={name: prediction_diversity(predictions[name], classes) for name in whole},
+        agreement={name: agreement(predictions[name], source) for name in whole},
+        stability=agreement(predictions["batch"], predictions["quarter"]) if stable else None,
+        correlation=stream_correlation(source, sizes, classes),
+        distances=means,
+    )
+
+
+def judge(findings: Findings) -> Verdict:
+    """Return whether statistics repair the shift, by the limits of this module."""
+    if "batch" not in findings.entropy:
+        return "no batch statistics"
+    if findings.distance < SHIFTED:
+        return "no shift"
+    repaired = findings.entropy["batch"] <= ENTROPY_RATIO * findings.entropy["source"]
+    return "repaired" if repaired else "not repaired"
+
+
+def conclude(findings: Findings) -> list[str]:
+    """Return the conclusions: on statistics, on the batch size, on the order and the balance of classes."""
+    kinds = " and ".join(f"{count} {kind}" for kind, count in findings.norms.items()) or "no normalisation layer"
+    entropies = {name: f"{value:.3f}" for name, value in findings.entropy.items()}
+    distance = f"{findings.distance:.3f} nats (median over layers; a shift begins at {SHIFTED})"
+    sentences: dict[Verdict, str] = {
+        "no batch statistics": f"Statistics cannot repair a shift here: the network has {kinds}, and no BatchNorm.",
+        "no shift": "The running statistics still fit these images, and statistics of the batch would rather cost "
+        f"accuracy: their distance is {distance}.",
+        "repaired": f"This shift is one that statistics repair. The distance from the running ones is {distance}, and "
+        f"the predictions are as sure with the batch's statistics as before or surer: entropy {entropies.get('source')}"
+        f" with the source's, {entropies.get('batch')} with the batch's, as shares of ln C.",
+        "not repaired": f"There is a shift, and statistics do not repair it. The distance is {distance}, but the "
+        f"predictions become less sure with the batch's statistics: entropy {entropies.get('source')} with the "
+        f"source's, {entropies.get('batch')} with the batch's (limit: {ENTROPY_RATIO} times).",
+    }
+    found = [sentences[judge(findings)]]
+    if findings.stability is not None:
+        enough = "is large enough" if findings.stability >= STABLE else "is too small"
+        found.append(
+            f"The batch of {findings.batch_size} images {enough} for its own statistics: a quarter of it keeps "
+            f"{findings.stability:.0%} of the predictions (limit: {STABLE:.0%})."
+        )
+    correlated = findings.correlation >= CORRELATED
+    found.append(
+        f"Classes {'come together' if correlated else 'are mixed'} in this order of the images: the batch tells "
+        f"{findings.correlation:.0%} of the predicted class (limit: {CORRELATED:.0%})."
+        + (" Distances of statistics are partly those of the classes then." if correlated else "")
+    )
+    lowest = _best_diversity(findings)
+    if lowest < BALANCED:
+        found.append(
+            f"The predicted classes are out of balance: their diversity is {lowest:.2f} (limit: {BALANCED}). Either "
+            "the images are of few classes, or the network has collapsed to few."
+        )
+    return found
+
+
+def _best_diversity(findings: Findings) -> float:
+    return max(findings.diversity.values())
+
+
+def advise(findings: Findings) -> list[Advice]:
+    """Return which methods are safe on this network and this stream."""
+    verdict = judge(findings)
+    mixed = findings.correlation < CORRELATED and _best_diversity(findings) >= BALANCED
+    large = findings.stability is not None and findings.stability >= STABLE
+    if verdict == "no batch statistics":
+        return _without_batch_norm(findings, mixed)
+    statistics_safe = verdict == "repaired" and large and mixed
+    reasons: Sequence[tuple[bool, str]] = (
+        (verdict == "repaired", "the statistics of the batch do not help here"),
+        (large, "the batch is too small for statistics of its own"),
+        (mixed, "a batch of few classes has statistics that say more of these than of the shift"),
+    )
+    why = next((reason for holds, reason in reasons if not holds), "one domain, mixed classes, a batch that is enough")
+    soft = verdict == "repaired" and not statistics_safe
+    return [
+        Advice("Source", True, "it is the network as it is, and the row to compare with"),
+        Advice("PTBN", statistics_safe, why),
+        Advice("Tent, ETA, EATA, ROID, NCTTA (BatchNorm)", statistics_safe, f"they start from PTBN: {why}"),
+        Advice(
+            "AlphaBN",
+            statistics_safe or (soft and mixed),
+            "it mixes the source's statistics in, more for a small batch",
+        ),
+        Advice(
+            "FIND, EMABN",
+            statistics_safe or soft,
+            "they lean on the source's statistics, also where classes come together",
+        ),
+        Advice("T3A", True, "it changes the classifier only"),
+        Advice("LAME with kernel: knn", not mixed, "it corrects the labels of a batch, and wants classes together"),
+    ]
+
+
+def _without_batch_norm(findings: Findings, mixed: bool) -> list[Advice]:
+    learns = bool(set(findings.norms) & {"GroupNorm", "LayerNorm"})
+    reason = (
+        "they adapt the weights of GroupNorm and LayerNorm" if learns else "there is no normalisation layer to adapt"
+    )
+    if learns and not mixed:
+        reason = "they learn from their own predictions, which here are of few classes at a time"
+    return [
+        Advice("Source", True, "it is the network as it is, and the row to compare with"),
+        Advice("PTBN, AlphaBN, FIND, EMABN", False, "there is no BatchNorm layer whose statistics they could take"),
+        Advice("SAR, DeYO, Tent, EATA", learns and mixed, reason),
+        Advice("T3A", True, "it changes the classifier only"),
+        Advice("LAME with kernel: knn", not mixed, "it corrects the labels of a batch, and wants classes together"),
+    ]
