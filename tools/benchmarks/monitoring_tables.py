@@ -140,6 +140,14 @@ def risk(out: Path) -> None:
                     until = f"{error({key: case[key][: first + 1] for key in ('logits', 'labels')}):.3f}"
                 shown = " | ".join(f"{bound:.3f}" for bound in bounds)
                 print(f"| {name} | {label_shift} | {every} | {error(case):.3f} | {shown} | {where} | {until} |")
+        clean = read(out, "Source-clean")
+        logits = torch.cat(clean["logits"])[torch.cat(clean["labels"]).argsort(stable=True)]
+        flags = (uncertainty(logits) > calibration.threshold).cumsum(0)[199::200]
+        predicted = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).cumsum(0)[199::200]
+        bounds = error_bounds(flags, predicted, calibration, FALSE_FLAGS)
+        print(
+            f"Source-clean in the order of its classes: { ({name: bound.tolist() for name, bound in bounds.items()}) }"
+        )
         rate = false_alarms(out, source, labels, label_shift)
         print(f"limit {calibration.limit:.4f}; alarms of {RUNS} clean streams of {STREAM} images: {rate:.3f}\n")
 
