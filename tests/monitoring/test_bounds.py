@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
 
 from ttalight.monitoring.bounds import (
     betting_log_wealth,
+    class_share_bound,
     clopper_pearson_upper,
     log_binomial_tail,
     log_chernoff_tail,
     running_lower_bound,
+    upper_class_shares,
 )
 from ttalight.monitoring.risk import flag_threshold
 
@@ -93,6 +96,47 @@ def test_few_streams_ever_exclude_their_own_running_mean(kind):
     excluded = (betting_log_wealth(hits, count, means) > -math.log(LEVEL)) & (hits / count > means)
     assert excluded.any(1).double().mean() <= LEVEL
     assert (running_lower_bound(hits[:20], count[:20], LEVEL) > means[:20])[~excluded[:20]].sum() == 0
+
+
+def test_upper_shares_are_bounds_of_each_class_at_a_part_of_the_level():
+    labels = torch.tensor([0] * 30 + [2] * 10)
+    expected = [clopper_pearson_upper(hits, 40, 0.06 / 3) for hits in (30, 0, 10)]
+    assert upper_class_shares(labels, 3, 0.06).tolist() == expected
+    with pytest.raises(ValueError, match="labels must be classes from 0 to 1, got 0 to 2"):
+        upper_class_shares(labels, 2, 0.05)
+
+
+def test_class_share_bound_is_the_largest_excess_of_any_set_of_classes():
+    predicted, shares = torch.tensor([70, 5, 60, 15]), torch.tensor([0.25, 0.25, 0.3, 0.25])
+    lower = [float(running_lower_bound(hits, predicted.sum(), 0.1 / 4)) for hits in predicted]
+    sets = [chosen for size in range(5) for chosen in combinations(range(4), size)]
+    largest = max(sum(lower[c] - float(shares[c]) for c in chosen) for chosen in sets)
+    assert class_share_bound(predicted, shares, 0.1).item() == pytest.approx(largest)
+    assert class_share_bound(torch.stack([predicted, predicted.flip(0)]), shares, 0.1)[0].item() == pytest.approx(
+        largest
+    )
+
+
+def test_class_share_bound_approaches_the_total_variation_distance():
+    predicted, shares = torch.tensor([0.5, 0.3, 0.2, 0.0]), torch.tensor([0.2, 0.2, 0.3, 0.3])
+    count = torch.tensor([[100], [1000], [100_000]])
+    gaps = 0.4 - class_share_bound(predicted * count, shares, 0.05)
+    assert (gaps[1:] < gaps[:-1]).all()
+    assert 0 < gaps[-1] < 0.02
+
+
+def test_few_streams_ever_have_class_shares_that_exclude_their_own_error():
+    # All errors are predictions of class 0, so that the error is what its share is exceeded by.
+    generator = torch.Generator().manual_seed(2)
+    shares, error = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64), 0.15
+    labels = torch.multinomial(shares, RUNS * IMAGES, replacement=True, generator=generator).view(RUNS, IMAGES)
+    turned = torch.rand(RUNS, IMAGES, generator=generator) < error / 0.6
+    predicted = torch.nn.functional.one_hot(labels.masked_fill(turned, 0), 4).cumsum(1)[:, 9::10]
+    possible = (predicted / predicted.sum(-1, keepdim=True) - shares).clamp(min=0).sum(-1) > error
+    assert possible.any(1).double().mean() > 0.5  # shares without a bound exceed the error in most streams
+    excluded = torch.zeros_like(possible)
+    excluded[possible] = class_share_bound(predicted[possible], shares, LEVEL) > error
+    assert excluded.any(1).double().mean() <= LEVEL
 
 
 def test_few_right_predictions_lie_above_the_threshold():

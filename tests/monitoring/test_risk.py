@@ -8,7 +8,7 @@ from torch import nn
 
 from ttalight.adapters import PTBN, Source, Tent
 from ttalight.monitoring import RiskMonitor
-from ttalight.monitoring.risk import uncertainty
+from ttalight.monitoring.risk import calibrate, error_bounds, uncertainty
 
 CLASSES = 4
 
@@ -59,6 +59,88 @@ def test_worse_streams_raise_an_alarm_in_time(blur):
     assert monitor.lower_bound < error
 
 
+def test_collapse_of_a_sure_model_is_found_by_its_class_shares(blur):
+    net, images = blur
+    labelled, (stream, labels) = images(600, 3.0, 0), images(1000, 3.0, 1)
+    alarms = {}
+    for label_shift in (False, True):
+        monitor = RiskMonitor(*labelled, label_shift=label_shift)
+        adapted = Source().wrap(net).watch(monitor)
+        for number, part in enumerate(stream.split(50)):
+            if number == 4:
+                net[3].bias.data[0] += 100
+            adapted(part)
+        net[3].bias.data[0] -= 100
+        adapted.release()
+        alarms[label_shift] = monitor.alarm
+    assert alarms[True] is None
+    assert alarms[False].signal == "class_shares"
+    assert 5 <= alarms[False].batch <= 8
+    wrong = torch.cat([net(stream[:200]).argmax(1) != labels[:200], labels[200 : alarms[False].images] != 0])
+    assert monitor.limit < alarms[False].lower_bound < wrong.double().mean()
+
+
+def test_classes_that_come_in_runs_need_label_shift(blur):
+    net, images = blur
+    labelled, (stream, labels) = images(600, 3.0, 0), images(1000, 3.0, 1)
+    in_runs = stream[labels.argsort()]
+    assert play(RiskMonitor(*labelled), net, in_runs).alarm is not None  # though no image is predicted worse
+    assert play(RiskMonitor(*labelled, label_shift=True), net, in_runs).alarm is None
+
+
+# -- simulated runs: labelled images and a stream of each, tested after every batch of 50
+
+RUNS, LABELLED, STREAM, BATCH = 1000, 500, 1000, 50
+
+
+def predictions(shape, generator):
+    """Return the labels and the logits of a model that errs towards class 0, some of which are all but certain."""
+    labels = torch.randint(CLASSES, shape, generator=generator)
+    logits = 3.0 * nn.functional.one_hot(labels, CLASSES) + torch.randn(*shape, CLASSES, generator=generator)
+    return labels, logits + torch.tensor([0.5, 0, 0, 0])
+
+
+def images_before_alarm(calibrations, logits):
+    """Return after how many images each run alarms, infinite without an alarm."""
+    runs, images = logits.shape[:2]
+    thresholds = torch.stack([calibration.threshold for calibration in calibrations]).view(-1, 1)
+    limits = torch.tensor([calibration.limit for calibration in calibrations]).view(-1, 1)
+    doubts = uncertainty(logits.flatten(0, 1)).view(runs, images)
+    looks = slice(BATCH - 1, None, BATCH)
+    flags = (doubts > thresholds).cumsum(1)[:, looks]
+    predicted = nn.functional.one_hot(logits.argmax(2), CLASSES).cumsum(1)[:, looks]
+    calibration = calibrations[0]._replace(shares=torch.stack([c.shares for c in calibrations])[:, None])
+    bounds = error_bounds(flags, predicted, calibration, 0.05)
+    alarms = torch.stack([bound > limits for bound in bounds.values()]).any(0)
+    first = (alarms.int().argmax(1) + 1.0) * BATCH
+    return first.masked_fill(~alarms.any(1), torch.inf)
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """Calibrations of 1,000 runs, each from labelled images of its own, and the logits of their streams."""
+    generator = torch.Generator().manual_seed(0)
+    labels, logits = predictions((RUNS, LABELLED), generator)
+    given = dict(level=0.05, tolerance=0.0, false_flags=0.05, label_shift=False)
+    calibrations = [calibrate(x, y, **given) for x, y in zip(logits, labels, strict=True)]
+    return calibrations, *predictions((RUNS, STREAM), generator)
+
+
+def test_few_stationary_runs_alarm(simulated):
+    calibrations, _, logits = simulated
+    assert images_before_alarm(calibrations, logits).isfinite().double().mean() <= 0.05
+
+
+def test_runs_that_collapse_alarm_soon(simulated):
+    calibrations, _, logits = (part[:200] for part in simulated)
+    start = 400
+    sure = torch.where(torch.arange(STREAM) < start, 0.0, 100.0)[:, None] * torch.eye(CLASSES)[0]
+    delay = images_before_alarm(calibrations, logits + sure) - start
+    assert (delay > 0).all()
+    assert delay.median() <= 200  # three quarters of these are errors
+    assert delay.max() <= 300
+
+
 def test_uncertainty_orders_predictions_that_are_all_but_certain():
     logits = torch.randn(50, CLASSES, dtype=torch.float64)
     assert torch.allclose(uncertainty(logits).sigmoid(), 1 - logits.softmax(1).amax(1))
@@ -75,7 +157,7 @@ def test_flags_are_of_the_method_s_predictions_and_counted_once(blur):
     adapted = PTBN().wrap(net)
     doubts = torch.cat([1 - adapted(part).softmax(1).amax(1) for part in stream[:150].split(50)])
     assert monitor.count == 150
-    assert monitor.flags == (doubts.double() > monitor._threshold.sigmoid()).sum()
+    assert monitor.flags == (doubts.double() > monitor._calibration.threshold.sigmoid()).sum()
 
 
 def test_collapse_is_noticed_with_thresholds_of_the_present_model(blur):
@@ -83,7 +165,7 @@ def test_collapse_is_noticed_with_thresholds_of_the_present_model(blur):
     labelled, stream = images(600, 3.0, 0), images(2000, 3.0, 1)[0]
     alarms = {}
     for every in (None, 2):
-        monitor = RiskMonitor(*labelled, every=every, batch_size=50)
+        monitor = RiskMonitor(*labelled, every=every, batch_size=50, label_shift=True)
         adapted = Source().wrap(net).watch(monitor)
         for number, part in enumerate(stream.split(50)):
             if number == 10:

@@ -8,6 +8,7 @@ from functools import partialmethod
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 from ttalight.adapters import EMABN, PTBN, Source, Tent
 from ttalight.monitoring import Watch
@@ -163,13 +164,32 @@ def test_frozen_model_stays_as_it_is_until_it_thaws(net, stream):
         adapted(images)
     assert watch.is_frozen
     before, updates = tensors(adapted), adapted.report().updates
+    backwards = adapted.engine.net.backwards
     for images in stream[3:6]:
-        adapted(images)
+        assert torch.equal(adapted(images), adapted(images, adapt=False))
     assert all(map(torch.equal, tensors(adapted).values(), before.values()))
-    assert (adapted.report().updates, adapted.report().skipped) == (updates, 3)
+    assert (adapted.report().updates, adapted.report().missed) == (updates, 3)
+    assert adapted.engine.net.backwards == backwards
     watch.thaw()
+    assert not watch.is_frozen
     adapted(stream[6])
     assert not all(map(torch.equal, tensors(adapted).values(), before.values()))
+
+
+def test_state_of_a_frozen_model_is_loaded_by_another(net, make_net, stream):
+    adapted, other = (Tent(lr=1.0, reset="never").wrap(network) for network in (net, make_net()))
+    adapted.watch(Watch("freeze"))
+    for images in stream[:5]:
+        adapted(images)
+    other.load_state_dict(adapted.state_dict())
+    assert torch.equal(other(stream[5], adapt=False), adapted(stream[5]))
+
+
+def test_frozen_model_of_a_run_adapts_no_more(net, stream, run):
+    method, counts = Tent(lr=1.0, reset="never"), []
+    note = LambdaCallback(on_test_batch_end=lambda *args: counts.append((method.engine.batches, method.engine.missed)))
+    run(net, method, Watch("freeze"), note)
+    assert counts[-1] == (3, len(stream) - 3)
 
 
 def test_function_is_called_with_engine_and_trip(net, stream):

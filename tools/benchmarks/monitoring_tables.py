@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ttalight.models.network import Head
-from ttalight.monitoring.bounds import betting_log_wealth, clopper_pearson_upper, running_lower_bound
+from ttalight.monitoring import Watch
 from ttalight.monitoring.estimates import (
     agreement,
     confidence_threshold,
@@ -26,10 +26,11 @@ from ttalight.monitoring.estimates import (
     dropout_predictions,
     thresholded_accuracy,
 )
-from ttalight.monitoring.risk import flag_threshold, uncertainty
+from ttalight.monitoring.hysteresis import SIGNALS, Limit, Readings, Reference, crossings
+from ttalight.monitoring.risk import Calibration, calibrate, error_bounds, uncertainty
 
 LEVEL, TOLERANCE, FALSE_FLAGS, EVERY = 0.05, 0.05, 0.05, 5
-RUNS = 1000
+RUNS, STREAM, BATCH = 1000, 2000, 100
 
 
 def read(out: Path, name: str) -> dict[str, Any]:
@@ -50,6 +51,26 @@ def rows(columns: list[str]) -> None:
     print(f"\n| {' | '.join(columns)} |\n| --- |{' ---: |' * (len(columns) - 1)}")
 
 
+def trips(case: dict[str, Any]) -> list[tuple[int, str]]:
+    """Return which signals trip in which batch, from the recorded signals and by the present rule of ``Watch``."""
+    found, watched = [], Watch()
+    reference = Reference(case["reference"]["entropy"], case["reference"]["effective_classes"])
+    states = {name: Limit(watched.patience) for name in SIGNALS}
+    sizes = [len(logits) for logits in case["logits"]]
+    for batch, seen in enumerate(case["signals"]):  # each was read with the batch after its own
+        if not seen:
+            continue
+        images = sum(sizes[max(0, batch - math.ceil(watched.window / sizes[0])) : batch])
+        share, classes, entropy = seen["commonest_share"], seen["effective_classes"], seen["low_entropy"]
+        readings = Readings(
+            images, case["logits"][0].shape[1], entropy, round(share * images), classes, seen["drift"], seen["step"]
+        )
+        for name, (*_, is_beyond, is_calm) in crossings(readings, reference, **watched.limits).items():
+            if states[name].update(is_beyond, is_calm):
+                found.append((batch, name))
+    return found
+
+
 def watch(out: Path) -> None:
     """Print how near each signal came to its limit, and what tripped."""
     rows(["method", "batches", "error", "share < 0.55", "classes", "entropy", "drift < 1", "step < 0.25", "trips"])
@@ -63,76 +84,88 @@ def watch(out: Path) -> None:
             max(s["drift"] for s in seen),
             max(s["step"] for s in seen),
         ]
-        trips = "; ".join(f"{signal} in batch {batch}" for batch, signal, *_ in case["trips"]) or "none"
+        tripped = "; ".join(f"{signal} in batch {batch}" for batch, signal in trips(case)) or "none"
         numbers = " | ".join(f"{value:.3f}" for value in extremes)
-        print(f"| {name} | {len(case['logits'])} | {100 * error(case):.2f} | {numbers} | {trips} |")
+        print(f"| {name} | {len(case['logits'])} | {100 * error(case):.2f} | {numbers} | {tripped} |")
 
 
 # -- risk
 
 
-def flags_of(case: dict[str, Any], source: Tensor, labels: Tensor, every: bool) -> list[Tensor]:
-    """Return the flags of each batch, with the source's threshold or with those of the present model."""
-    threshold = flag_threshold(uncertainty(source), source.argmax(1) != labels, FALSE_FLAGS, LEVEL / 4)
-    found = []
+def first_alarm(flags: Tensor, predicted: Tensor, calibration: Calibration) -> tuple[int | None, list[float]]:
+    """Return with which look the alarm comes, None without one, and the bounds after the last.
+
+    Args:
+        flags: Flags until each look, (T,).
+        predicted: Predictions by class until each look, (T, C).
+        calibration: The bounds of the labelled images.
+    """
+    bounds = torch.stack(list(error_bounds(flags, predicted, calibration, FALSE_FLAGS).values()))
+    alarms = (bounds > calibration.limit).any(0)
+    return int(alarms.int().argmax()) if alarms.any() else None, bounds[:, -1].clamp(min=0).tolist()
+
+
+def counts(logits: Tensor) -> Tensor:
+    """Return the predictions by class, (C,)."""
+    return torch.bincount(logits.argmax(1), minlength=logits.shape[1])
+
+
+def seen_by_monitor(case: dict[str, Any], start: Calibration, labels: Tensor, every: bool) -> tuple[Tensor, Tensor]:
+    """Return flags and predictions until each batch, with the source's threshold or with those of the present model."""
+    threshold, flags = start.threshold, []
     for number, logits in enumerate(case["logits"]):
-        found.append(uncertainty(logits) > threshold)
+        flags.append((uncertainty(logits) > threshold).sum())
         seen = case["rows"][number].get("calibration")  # of the model after this batch
         if every and seen is not None:
-            threshold = flag_threshold(uncertainty(seen), seen.argmax(1) != labels, FALSE_FLAGS, LEVEL / 4)
-    return found
+            threshold = calibrate(seen, labels, LEVEL, TOLERANCE, FALSE_FLAGS, start.shares is None).threshold
+    return torch.stack(flags).cumsum(0), torch.stack([counts(logits) for logits in case["logits"]]).cumsum(0)
 
 
 def risk(out: Path) -> None:
     """Print when the alarm came, and the bounds at the end."""
     source, labels = read(out, "Source")["rows"][0]["calibration"], torch.load(out / "calibration-labels.pt")
-    wrong = source.argmax(1) != labels
-    limit = clopper_pearson_upper(int(wrong.sum()), len(wrong), LEVEL / 4) + TOLERANCE
-    print(f"source error {wrong.double().mean():.4f} of {len(wrong)}, limit {limit:.4f}")
-    rows(
-        ["case", "threshold", "error", "flags", "bound at the end", "alarm after images", "domain", "error until then"]
-    )
-    for name in names(out):
-        case = read(out, name)
-        if not any("calibration" in row for row in case["rows"]):
-            continue
-        for every in (False, True):
-            flags = flags_of(case, source, labels, every)
-            hits = torch.tensor([float(part.sum()) for part in flags], dtype=torch.float64).cumsum(0)
-            count = torch.tensor([len(part) for part in flags], dtype=torch.float64).cumsum(0)
-            mean = limit + FALSE_FLAGS
-            alarms = (betting_log_wealth(hits, count, mean) > -math.log(LEVEL / 2)) & (hits / count > mean)
-            bound = max(0.0, float(running_lower_bound(hits[-1], count[-1], LEVEL / 2)) - FALSE_FLAGS)
-            where, domain, until = "none", "", ""
-            if alarms.any():
-                first = int(alarms.int().argmax())
-                where, domain = f"{int(count[first])}", case["domain"][first]
-                brief = {key: case[key][: first + 1] for key in ("logits", "labels")}
-                until = f"{error(brief):.3f}"
-            kind = f"every {EVERY} batches" if every else "source"
-            shown = (
-                f"{error(case):.3f} | {float(hits[-1] / count[-1]):.3f} | {bound:.3f} | {where} | {domain} | {until}"
-            )
-            print(f"| {name} | {kind} | {shown} |")
-    print(f"\nfalse alarms of {RUNS} streams of 2,000 images: {false_alarms(out, source, labels):.3f}")
+    rows(["case", "label shift", "threshold", "error", "bounds at the end", "alarm after images", "error until then"])
+    for label_shift in (False, True):
+        calibration = calibrate(source, labels, LEVEL, TOLERANCE, FALSE_FLAGS, label_shift)
+        for name in names(out):
+            case = read(out, name)
+            if not any("calibration" in row for row in case["rows"]):
+                continue
+            for every in (False, True):
+                flags, predicted = seen_by_monitor(case, calibration, labels, every)
+                first, bounds = first_alarm(flags, predicted, calibration)
+                where, until = "none", ""
+                if first is not None:
+                    where = f"{int(predicted[first].sum())} ({case['domain'][first]})"
+                    until = f"{error({key: case[key][: first + 1] for key in ('logits', 'labels')}):.3f}"
+                shown = " | ".join(f"{bound:.3f}" for bound in bounds)
+                print(f"| {name} | {label_shift} | {every} | {error(case):.3f} | {shown} | {where} | {until} |")
+        clean = read(out, "Source-clean")
+        logits = torch.cat(clean["logits"])[torch.cat(clean["labels"]).argsort(stable=True)]
+        flags = (uncertainty(logits) > calibration.threshold).cumsum(0)[199::200]
+        predicted = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).cumsum(0)[199::200]
+        bounds = error_bounds(flags, predicted, calibration, FALSE_FLAGS)
+        print(
+            f"Source-clean in the order of its classes: { ({name: bound.tolist() for name, bound in bounds.items()}) }"
+        )
+        rate = false_alarms(out, source, labels, label_shift)
+        print(f"limit {calibration.limit:.4f}; alarms of {RUNS} clean streams of {STREAM} images: {rate:.3f}\n")
 
 
-def false_alarms(out: Path, source: Tensor, labels: Tensor) -> float:
-    """Return the share of alarms on streams drawn, like their calibration images, from clean predictions."""
+def false_alarms(out: Path, source: Tensor, labels: Tensor, label_shift: bool) -> float:
+    """Return the share of alarms on streams drawn, like their labelled images, from the source's clean predictions."""
     clean = read(out, "Source-clean")
     logits, truth = torch.cat([source, *clean["logits"]]), torch.cat([labels, *clean["labels"]])
-    doubts, wrong = uncertainty(logits), logits.argmax(1) != truth
+    doubts, classes = uncertainty(logits), torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
     generator, alarms = torch.Generator().manual_seed(0), 0
     for _ in range(RUNS):
-        drawn = torch.randint(len(doubts), (500 + 2000,), generator=generator)
+        drawn = torch.randint(len(doubts), (500 + STREAM,), generator=generator)
         own, stream = drawn[:500], drawn[500:]
-        threshold = flag_threshold(doubts[own], wrong[own], FALSE_FLAGS, LEVEL / 4)
-        limit = clopper_pearson_upper(int(wrong[own].sum()), len(own), LEVEL / 4)  # tolerance 0, the hardest case
-        hits = (doubts[stream] > threshold).double().cumsum(0)
-        count = torch.arange(1, len(stream) + 1, dtype=torch.float64)
-        mean = limit + FALSE_FLAGS
-        alarm = (betting_log_wealth(hits, count, mean) > -math.log(LEVEL / 2)) & (hits / count > mean)
-        alarms += bool(alarm.any())
+        # Tolerance 0 is the hardest case.
+        calibration = calibrate(logits[own], truth[own], LEVEL, 0.0, FALSE_FLAGS, label_shift)
+        looks = slice(BATCH - 1, None, BATCH)
+        flags, predicted = (doubts[stream] > calibration.threshold).cumsum(0), classes[stream].cumsum(0)
+        alarms += first_alarm(flags[looks], predicted[looks], calibration)[0] is not None
     return alarms / RUNS
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ttalight.errors import InputError
+
 __all__ = [
-    "betting_log_wealth", "clopper_pearson_upper", "log_binomial_tail", "log_chernoff_tail", "running_lower_bound",
+    "betting_log_wealth", "class_share_bound", "clopper_pearson_upper", "log_binomial_tail", "log_chernoff_tail",
+    "running_lower_bound", "upper_class_shares",
 ]  # fmt: skip
 
 #: Halvings of an interval of length 1, enough for float64.
 _HALVINGS = 55
 
 
+@lru_cache(4096)
 def log_binomial_tail(hits: int, count: int, share: float) -> float:
     """Return the logarithm of the probability of at least so many hits in independent trials.
 
@@ -50,6 +55,7 @@ def log_chernoff_tail(hits: float, count: int, share: float) -> float:
     return -count * (seen * math.log(seen / share) + misses)
 
 
+@lru_cache(4096)
 def clopper_pearson_upper(hits: int, count: int, level: float) -> float:
     """Return the upper bound on a share that independent trials give with probability 1 - level.
 
@@ -123,6 +129,49 @@ def running_lower_bound(hits: Tensor, count: Tensor, level: float) -> Tensor:
         excluded = betting_log_wealth(hits, count, middle) > target
         low, high = torch.where(excluded, middle, low), torch.where(excluded, high, middle)
     return low
+
+
+def upper_class_shares(labels: Tensor, classes: int, level: float) -> Tensor:
+    """Return upper bounds on the shares of all classes, (C,), that hold together with probability 1 - level.
+
+    They are those of ``clopper_pearson_upper``, each at level / C (Bonferroni).
+
+    Args:
+        labels: Labels of independent draws, (N,), between 0 and C - 1.
+        classes: Number of classes C.
+        level: Between 0 and 1.
+
+    Raises:
+        ValueError: If a label is no class.
+    """
+    labels = labels.long()
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"labels must be classes from 0 to {classes - 1}, got {int(labels.min())} to {labels.max()}")
+    hits = torch.bincount(labels, minlength=classes).tolist()
+    bounds = [clopper_pearson_upper(count, len(labels), level / classes) for count in hits]
+    return torch.tensor(bounds, dtype=torch.float64)
+
+
+def class_share_bound(predicted: Tensor, shares: Tensor, level: float) -> Tensor:
+    """Return lower bounds on the running error that the shares of predicted classes give, with probability 1 - level.
+
+    Predictions of a class beyond its share of the labels are errors. For every set A of classes
+
+        P(predicted in A) - P(label in A) <= P(predicted in A, label not in A) <= P(error),
+
+    and the largest value of the left side is the total variation distance of predicted and true classes. The bound is
+    its estimate from below: the sum over classes of what ``running_lower_bound`` at level / C (Bonferroni) of the
+    class's share of the predictions exceeds its share of the labels by. It holds at all times together, whatever
+    predictions do, if the running mean of the conditional probabilities of each class is at most its share.
+
+    Args:
+        predicted: How many of the first t predictions are of each class, (..., C), at least one in all.
+        shares: Shares of the labels, or upper bounds on them, (..., C).
+        level: Between 0 and 1.
+    """
+    count = predicted.sum(-1, keepdim=True).expand_as(predicted)
+    lower = running_lower_bound(predicted, count, level / predicted.shape[-1])
+    return (lower - shares).clamp(min=0).sum(-1)
 
 
 def _log_beta(a: Tensor, b: Tensor) -> Tensor:

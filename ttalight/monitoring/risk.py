@@ -12,15 +12,17 @@ from torch import Tensor
 from ttalight.engine import Engine
 from ttalight.errors import InputError
 from ttalight.monitoring.bounds import (
-    betting_log_wealth,
+    class_share_bound,
     clopper_pearson_upper,
     log_binomial_tail,
     running_lower_bound,
+    upper_class_shares,
 )
 from ttalight.monitoring.observer import LateReads, Monitoring
 from ttalight.monitoring.passes import adapted_outputs, source_outputs
+from ttalight.monitoring.signals import prediction_counts
 
-__all__ = ["RiskAlarm", "RiskMonitor", "flag_threshold", "uncertainty"]
+__all__ = ["Calibration", "RiskAlarm", "RiskMonitor", "calibrate", "error_bounds", "flag_threshold", "uncertainty"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,16 +31,18 @@ class RiskAlarm(NamedTuple):
     """The alarm of a ``RiskMonitor``.
 
     Args:
-        batch: Number of the batch, from 1, whose flags raised it.
+        batch: Number of the batch, from 1, whose predictions raised it.
         images: Images until then.
         lower_bound: Lower bound on the running risk.
         limit: What it exceeded: the upper bound on the source's risk plus the tolerance.
+        signal: What the bound is made from: ``uncertainty`` or ``class_shares``.
     """
 
     batch: int
     images: int
     lower_bound: float
     limit: float
+    signal: str
 
 
 def uncertainty(logits: Tensor) -> Tensor:
@@ -89,38 +93,101 @@ def flag_threshold(uncertainties: Tensor, wrong: Tensor, share: float, level: fl
     return right.topk(allowed + 1).values[-1]
 
 
+class Calibration(NamedTuple):
+    """The bounds that labelled images give before a stream begins.
+
+    Args:
+        limit: Upper bound on the source's error plus the tolerance.
+        threshold: Uncertainty above which a prediction is flagged, a scalar.
+        shares: Upper bounds on the shares of the classes, (C,); None where the stream may have others.
+        level: Level of the confidence sequence of each signal.
+    """
+
+    limit: float
+    threshold: Tensor
+    shares: Tensor | None
+    level: float
+
+
+def calibrate(
+    logits: Tensor, labels: Tensor, level: float, tolerance: float, false_flags: float, label_shift: bool
+) -> Calibration:
+    """Return the bounds that the source's predictions of labelled images give.
+
+    A quarter of the level is the source's error's. The rest is divided evenly among the signals: a third of each part
+    is for what the labelled images say, two thirds for the confidence sequence.
+
+    Args:
+        logits: (N, C).
+        labels: (N,).
+        level: Bound on the probability of a false alarm.
+        tolerance: See ``RiskMonitor``.
+        false_flags: See ``RiskMonitor``.
+        label_shift: Whether the classes of the stream may have other shares.
+    """
+    wrong, part = logits.argmax(1) != labels.to(logits.device), level * 3 / 4 / (1 if label_shift else 2)
+    limit = clopper_pearson_upper(int(wrong.sum()), len(wrong), level / 4) + tolerance
+    threshold = flag_threshold(uncertainty(logits), wrong, false_flags, part / 3)
+    shares = None if label_shift else upper_class_shares(labels.cpu(), logits.shape[1], part / 3)
+    return Calibration(limit, threshold, shares, part * 2 / 3)
+
+
+def error_bounds(flags: Tensor, predicted: Tensor, calibration: Calibration, false_flags: float) -> dict[str, Tensor]:
+    """Return lower bounds on the running error by signal, each (...,), which may be below 0.
+
+    Args:
+        flags: Numbers of flags among the first predictions, (...,).
+        predicted: How many of these are of each class, (..., C).
+        calibration: The bounds of the labelled images.
+        false_flags: Share of flags that are no errors.
+    """
+    bounds = {"uncertainty": running_lower_bound(flags, predicted.sum(-1), calibration.level) - false_flags}
+    if calibration.shares is not None:
+        bounds["class_shares"] = class_share_bound(predicted, calibration.shares, calibration.level)
+    return bounds
+
+
 class RiskMonitor(Monitoring):
     """Raises an alarm when the running error of a model that adapts exceeds the source's by more than a tolerance.
 
-    No label of the stream is needed. A prediction is flagged where its uncertainty (in the order of one minus the
-    largest probability) lies above a threshold. Source images with labels set the threshold, so that at most
-    ``false_flags`` of all images are flagged though predicted right. The share of flags beyond these is a lower bound
-    on the error. A confidence sequence bounds the running share of flags from below at all times together
-    (``running_lower_bound``), and there is an alarm when that bound, less ``false_flags``, exceeds the upper bound on
-    the source's error plus ``tolerance``.
+    No label of the stream is needed. Two signals bound the error from below at all times together, by confidence
+    sequences (``running_lower_bound``), and there is an alarm when either bound exceeds the upper bound on the source's
+    error plus ``tolerance``:
+
+    - *Uncertainty.* A prediction is flagged where its uncertainty (in the order of one minus the largest probability)
+      lies above a threshold. Source images with labels set the threshold, so that at most ``false_flags`` of all images
+      are flagged though predicted right. The share of flags beyond these is a lower bound on the error.
+    - *Class shares.* Predictions of a class beyond its share of the labels are errors, so that the error is at least
+      the total variation distance of predicted and true class shares (``class_share_bound``). This finds a model that
+      has collapsed to few classes, and is sure of them.
 
     **What is guaranteed.** The probability of ever raising a false alarm is at most ``level``, if
 
     1. the labelled images and what the source's error means are independent draws of one distribution, and the labelled
        images were not used for training,
     2. at every time, at most ``false_flags`` of the stream's images so far are, in the mean of their conditional
-       expectations, flagged though predicted right.
+       expectations, flagged though predicted right,
+    3. at every time, no class has a larger share of the stream's images so far than it has in that distribution, in the
+       mean of its conditional probabilities. The classes of a stream that come in runs have, and so have those of a
+       stream with other shares: set ``label_shift`` there, which leaves the class shares out.
 
-    On a stream that is like the labelled images and is predicted by the source model, 2 follows from 1 and is part of
-    ``level`` (a quarter of it, another is the source's error, half the sequence). Elsewhere it is an assumption, which
-    no unlabelled stream can prove: it holds where a shift makes predictions wrong as it makes them uncertain, and it
-    fails where right predictions become uncertain too, as under batch statistics of few images. Images need not be
-    independent: the bound is on the mean of conditional expectations, whatever adaptation and stream do.
+    On a stream that is like the labelled images and is predicted by the source model, 2 and 3 follow from 1 and are
+    part of ``level`` (a quarter of it is the source's error's, the rest is divided evenly between the two signals).
+    Elsewhere they are assumptions, which no unlabelled stream can prove. 2 holds where a shift makes predictions wrong
+    as it makes them uncertain, and it fails where right predictions become uncertain too, as under batch statistics of
+    few images. Images need not be independent: the bounds are on means of conditional expectations, whatever adaptation
+    and stream do.
 
-    **What is not.** Errors that are sure of themselves are not flagged, so that an alarm may come late or never: a
-    model that has collapsed is sure, and is for a ``Watch`` to find. With ``every`` the present model sets the
+    **What is not.** Errors that are sure of themselves and leave the class shares as they are raise no alarm, and with
+    ``label_shift`` a model that has collapsed is for a ``Watch`` to find. With ``every`` the present model sets the
     threshold on the labelled images again every so many batches (passes of all of them, which change nothing), and
     more of such errors are flagged. The level of each later threshold holds for it alone.
 
     After M. Schirmer, M. Jazbec, C. A. Naesseth, E. Nalisnick, *Monitoring Risks in Test-Time Adaptation*, NeurIPS
     2025, arXiv 2507.08721, and A. Podkopaev and A. Ramdas, *Tracking the Risk of a Deployed Model and Detecting Harmful
     Distribution Shifts*, ICLR 2022, arXiv 2110.06177. Differences: the loss is the error; the threshold of the
-    uncertainty is chosen by its false flags; and the sequence is that of a Beta mixture of bets, made for flags.
+    uncertainty is chosen by its false flags; class shares are a signal too; and the sequence is that of a Beta mixture
+    of bets, made for flags.
 
     Args:
         images: Labelled source images, (N, 3, H, W), as the network expects them.
@@ -130,6 +197,8 @@ class RiskMonitor(Monitoring):
         false_flags: Share of images that may be flagged though predicted right. More flags find more errors.
         every: Batches from one threshold to the next; by default the first stays.
         batch_size: Labelled images a pass, as many as the stream's batches have where statistics are of the batch.
+        label_shift: Whether the stream's classes may have other shares than the labelled images', or come in runs. The
+            uncertainty is then the only signal, and has the whole level.
     """
 
     def __init__(
@@ -141,6 +210,7 @@ class RiskMonitor(Monitoring):
         false_flags: float = 0.05,
         every: int | None = None,
         batch_size: int = 200,
+        label_shift: bool = False,
     ) -> None:
         for name, value in {"level": level, "false_flags": false_flags}.items():
             if not 0 < value < 1:
@@ -157,16 +227,16 @@ class RiskMonitor(Monitoring):
             )
         self.images, self.labels = images, labels
         self.level, self.tolerance, self.false_flags = level, tolerance, false_flags
-        self.every, self.batch_size = every, batch_size
+        self.every, self.batch_size, self.label_shift = every, batch_size, label_shift
         self._forget()
 
     def _forget(self) -> None:
-        #: The first alarm, None before it; what the running share of flags is compared with.
+        #: The first alarm, None before it.
         self.alarm: RiskAlarm | None = None
-        self.limit: float | None = None
-        #: Images and flags that were read so far.
+        #: Images and flags that were read so far, and predictions by class, (C,).
         self.count, self.flags = 0, 0.0
-        self._threshold: Tensor | None = None
+        self.predicted: Tensor | None = None
+        self._calibration: Calibration | None = None
         self._late, self._pending = LateReads(), (0, 0)
 
     def begin(self, engine: Engine) -> None:
@@ -174,53 +244,59 @@ class RiskMonitor(Monitoring):
         self._forget()
 
     def see(self, engine: Engine, logits: Tensor) -> None:
-        """Flag the batch, and test with the flags of the one before."""
+        """Flag and count the predictions of the batch, and test with those of the one before."""
         if logits.ndim > 2:
             raise InputError(f"RiskMonitor watches predictions of images, (B, C), got {tuple(logits.shape)}")
-        threshold = self._calibrate(engine) if self._threshold is None else self._threshold
-        flags = (uncertainty(logits) > threshold).sum().view(1)
+        if self._calibration is None:
+            self._calibration = self._calibrate(engine, source=True)
+        flags = (uncertainty(logits) > self._calibration.threshold).sum().view(1)
         place, self._pending = self._pending, (engine.batches, len(logits))
-        seen = self._late.exchange(flags)
+        seen = self._late.exchange(torch.cat([flags, prediction_counts(logits.double())]))
         if seen is not None:
-            self._test(place[0], place[1], seen[0])
+            self._test(*place, seen[0], torch.tensor(seen[1:], dtype=torch.float64), self._calibration)
         if self.every is not None and engine.batches % self.every == 0:  # of the next batch: it is fixed before that
-            wrong, doubts = self._predict(engine, source=False)
-            self._threshold = flag_threshold(doubts, wrong, self.false_flags, self.level / 4)
+            threshold = self._calibrate(engine, source=False).threshold
+            self._calibration = self._calibration._replace(threshold=threshold)
+
+    @property
+    def limit(self) -> float | None:
+        """Upper bound on the source's error plus the tolerance; None before the first batch."""
+        return None if self._calibration is None else self._calibration.limit
+
+    @property
+    def lower_bounds(self) -> dict[str, float]:
+        """Lower bounds on the running error by signal, at least 0; empty before the second batch."""
+        if self._calibration is None or self.predicted is None:
+            return {}
+        bounds = error_bounds(torch.tensor(self.flags), self.predicted, self._calibration, self.false_flags)
+        return {signal: max(0.0, float(bound)) for signal, bound in bounds.items()}
 
     @property
     def lower_bound(self) -> float:
-        """Lower bound on the running error: that of the share of flags less the false ones; at least 0."""
-        if not self.count:
-            return 0.0
-        flags, count = torch.tensor(self.flags), torch.tensor(self.count)
-        return max(0.0, float(running_lower_bound(flags, count, self.level / 2)) - self.false_flags)
+        """Lower bound on the running error, the largest of ``lower_bounds``; 0 without one."""
+        return max(self.lower_bounds.values(), default=0.0)
 
-    def _calibrate(self, engine: Engine) -> Tensor:
-        wrong, doubts = self._predict(engine, source=True)
-        source = clopper_pearson_upper(int(wrong.sum()), len(wrong), self.level / 4)
-        self.limit = source + self.tolerance
-        self._threshold = flag_threshold(doubts, wrong, self.false_flags, self.level / 4)
-        return self._threshold
-
-    def _predict(self, engine: Engine, source: bool) -> tuple[Tensor, Tensor]:
-        """Return which labelled images are predicted wrong, and how uncertain each prediction is."""
+    def _calibrate(self, engine: Engine, source: bool) -> Calibration:
         outputs, device = source_outputs if source else adapted_outputs, engine.net.device
         parts = torch.split(self.images, self.batch_size)
         logits = torch.cat([outputs(engine, part.to(device)).logits for part in parts])
-        return logits.argmax(1) != self.labels.to(device), uncertainty(logits)
+        return calibrate(logits, self.labels, self.level, self.tolerance, self.false_flags, self.label_shift)
 
-    def _test(self, batch: int, images: int, flags: float) -> None:
+    def _test(self, batch: int, images: int, flags: float, predicted: Tensor, calibration: Calibration) -> None:
         self.count, self.flags = self.count + images, self.flags + flags
-        assert self.limit is not None, "flags come after calibration"
-        mean = min(1.0, self.limit + self.false_flags)
-        if self.alarm is not None or self.flags <= mean * self.count:
+        self.predicted = predicted if self.predicted is None else self.predicted + predicted
+        largest = [self.flags / self.count - self.false_flags]  # no bound exceeds these, which cost nothing
+        if calibration.shares is not None:
+            largest.append(float((self.predicted / self.count - calibration.shares).clamp(min=0).sum()))
+        if self.alarm is not None or max(largest) <= calibration.limit:
             return
-        wealth = betting_log_wealth(torch.tensor(self.flags), torch.tensor(self.count), mean)
-        if float(wealth) > -math.log(self.level / 2):
-            self.alarm = RiskAlarm(batch, self.count, self.lower_bound, self.limit)
+        bounds = self.lower_bounds
+        signal = max(bounds, key=bounds.__getitem__)
+        if bounds[signal] > calibration.limit:
+            self.alarm = RiskAlarm(batch, self.count, bounds[signal], calibration.limit, signal)
             _LOG.warning(
-                "batch %d: the error is above %.3f, the source's and the tolerance together %.3f",
-                batch, self.alarm.lower_bound, self.limit,
+                "batch %d: the error is above %.3f by its %s, the source's and the tolerance together %.3f",
+                batch, bounds[signal], signal.replace("_", " "), calibration.limit,
             )  # fmt: skip
 
     def curves(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ttalight.engine import Engine
+from ttalight.engine.schedule import Schedule
 from ttalight.errors import InputError
 from ttalight.monitoring.hysteresis import SIGNALS, Limit, Readings, Reference, crossings
 from ttalight.monitoring.observer import LateReads, Monitoring
@@ -45,6 +46,14 @@ class Trip:
     action: str
 
 
+class Frozen(Schedule):
+    """Adapts to no batch."""
+
+    def adapts(self, batch: int, images: int) -> bool:
+        """Return False."""
+        return False
+
+
 class Watch(Monitoring):
     """Watches for signs that adaptation fails, without labels, and acts.
 
@@ -65,8 +74,9 @@ class Watch(Monitoring):
 
     Args:
         action: ``reset`` to the source; ``rollback`` to the last state that ``good_after`` batches have shown to be
-            good, or to the source where there is none; ``freeze``, the same, and from then on no batch moves anything,
-            until ``thaw()``; or a function of the engine and the trip.
+            good, or to the source where there is none; ``freeze``, the same, and from then on batches are predicted
+            only, as after ``adapted.freeze()``, counted as ``missed`` and seen by no monitor, until ``thaw()``; or a
+            function of the engine and the trip.
         share: Limit on the share of the commonest class, as a part of the way from 1 / C to 1: with the default 0.5 it
             is 0.55 of ten classes and 0.75 of two. None here and below watches no such signal.
         diversity: Least effective number of classes above one, as a fraction of the first images'.
@@ -113,6 +123,8 @@ class Watch(Monitoring):
         self.action = action
         self.limits: dict[str, float | None] = {**fractions, "drift": drift, "step": step}
         self.window, self.patience, self.good_after, self.reference = window, patience, good_after, reference
+        self._schedule = Frozen()
+        self._frozen: Engine | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -121,7 +133,6 @@ class Watch(Monitoring):
         self.counts: Counter[str] = Counter()
         #: The signals that were read last, and their limits.
         self.signals: dict[str, float] = {}
-        self.is_frozen = False
         self._reference: Reference | None = None
         if self.reference is not None:
             self._reference = Reference(self.reference["entropy"], self.reference["effective_classes"])
@@ -139,29 +150,32 @@ class Watch(Monitoring):
 
     def begin(self, engine: Engine) -> None:
         """Begin with a network of which nothing is known."""
+        self.thaw()
         self._forget()
         self._remember(engine)
 
     def see(self, engine: Engine, logits: Tensor) -> None:
         """Measure the batch, and decide on the one before."""
-        if self.is_frozen and engine.state is not None:
-            engine.state.rollback()
-            counters = engine.net.counters
-            counters.skipped += counters.updates - self._updates
-            counters.updates = self._updates
         if self._window and self._window[0][0].device != logits.device:
             self._clear()
         values, place = self._measure(engine, logits), self._pending
         self._pending = engine.batches, sum(count for _, count in self._window)
         seen = self._late.exchange(values)
-        if seen is not None and not self.is_frozen:
+        if seen is not None:
             self._decide(engine, place[0], Readings(place[1], logits.shape[1], *seen))
         self._keep(engine)
         self._remember(engine)
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the model adapts to no batch, until ``thaw()``."""
+        return self._frozen is not None
+
     def thaw(self) -> None:
         """Let a frozen model adapt again."""
-        self.is_frozen = False
+        if self._frozen is not None:
+            self._frozen.schedules.remove(self._schedule)
+        self._frozen = None
         self._clear()
 
     # -- signals
@@ -188,8 +202,8 @@ class Watch(Monitoring):
         return drift, relative_distance(weights, before, source)
 
     def _remember(self, engine: Engine) -> None:
-        """Note the weights and the counts that the next batch begins with."""
-        self._updates, self._reset_at = engine.updates, engine.net.counters.updates_at_reset
+        """Note the weights that the next batch begins with, and when they were last reset."""
+        self._reset_at = engine.net.counters.updates_at_reset
         weights = [weight.detach() for weight in engine.net.parameters] if engine.state is not None else []
         if weights and self._weights is not None and self._weights[0].device == weights[0].device:
             torch._foreach_copy_(self._weights, weights)
@@ -227,7 +241,9 @@ class Watch(Monitoring):
         if callable(self.action):
             self.action(engine, trip)
             return
-        self.is_frozen = self.action == "freeze"
+        if self.action == "freeze":
+            self._frozen = engine
+            engine.schedules.append(self._schedule)
         if self.action != "reset" and self._good is not None and engine.state is not None:
             engine.state.restore(self._good)
         else:
