@@ -57,18 +57,18 @@ class Watch(Monitoring):
       exponential of the mean prediction's entropy), compared with that of the first images.
     - *Entropy*: far below that of the first images, or near that of uniform predictions.
     - *Weights*: their distance from the source, and from those before the batch, relative to the source's norm.
-    - *Not finite*: predictions or weights, at once.
+    - *Not finite*: predictions or weights. This trips with the first such batch.
 
     The bound on class shares assumes that images come in an order that has nothing to do with their classes. On a
-    stream whose classes come in runs a share of one class is no sign of failure: set ``share`` and ``diversity`` to
-    None there.
+    stream whose classes come in runs, a large share of one class is no sign of failure. Set ``share`` and ``diversity``
+    to None there.
 
     Args:
-        action: ``reset`` to the source; ``rollback`` to the last state that ``good_after`` batches have shown to be
-            good, or to the source where there is none; ``freeze``, the same, and from then on no batch moves anything,
-            until ``thaw()``; or a function of the engine and the trip.
+        action: ``reset`` to the source. ``rollback`` to the last state that ``good_after`` batches have shown to be
+            good, or to the source where there is none. ``freeze``, which rolls back too and then lets no batch change
+            anything until ``thaw()``. Or a function of the engine and the trip.
         share: Limit on the share of the commonest class, as a part of the way from 1 / C to 1: with the default 0.5 it
-            is 0.55 of ten classes and 0.75 of two. None here and below watches no such signal.
+            is 0.55 of ten classes and 0.75 of two. None, here and below, turns the signal off.
         diversity: Least effective number of classes above one, as a fraction of the first images'.
         low_entropy: Least mean entropy, as a fraction of the first images'.
         high_entropy: Largest mean entropy, as a fraction of ln C. It counts only above twice that of the first images.
@@ -116,7 +116,7 @@ class Watch(Monitoring):
         self._forget()
 
     def _forget(self) -> None:
-        #: What has tripped, and how often each signal has.
+        #: The trips so far, and how often each signal has tripped.
         self.trips: list[Trip] = []
         self.counts: Counter[str] = Counter()
         #: The signals that were read last, and their limits.
@@ -131,14 +131,14 @@ class Watch(Monitoring):
         self._clear()
 
     def _clear(self) -> None:
-        """Forget what the model was before it was restored."""
+        """Forget the signals of the model before it was restored."""
         self._window: deque[tuple[Tensor, int]] = deque()
         self._late, self._pending = LateReads(), (0, 0)
         self._calm_batches = 0
         self._states = {name: Limit(1 if name == "not_finite" else self.patience) for name in SIGNALS}
 
     def begin(self, engine: Engine) -> None:
-        """Begin with a network of which nothing is known."""
+        """Forget earlier networks, and begin with this one."""
         self._forget()
         self._remember(engine)
 
