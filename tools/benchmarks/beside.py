@@ -42,16 +42,17 @@ def work() -> None:
     """Adapt to a batch for each line read, and print the time that it took; the first line says to what."""
     answers, sys.stdout = sys.stdout, sys.stderr
     import ttalight  # isort: skip  (first: it makes torchvision importable)
+    import timm
     import torch
 
+    import ttalight.models  # registers the network
     from ttalight import adapters
-    from ttalight.models.cifar.cifar_resnet import cifar_resnet20
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     method, size = json.loads(sys.stdin.readline())
     torch.manual_seed(0)
-    network = cifar_resnet20(num_classes=10).eval()
+    network = timm.create_model("cifar_resnet20", num_classes=10).eval()
     torch.nn.init.normal_(network.get_classifier().weight, std=0.5)
     stepped = {"lr": LR} if issubclass(getattr(adapters, method), adapters.GradientAdapter) else {}
     adapter = getattr(adapters, method)(reset="never", seed=0, **stepped, **SETTINGS.get(method, {}))

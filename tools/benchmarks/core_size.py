@@ -22,13 +22,19 @@ from typing import Any
 
 #: Files of the core, as patterns below the package; both the old layout and the new one.
 CORE = (
-    "engine/*.py",
+    *(
+        f"engine/{name}.py"
+        for name in ("__init__", "engine", "prediction", "guard", "state", "method", "adaptive_network")
+    ),
     *(f"adapters/{name}.py" for name in ("engine", "guard", "bad_batch", "descent", "parameter_vector", "episodes")),
     *(f"adapters/{name}.py" for name in ("state", "method", "adapter", "gradient", "sharding", "wrapper")),
 )
 #: Counted beside the core: the template that self-training methods share, the Lightning half of an adapter, the choice
-#: of an optimizer, parameters as one vector, and the checks of saved states.
+#: of an optimizer, parameters as one vector, the checks of saved states, and what is built on the engine: schedules,
+#: observers, exports, and the part of an adapted network that does not adapt.
 BESIDE = (
+    *(f"engine/{name}.py" for name in ("schedule", "observer", "export")),
+    *(f"adapters/{name}.py" for name in ("handle", "window")),
     *(f"adapters/{name}.py" for name in ("self_training", "evaluation", "published")),
     *("models/vectors.py", "files/adaptation_states.py"),
 )
