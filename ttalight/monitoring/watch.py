@@ -64,9 +64,9 @@ class Watch(Monitoring):
     to None there.
 
     Args:
-        action: ``reset`` to the source. ``rollback`` to the last state that ``good_after`` batches have shown to be
-            good, or to the source where there is none. ``freeze``, which rolls back too and then lets no batch change
-            anything until ``thaw()``. Or a function of the engine and the trip.
+        action: ``reset`` to the source; ``rollback`` to the last state that ``good_after`` batches have shown to be
+            good, or to the source where there is none; ``freeze``, the same, and from then on no batch moves anything,
+            until ``thaw()``; or a function of the engine and the trip.
         share: Limit on the share of the commonest class, as a part of the way from 1 / C to 1: with the default 0.5 it
             is 0.55 of ten classes and 0.75 of two. None, here and below, turns the signal off.
         diversity: Least effective number of classes above one, as a fraction of the first images'.
@@ -138,7 +138,7 @@ class Watch(Monitoring):
         self._states = {name: Limit(1 if name == "not_finite" else self.patience) for name in SIGNALS}
 
     def begin(self, engine: Engine) -> None:
-        """Forget earlier networks, and begin with this one."""
+        """Begin with a network of which nothing is known."""
         self._forget()
         self._remember(engine)
 
