@@ -85,7 +85,12 @@ class EvaluationCallback(Callback, ABC):
         self._initial = None if state is None else (state, False)
 
     def check_batch_shard(self, module: nn.Module) -> None:
-        """Check that shard='batch' gives what one process gives on a model; raises ValueError or TypeError."""
+        """Check that shard='batch' gives the numbers of one process on a model.
+
+        Raises:
+            ValueError: If it does not.
+            TypeError: If the model does not support it.
+        """
         if not self.shards_batches:
             raise InputError(
                 f"{type(self).__name__} cannot share a batch among processes: it needs the images of a batch together "
@@ -166,7 +171,7 @@ class EvaluationCallback(Callback, ABC):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None
     ) -> None:
-        """Release the module as it was, whatever happened."""
+        """Release the module as it was, after an evaluation or an exception."""
         if self._engine is not None:
             if self._standing is not None:
                 self._standing.end()
@@ -183,7 +188,7 @@ class EvaluationCallback(Callback, ABC):
 
 
 def _share_of(trainer: Trainer, each_batch: bool) -> StreamShare:
-    """Return this process's part of the stream, after the data module has got it.
+    """Give this process's part of the stream to the data module, and return it.
 
     Args:
         trainer: The trainer.

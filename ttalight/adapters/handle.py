@@ -1,4 +1,4 @@
-"""Modes, parameters and export of adapted networks: the part of their interface that does not adapt."""
+"""Modes, parameters and export of adapted networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ H = TypeVar("H", bound="Handle")
 
 
 class Handle(ABC):
-    """Base of ``AdaptedNetwork``: what does not adapt."""
+    """Base of ``AdaptedNetwork`` with its modes, parameters and export."""
 
     _adapter: object
     _engine: Engine | None
@@ -50,7 +50,7 @@ class Handle(ABC):
         return self
 
     def train(self: H, mode: bool = True) -> H:
-        """Set the training mode that the network has after ``release()``. It adapts in eval mode, whatever this is."""
+        """Set the training mode that the network has after ``release()``. It always adapts in eval mode."""
         with self._lock:
             engine = self.engine
             if engine.takeover is None:
@@ -60,7 +60,7 @@ class Handle(ABC):
         return self
 
     def eval(self: H) -> H:
-        """Return ``train(False)``. ``freeze()`` is what ends the adaptation."""
+        """Return ``train(False)``. This does not stop the adaptation: use ``freeze()`` for that."""
         return self.train(False)
 
     @property
@@ -90,11 +90,11 @@ class Handle(ABC):
     def export(self, statistics_from: Tensor | None = None) -> nn.Module:
         """Return an ordinary module, a copy in eval mode, that predicts what ``self(images, adapt=False)`` returns.
 
-        It is the network with other weights. BatchNorm layers that a method normalises with statistics of the batch
-        become layers that do the same (``ttalight.models.exported_norm``), under keys of their own in ``state_dict()``;
-        what else a method changes, such as T3A's classifier, is in it too. ``torch.export.export``, ``torch.save``,
-        ``pickle`` and ``copy.deepcopy`` give the same numbers. Where a reset is due, as with ``reset="batch"``
-        always, it is the source with the method's normalisation.
+        It is the network with the adapted weights. BatchNorm layers that a method normalises with statistics of the
+        batch become layers that do the same (``ttalight.models.exported_norm``), under keys of their own in
+        ``state_dict()``. Other changes of a method, such as T3A's classifier, are included. ``torch.export.export``,
+        ``torch.save``, ``pickle`` and ``copy.deepcopy`` give the same numbers. Where a reset is due, which with
+        ``reset="batch"`` it always is, the module is the source with the method's normalisation.
 
         Args:
             statistics_from: Images, (B, 3, H, W), whose statistics are folded into the running ones of ordinary

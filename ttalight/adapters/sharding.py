@@ -1,4 +1,4 @@
-"""Division of an adaptation over processes."""
+"""Checks of runs in several processes. ``data.streams.partition`` and ``models.passes.batch_shard`` divide them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last images of a stream, which small batches are adapted to and predicted with."""
+"""A window of the last images of a stream, with which small batches are adapted to and predicted."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["Window", "check_window"]
 
 
 class Window:
-    """Adapts to the last images of a stream, of which the newest are predicted, as ``SingleSample(window=)`` does.
+    """Adapts to the last images of a stream and returns the outputs of the newest, as ``SingleSample(window=)`` does.
 
-    An announced boundary of the stream begins another window. Images of a bad batch do not get into it.
+    An announced boundary of the stream begins a new window. Images of a bad batch are not kept.
 
     Args:
         size: Images that it holds; None for no window. A larger batch is adapted to as it is.
@@ -32,13 +32,13 @@ class Window:
         self._visit = 0
 
     def __call__(self, engine: Engine, images: Tensor, call: Call | None, adapt: bool) -> Any:
-        """Return what the network returns of some images.
+        """Return the network's output for the newest images.
 
         Args:
             engine: Adapts to the window, or predicts it.
             images: (B, 3, H, W), the newest.
             call: How the network is called with them.
-            adapt: Whether it adapts; otherwise the window stays what it was.
+            adapt: Whether it adapts. Otherwise the window does not change.
         """
         if call is not None and (call.args or call.kwargs):
             raise InputTypeError("a window keeps images alone: wrap without window= to pass more arguments")
@@ -72,12 +72,12 @@ class Window:
         self.images = None if self.images is None else self.images.to(device)
 
     def capture(self) -> dict[str, Any]:
-        """Return what a state has of the window; nothing without one."""
+        """Return the window's part of a state, which is empty without a window."""
         images = None if self.images is None else self.images.clone()
         return {} if self.size is None else {"window": images}
 
     def restore(self, engine: Engine, state: dict[str, Any]) -> None:
-        """Let an engine take a state, and take the images of it.
+        """Restore an engine and the images of the window from a state.
 
         Raises:
             ValueError: If the state does not fit. Nothing has changed then.

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from ttalight.adapters import Adapter
 from ttalight.callbacks.adaptation_files import FOLDER, check_resumable, list_checkpoints, read_last, write_checkpoint
-from ttalight.callbacks.checkpoint_validation import check_recorded, check_states, read_identity
+from ttalight.callbacks.adaptation_validation import check_recorded, check_states, read_identity
 from ttalight.callbacks.event_files import cut_back, event_sizes
 from ttalight.callbacks.recorder import Recorder
 from ttalight.callbacks.search import get_callback

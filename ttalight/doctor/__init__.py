@@ -1,4 +1,4 @@
-"""The doctor: a look at a network and at unlabelled images before anything is adapted."""
+"""The doctor: measurements of a network and unlabelled images before anything is adapted, with advice."""
 
 from ttalight.doctor.command import diagnose
 from ttalight.doctor.verdict import Advice, Findings, advise, conclude, judge

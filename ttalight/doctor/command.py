@@ -1,4 +1,4 @@
-"""Looks at a network and unlabelled images before anything is adapted: ``ttalight doctor``."""
+"""Examines a network and unlabelled images before anything is adapted: ``ttalight doctor``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ABOUT = (
 
 
 def diagnose(model: LightningModule, data: ImageDataModule, accelerator: str = "auto") -> Findings:
-    """Examine a model on the stream of a data module; labels are not looked at, and nothing is changed.
+    """Examine a model on the stream of a data module; labels are not used, and nothing is changed.
 
     Args:
         model: The model, as ``Trainer.adapt`` takes it.
@@ -40,7 +40,7 @@ def diagnose(model: LightningModule, data: ImageDataModule, accelerator: str = "
         accelerator: See ``Trainer``.
 
     Returns:
-        What was measured; ``conclude`` and ``advise`` say what it means.
+        The measurements. ``conclude`` and ``advise`` interpret them.
     """
     examination = Examination()
     trainer = Trainer(

@@ -13,7 +13,7 @@ __all__ = ["agreement", "mean_entropy", "prediction_diversity", "statistics_dist
 
 
 def statistics_distance(mean: Tensor, var: Tensor, batch_mean: Tensor, batch_var: Tensor, eps: float = 1e-5) -> Tensor:
-    """Distance of a batch's statistics from the running ones of a BatchNorm layer.
+    """Return the distance of a batch's statistics from the running ones of a BatchNorm layer.
 
     The Kullback-Leibler divergence of the Gaussian of the batch from that of the running statistics, averaged over the
     channels. It is 0 for equal statistics and does not depend on the scale of the input.
@@ -50,10 +50,10 @@ def agreement(first: Tensor, second: Tensor) -> float:
 
 
 def stream_correlation(predictions: Tensor, sizes: list[int], classes: int) -> float:
-    """Share of its predicted class that the batch of an image tells: 0 for a random order, 1 for sorted classes.
+    """Return how much the batch of an image says about its predicted class: 0 for a random order, 1 for sorted classes.
 
-    The mutual information of batch and class over the entropy of the classes. Random batches of n images have an
-    information of about (K - 1) (B - 1) / (2 N) nats by chance, for K classes that occur, B batches and N images
+    It is the mutual information of batch and class, divided by the entropy of the classes. With random batches this
+    information is about (K - 1) (B - 1) / (2 N) nats by chance, for K classes that occur, B batches and N images
     (G. A. Miller, "Note on the bias of information estimates", 1955), which is subtracted.
 
     Args:
@@ -62,7 +62,7 @@ def stream_correlation(predictions: Tensor, sizes: list[int], classes: int) -> f
         classes: Number of classes.
 
     Returns:
-        A share, 0 at least; 0 too with a single batch or a single predicted class.
+        A share, at least 0. It is 0 with a single batch or a single predicted class.
     """
     counts = torch.stack([torch.bincount(part, minlength=classes) for part in torch.split(predictions, sizes)]).double()
     total = counts.sum(dim=0)

@@ -23,8 +23,8 @@ __all__ = ["Examination"]
 class Examination(Adapter):
     """Predicts every batch with the source's statistics (Source), the batch's (PTBN) and mixed ones (AlphaBN).
 
-    The batch's statistics are taken a second time from each quarter of the batch. Nothing is adapted, and what a run
-    records are the predictions of the source model.
+    The batch's statistics are taken a second time from each quarter of the batch. Nothing is adapted, and a run records
+    the predictions of the source model.
     """
 
     norm = "source"
@@ -60,7 +60,7 @@ class Examination(Adapter):
         return source
 
     def check_progress(self, net: AdaptiveNetwork, logits: Tensor) -> None:
-        """Warn of nothing: the report says it."""
+        """Warn of nothing, because the report covers it."""
 
     def _keep(self, name: str, logits: Tensor) -> None:
         self.logits[name].append(logits.cpu())

@@ -38,7 +38,7 @@ def _methods(findings: Findings) -> list[list[str]]:
 
 
 def render_report(findings: Findings) -> str:
-    """Write the conclusions, the predictions and the methods for a terminal."""
+    """Return the conclusions, the predictions and the methods as text for a terminal."""
     about = f"{findings.images} images of unknown class, batches of {findings.batch_size}, {findings.classes} classes"
     lines = "\n".join(wrap(line) for line in [about, *conclude(findings)])
     methods = "\n".join(wrap(f"{name}: {safe}; {why}") for name, safe, why in _methods(findings))
@@ -46,7 +46,7 @@ def render_report(findings: Findings) -> str:
 
 
 def render_page(findings: Findings, title: str) -> str:
-    """Write the report as a page without scripts and without links to anything outside of it.
+    """Return the report as an HTML page without scripts and without links to other files.
 
     Args:
         findings: What was measured.

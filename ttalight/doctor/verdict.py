@@ -1,7 +1,6 @@
 """Conclusions from the doctor's measurements, in words.
 
-The limits were chosen on the four extra corruptions of CIFAR-10-C and checked on the fifteen others; see
-docs/results/doctor.md.
+The limits and how they were chosen are on docs/results/doctor.md.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ SHIFTED = 0.05
 INFORMATION = 0.01
 #: Least share of predictions that a quarter of the batch keeps, for a batch that is large enough.
 STABLE = 0.75
-#: Share of the class that the batch tells, from which on classes come together.
+#: Correlation of batch and predicted class, see ``stream_correlation``, from which on classes come together.
 CORRELATED = 0.1
 #: Diversity of the source's predictions below which they are nearly all of few classes.
 COLLAPSED = 0.5
@@ -47,7 +46,7 @@ class Findings:
         diversity: Diversity of the predictions, by statistics.
         agreement: Share of predictions that are the source's, by statistics.
         stability: Share of predictions that a quarter of the batch keeps; None where it was not measured.
-        correlation: Share of the class that the batch tells.
+        correlation: How much the batch says about the predicted class, see ``stream_correlation``.
         distances: Distance from the running statistics by layer, in nats.
     """
 
@@ -150,9 +149,9 @@ def conclude(findings: Findings) -> list[str]:
         )
     correlated = findings.correlation >= CORRELATED
     found.append(
-        f"Classes {'come together' if correlated else 'are mixed'} in this order of the images: the batch tells "
+        f"Classes {'come together' if correlated else 'are mixed'} in this order of the images: the batch explains "
         f"{findings.correlation:.0%} of the predicted class (limit: {CORRELATED:.0%})."
-        + (" Distances of statistics are partly those of the classes then." if correlated else "")
+        + (" The distance of the statistics is then partly due to the classes." if correlated else "")
     )
     source = findings.diversity.get("source", 1.0)
     if judge(findings) == "repaired" and source < COLLAPSED:
@@ -184,7 +183,7 @@ def advise(findings: Findings) -> list[Advice]:
     reasons: Sequence[tuple[bool, str]] = (
         (verdict == "repaired", "the statistics of the batch do not help here"),
         (large, "the batch is too small for statistics of its own"),
-        (mixed, "a batch of few classes has statistics that say more of these than of the shift"),
+        (mixed, "the statistics of a batch of few classes reflect these more than the shift"),
     )
     why = next((reason for holds, reason in reasons if not holds), "one domain, mixed classes, a batch that is enough")
     soft = verdict == "repaired" and not statistics_safe
@@ -200,10 +199,10 @@ def advise(findings: Findings) -> list[Advice]:
         Advice(
             "FIND, EMABN",
             statistics_safe or soft,
-            "they lean on the source's statistics, also where classes come together",
+            "they keep a part of the source's statistics, which helps where classes come together",
         ),
         Advice("T3A", True, "it changes the classifier only"),
-        Advice("LAME with kernel: knn", not mixed, "it corrects the labels of a batch, and wants classes together"),
+        Advice("LAME with kernel: knn", not mixed, "it corrects the labels of a batch, where classes come together"),
     ]
 
 
@@ -219,5 +218,5 @@ def _without_batch_norm(findings: Findings, mixed: bool) -> list[Advice]:
         Advice("PTBN, AlphaBN, FIND, EMABN", False, "there is no BatchNorm layer whose statistics they could take"),
         Advice("SAR, DeYO, Tent, EATA", learns and mixed, reason),
         Advice("T3A", True, "it changes the classifier only"),
-        Advice("LAME with kernel: knn", not mixed, "it corrects the labels of a batch, and wants classes together"),
+        Advice("LAME with kernel: knn", not mixed, "it corrects the labels of a batch, where classes come together"),
     ]

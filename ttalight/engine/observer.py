@@ -1,4 +1,4 @@
-"""The interface between an engine and what watches its batches."""
+"""The interface of observers, to which an engine shows its batches."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Observer(Protocol):
     def observe(self, engine: Any, logits: Tensor) -> None:
         """See a batch.
 
-        What it changes in weights and statistics is what the next batch begins with. If it raises, the batch is undone.
+        The next batch begins with the weights and statistics as this leaves them. If it raises, the batch is undone.
 
         Args:
             engine: The ``Engine``. Weights are those after the batch.
-            logits: Of the batch, (B, C) or (B, C, H, W), on the device; not to be changed.
+            logits: Of the batch, (B, C) or (B, C, H, W), on the device. They must not be changed.
         """
 
 
 def kept_batches(logits: Tensor | None = None) -> deque[tuple[Tensor, float]]:
-    """Return an empty list that holds as many batches of such logits as a report needs; without logits none."""
+    """Return an empty deque for as many batches of such logits as a report needs; one of length 0 without logits."""
     if logits is None:
         return deque(maxlen=0)
     return deque(maxlen=max(1, min(_IMAGES // len(logits), _NUMBERS // logits.numel())))

@@ -19,7 +19,7 @@ __all__ = ["Predictor"]
 
 
 class Predictor(ABC):
-    """Base of ``Engine``: what predicts with the present state."""
+    """Base of ``Engine`` that predicts with the present state."""
 
     method: Method
     net: AdaptiveNetwork
@@ -49,7 +49,7 @@ class Predictor(ABC):
 
         They come from ``Method.predict`` and the state that the next batch would begin with: that of the source where a
         reset is due, which with ``reset="batch"`` it always is. A network that was not adapted yet predicts as the
-        method's source. Bad batches are an error, or are predicted, as ``on_bad_batch`` says, and are not counted.
+        method's source. Bad batches are an error or are predicted, as ``on_bad_batch`` says. They are not counted.
         """
         return self(images, call, adapt=False)
 
@@ -63,7 +63,7 @@ class Predictor(ABC):
         return self.at_source() if is_source else nullcontext()
 
     def _predict(self, images: Tensor) -> Tensor:
-        """Return the logits of a batch; what this changes besides, counts and sizes among it, ``__call__`` undoes."""
+        """Return the logits of a batch. ``__call__`` undoes everything that this changes, counts and sizes included."""
         net, guard, policy = self.net, self.net.guard, self.method.on_bad_batch
         finite, fault = self.admission.admit(images)
         guard.begin(images)

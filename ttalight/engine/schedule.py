@@ -1,4 +1,4 @@
-"""Schedules: which batches are adapted to, and which are predicted with the state there is."""
+"""Schedules, which decide whether a batch is adapted to or predicted with the present state."""
 
 from __future__ import annotations
 
@@ -43,10 +43,17 @@ class Schedule(ABC):
         return {}
 
     def load(self, state: dict[str, float]) -> None:  # noqa: B027
-        """Continue from what ``state()`` returned; from the beginning where it is empty."""
+        """Continue from what ``state()`` returned, or begin where that is empty."""
 
     def check(self, state: Any) -> None:
-        """Check a state of a file, None where it has none; a ValueError if it is no state of this schedule."""
+        """Check a state that comes from a file.
+
+        Args:
+            state: The state; None if the file has none.
+
+        Raises:
+            ValueError: If it is not a state of this schedule.
+        """
         form = dict.fromkeys(self.state(), Between(0.0, 1e15))
         fault = None if state is None else difference(form, state, type(self).__name__, whole=True)
         if fault is not None:
@@ -65,7 +72,7 @@ class Schedule(ABC):
         """
 
     def note(self, images: int, adapted: bool, seconds: float) -> None:  # noqa: B027
-        """Note what became of a batch.
+        """Note how a batch was treated, and how long it took.
 
         Args:
             images: Images in it.
@@ -75,10 +82,10 @@ class Schedule(ABC):
 
 
 class Periodic(Schedule):
-    """Adapts to the first of every so many batches of a visit.
+    """Adapts to the first of every ``every`` batches of a visit.
 
     Args:
-        every: Number of batches.
+        every: Number of batches, at least 1.
     """
 
     def __init__(self, every: int) -> None:
@@ -94,13 +101,13 @@ class Periodic(Schedule):
 
 
 class Budget(Schedule):
-    """Adapts as long as a batch is expected to take no more than a limit.
+    """Adapts to a batch if that is expected to take no more than a limit.
 
-    The expected time is that of a prediction and what adaptation took beyond it, running means by the image. A method
-    that was too slow is tried again after 2, 4, 8, ... and at last 64 batches.
+    The expected time is that of a prediction plus the time that adaptation adds to it, both as running means per image.
+    A method that was too slow is tried again after 2, 4, 8, ... and at most 64 batches.
 
     Args:
-        milliseconds: Limit for a batch.
+        milliseconds: Limit for a batch, in milliseconds.
     """
 
     measures = True
@@ -127,7 +134,7 @@ class Budget(Schedule):
             setattr(self, name, value)
 
     def adapts(self, batch: int, images: int) -> bool:
-        """Return whether the batch fits, or the method is to be tried again."""
+        """Return whether the batch is expected to keep the limit, or the method is due for another trial."""
         return images * (self.predicting + self.adapting) <= self.limit or self.skipped >= self.patience
 
     def note(self, images: int, adapted: bool, seconds: float) -> None:
@@ -142,7 +149,7 @@ class Budget(Schedule):
 
 
 class Clock(Schedule):
-    """Adapts to a batch if the method is done with the one before when it arrives.
+    """Adapts to a batch if the method is done with the earlier ones when it arrives.
 
     M. Alfarra, H. Itani, A. Pardo, S. Alhuwaider, M. Ramazanova, J. C. Pérez, Z. Cai, M. Müller and B. Ghanem,
     *Evaluation of Test-Time Adaptation Under Computational Time Constraints*, ICML 2024, arXiv 2304.04795. A batch that
@@ -161,7 +168,7 @@ class Clock(Schedule):
         self.now = self.free = 0.0
 
     def state(self) -> dict[str, float]:
-        """Return when the method is done."""
+        """Return the time at which the method is done, in seconds."""
         return {"free": self.free}
 
     def load(self, state: dict[str, float]) -> None:
@@ -173,7 +180,7 @@ class Clock(Schedule):
         self.index, self.now = index, float(self.arrivals[index])
 
     def adapts(self, batch: int, images: int) -> bool:
-        """Return whether the method is done."""
+        """Return whether the method is done when the batch arrives."""
         return self.free <= self.now * (1 + _SLACK)
 
     def note(self, images: int, adapted: bool, seconds: float) -> None:
@@ -183,7 +190,11 @@ class Clock(Schedule):
 
 
 def make_schedules(adapt_every: int, max_milliseconds: float | None) -> list[Schedule]:
-    """Return the schedules of a method's arguments; a ValueError if one is out of range."""
+    """Return the schedules that a method's arguments ask for.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
     if not (type(adapt_every) is int and adapt_every >= 1):
         raise InputError(f"adapt_every must be a number of batches >= 1, got {adapt_every!r:.60}")
     if max_milliseconds is not None and not 0 < max_milliseconds < float("inf"):

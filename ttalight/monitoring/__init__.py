@@ -1,4 +1,4 @@
-"""Watches models that adapt: reports, alarms with actions, risk, and estimates of accuracy; all without labels."""
+"""Reports, watches, a risk alarm and estimates of accuracy for models that adapt; all without labels of the stream."""
 
 from ttalight.monitoring.accuracy import (
     AccuracyEstimator,

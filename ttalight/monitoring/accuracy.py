@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
     """An accuracy that was estimated, not measured.
 
     Args:
-        method: How.
+        method: Name of the estimator, such as ``atc``.
         batch: Number of the batch, from 1.
         images: Images of the batch.
         accuracy: The estimate, between 0 and 1.
@@ -44,10 +44,10 @@ class Estimate(NamedTuple):
 
 
 class AccuracyEstimator(Monitoring):
-    """Base of what estimates the accuracy of a model that adapts, one estimate a batch, read with the next batch.
+    """Base of the estimators of the accuracy of a model that adapts: one estimate a batch, read with the next batch.
 
-    In a run each is logged as ``estimated_accuracy/<method>``. None of them is a measurement: ``docs/results`` shows
-    how far they are from the truth.
+    In a run each estimate is logged as ``estimated_accuracy/<method>``. No estimate is a measurement:
+    ``docs/results/monitoring.md`` shows how far they are from the truth.
     """
 
     #: Name of the method in curves and estimates.
@@ -55,7 +55,7 @@ class AccuracyEstimator(Monitoring):
 
     def begin(self, engine: Engine) -> None:
         """Forget an earlier stream."""
-        #: Estimates of the batches so far, but the last one, which is still to be read.
+        #: Estimates of the batches so far, except the last, which is read with the next batch.
         self.estimates: list[Estimate] = []
         self._late, self._pending = LateReads(), (0, 0)
 
@@ -85,12 +85,12 @@ class AccuracyEstimator(Monitoring):
 
 
 class ThresholdedConfidence(AccuracyEstimator):
-    """Average thresholded confidence: the share of predictions that are surer than a threshold from source images.
+    """Average thresholded confidence: the share of predictions that are more certain than a threshold.
 
-    Below the threshold are as many predictions of labelled source images as are wrong, see ``confidence_threshold``. It
-    is chosen with the first batch, by the model as it is then, normalised as its method does. No further pass
-    but those. Assumes that a shift changes accuracy and confidence together; adaptation that raises confidence alone is
-    taken for better accuracy.
+    As many predictions of labelled source images are below the threshold as are wrong, see ``confidence_threshold``.
+    The threshold is chosen with the first batch, from passes of the labelled images through the model as it is then,
+    normalised as its method does. Later batches need no further pass. The estimate assumes that a shift changes
+    accuracy and confidence together: adaptation that only raises confidence looks like better accuracy.
 
     Args:
         images: Labelled source images, (N, 3, H, W), as the network expects them; not those it was trained on.
@@ -126,9 +126,9 @@ class DropoutDisagreement(AccuracyEstimator):
 
     After T. Lee, S. Chottananurak, T. Gong, S.-J. Lee, *AETTA: Label-Free Accuracy Estimation for Test-Time
     Adaptation*, CVPR 2024, arXiv 2404.01351, with their number of samples, rate for CIFAR-10, exponent and average.
-    Differences: their networks have drop-out between blocks, and pass each batch once for each sample; here only the
-    classifier's input is dropped, so that one further pass a batch is enough and any network will do, but the estimate
-    sees less of the network's doubt. Labels are not needed.
+    Differences: their networks have drop-out between blocks, and pass each batch once for each sample. Here only the
+    classifier's input is dropped, so one further pass a batch is enough for any network with a linear classifier, but
+    the estimate misses the uncertainty of earlier layers. Labels are not needed.
 
     Args:
         rate: Share of features that are dropped.
@@ -174,9 +174,9 @@ class DropoutDisagreement(AccuracyEstimator):
 class MemberAgreement(AccuracyEstimator):
     """Agreement of the adapting model with a second member; one further pass a batch.
 
-    It is near the accuracy if both make their own errors, see ``agreement``. The source model (the default) shares its
-    weights with the adapted one, so that both err together, and it is the worse of the two under a shift: a second
-    network that was trained from another seed, and adapted like the first, is closer to the assumption.
+    It is near the accuracy if the two members err independently, see ``agreement``. The source model (the default) has
+    nearly the weights of the adapted one, so that both err together, and it is the worse of the two under a shift. A
+    second network that was trained from another seed, and adapted like the first, is closer to the assumption.
 
     Args:
         member: A network that takes the same images, or an adapted one; the source model by default.

@@ -1,4 +1,4 @@
-"""Estimates of accuracy without labels. They can be wrong by as much as what they assume."""
+"""Estimates of accuracy without labels. Each is as good as its assumptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["agreement", "confidence_threshold", "dropout_predictions", "disagree
 
 
 def confidence_threshold(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the negative entropy that as many source predictions are below as are wrong, a scalar.
+    """Return the negative entropy below which as many source predictions lie as are wrong, a scalar.
 
     S. Garg, S. Balakrishnan, Z. C. Lipton, B. Neyshabur, H. Sedghi, *Leveraging Unlabeled Data to Predict
     Out-of-Distribution Performance*, ICLR 2022, arXiv 2201.04234 (average thresholded confidence, ATC-NE).

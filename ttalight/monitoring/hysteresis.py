@@ -41,7 +41,7 @@ class Readings:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all signals are."""
+        """Whether all signals are finite."""
         return all(map(math.isfinite, (self.entropy, self.effective_classes, self.drift, self.step)))
 
 
@@ -94,7 +94,7 @@ def crossings(
     drift: float | None,
     step: float | None,
 ) -> dict[str, tuple[float, float, bool, bool]]:
-    """Return of each signal its value, its limit, whether it is beyond that, and whether it is calm.
+    """Return for each signal its value, its limit, whether it is beyond that, and whether it is calm.
 
     The share of the commonest class is beyond its limit if so many predictions of one class have a probability below
     1e-6 where no class has a larger share than the limit: few images have to be nearly all of one class, many need not.
@@ -103,8 +103,8 @@ def crossings(
     Args:
         seen: The signals.
         reference: What entropy and number of classes are compared with.
-        share: Limit of the share of the commonest class, in units of the way from 1 / C to 1; None for no limit, as
-            everywhere.
+        share: Limit of the share of the commonest class, as a part of the way from 1 / C to 1. None, here and
+            below, sets no limit.
         diversity: Least effective number of classes above one, as a fraction of the reference's.
         low_entropy: Least entropy, as a fraction of the reference's.
         high_entropy: Largest entropy, as a fraction of ln C; it counts only above twice the reference's.

@@ -39,7 +39,7 @@ class Monitor(Monitoring):
         self.report, self._is_new = None, False
 
     def see(self, engine: Engine, logits: Tensor) -> None:
-        """Report, if it is time to."""
+        """Make a report with every ``every``-th batch."""
         if engine.batches % self.every:
             return
         self.report, self._is_new = report_of(engine), True

@@ -1,4 +1,4 @@
-"""The base of what watches a model that adapts: through ``wrap`` and in Lightning's runs."""
+"""The base class of monitors, for networks that ``wrap`` returned and for Lightning's runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Monitoring(CheckedArguments, Callback):
 
     ``adapted.watch(monitor)`` attaches it to a network that ``wrap`` returned. Among the callbacks of a Trainer it
     attaches itself to the adapter of the run, and logs what it finds as curves. Batches of a probe are left out. Its
-    state belongs to one network or run: it begins with none, and a resumed run begins again.
+    state belongs to one network or run, and is not in checkpoints: a resumed run begins again.
     """
 
     def attach(self, engine: Engine) -> None:
@@ -44,7 +44,7 @@ class Monitoring(CheckedArguments, Callback):
         """See a batch; see ``Observer``."""
 
     def curves(self) -> dict[str, float]:
-        """Return what a run logs after each batch, by name."""
+        """Return the numbers that a run logs after each batch, by name."""
         return {}
 
     # -- Lightning
@@ -93,7 +93,7 @@ def log_values(trainer: Trainer, values: dict[str, float], step: int) -> None:
 
     Args:
         trainer: The trainer.
-        values: The numbers by name; none log nothing.
+        values: The numbers by name. If there are none, nothing is logged.
         step: Number of the batch.
     """
     for logger in trainer.loggers if values else ():

@@ -29,7 +29,7 @@ def _unchanged(engine: Engine, images: Tensor) -> Iterator[None]:
 def adapted_outputs(engine: Engine, images: Tensor) -> Outputs:
     """Return the outputs of the network as it is now, normalised as its method does.
 
-    It is the network's own prediction. Of methods that change it afterwards (T3A, LAME) it is the one before.
+    They are the network's own outputs, before the corrections of methods such as T3A and LAME.
 
     Args:
         engine: The engine.

@@ -1,4 +1,4 @@
-"""A readable account of a model that adapts."""
+"""Reports on a model that adapts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HELP = {
     "updates": "Steps that moved weights",
     "skipped": "Steps that moved nothing",
     "bad_batches": "Batches with invalid pixels, type or size",
-    "missed": "Batches that a schedule let be predicted only",
+    "missed": "Batches that a schedule did not adapt to, only predicted",
     "recoveries": "Returns to the source on the method's, the engine's or a watch's decision",
     "images": "Images of the last batches, which the following is measured on",
     "classes": "Classes that the classifier has",
@@ -42,12 +42,12 @@ _COUNTERS = ("batches", "updates", "skipped", "bad_batches", "missed", "recoveri
 
 @dataclass(frozen=True, repr=False)
 class Report(Mapping[str, Any]):
-    """Account of a model that adapts, without labels: plain numbers, and a mapping of their names to them.
+    """Report on a model that adapts, without labels: plain numbers, and a mapping of their names to them.
 
     Counts are since the network was wrapped, or the run began. The numbers from ``images`` to ``seconds`` are of the
     last batches: of up to 4,096 images, fewer where there are many classes, and of dense predictions every eighth pixel
-    of a row and of a column. None is what there is not: before the first batch, of methods that move no weights or no
-    statistics, and of ``source_agreement`` unless it was asked for.
+    of a row and of a column. A number is None where it does not exist: before the first batch, for methods that move no
+    weights or no statistics, and for ``source_agreement`` where no images were given.
 
     Args:
         method: Name of the method.
@@ -55,7 +55,7 @@ class Report(Mapping[str, Any]):
         updates: Steps that moved weights.
         skipped: Steps that moved nothing.
         bad_batches: Batches with invalid pixels, type or size.
-        missed: Batches that a schedule or a clock let be predicted only.
+        missed: Batches that a schedule or a clock did not adapt to, only predicted.
         recoveries: Returns to the source that the stream did not announce.
         images: Number of images of the last batches.
         classes: Number of classes.
@@ -113,7 +113,7 @@ class Report(Mapping[str, Any]):
         """Return the numbers in the text exposition format of Prometheus.
 
         Args:
-            labels: Labels of every sample beside the method's name, such as ``{"model": "v3"}``.
+            labels: Labels of every sample in addition to the method's name, such as ``{"model": "v3"}``.
         """
         metrics = []
         for name, text in _HELP.items():

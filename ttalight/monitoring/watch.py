@@ -66,11 +66,11 @@ class Watch(Monitoring):
       exponential of the mean prediction's entropy), compared with that of the first images.
     - *Entropy*: far below that of the first images, or near that of uniform predictions.
     - *Weights*: their distance from the source, and from those before the batch, relative to the source's norm.
-    - *Not finite*: predictions or weights, at once.
+    - *Not finite*: predictions or weights. This trips with the first such batch.
 
     The bound on class shares assumes that images come in an order that has nothing to do with their classes. On a
-    stream whose classes come in runs a share of one class is no sign of failure: set ``share`` and ``diversity`` to
-    None there.
+    stream whose classes come in runs, a large share of one class is no sign of failure. Set ``share`` and ``diversity``
+    to None there.
 
     Args:
         action: ``reset`` to the source; ``rollback`` to the last state that ``good_after`` batches have shown to be
@@ -78,7 +78,7 @@ class Watch(Monitoring):
             only, as after ``adapted.freeze()``, counted as ``missed`` and seen by no monitor, until ``thaw()``; or a
             function of the engine and the trip.
         share: Limit on the share of the commonest class, as a part of the way from 1 / C to 1: with the default 0.5 it
-            is 0.55 of ten classes and 0.75 of two. None here and below watches no such signal.
+            is 0.55 of ten classes and 0.75 of two. None, here and below, turns the signal off.
         diversity: Least effective number of classes above one, as a fraction of the first images'.
         low_entropy: Least mean entropy, as a fraction of the first images'.
         high_entropy: Largest mean entropy, as a fraction of ln C. It counts only above twice that of the first images.
@@ -128,7 +128,7 @@ class Watch(Monitoring):
         self._forget()
 
     def _forget(self) -> None:
-        #: What has tripped, and how often each signal has.
+        #: The trips so far, and how often each signal has tripped.
         self.trips: list[Trip] = []
         self.counts: Counter[str] = Counter()
         #: The signals that were read last, and their limits.
@@ -142,7 +142,7 @@ class Watch(Monitoring):
         self._clear()
 
     def _clear(self) -> None:
-        """Forget what the model was before it was restored."""
+        """Forget the signals of the model before it was restored."""
         self._window: deque[tuple[Tensor, int]] = deque()
         self._late, self._pending = LateReads(), (0, 0)
         self._calm_batches = 0
