@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ["Observer", "kept_batches"]
 
 #: Images, and numbers, that an engine keeps the logits of.
-_IMAGES, _NUMBERS = 4096, 2**22
+_IMAGES, _NUMBERS = 1000, 2**22
 
 
 class Observer(Protocol):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttalight.engine import Engine
 from ttalight.errors import InputError, InputTypeError
@@ -184,7 +185,7 @@ class MemberAgreement(AccuracyEstimator):
 
     method = "agreement"
 
-    def __init__(self, member: nn.Module | None = None) -> None:
+    def __init__(self, member: Callable[[Tensor], Any] | None = None) -> None:
         if member is not None and not callable(member):
             raise InputTypeError(f"member must be a network, got a {type(member).__name__}")
         self.member = member

@@ -45,7 +45,7 @@ class Report(Mapping[str, Any]):
     """Report on a model that adapts, without labels: plain numbers, and a mapping of their names to them.
 
     Counts are since the network was wrapped, or the run began. The numbers from ``images`` to ``seconds`` are of the
-    last batches: of up to 4,096 images, fewer where there are many classes, and of dense predictions every eighth pixel
+    last batches: of up to 1,000 images, fewer where there are many classes, and of dense predictions every eighth pixel
     of a row and of a column. A number is None where it does not exist: before the first batch, for methods that move no
     weights or no statistics, and for ``source_agreement`` where no images were given.
 
