@@ -24,23 +24,7 @@ def load_stage_modules(
     prefixes: Mapping[str, str],
     architecture: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Load some submodules from the file of an earlier stage; see ``BaseTask.load_stage``.
-
-    Args:
-        module: Its submodules receive the weights.
-        path: The file.
-        argument: The task argument that named it.
-        task: Class that must have written it.
-        prefixes: Prefix of the keys in the file to the prefix here; the modules under the latter must be complete.
-        architecture: Hyper-parameters that must agree with the file's.
-
-    Returns:
-        What the file holds.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, of another class or of another architecture.
-    """
+    """Load some submodules of a module from the file of an earlier stage; see ``BaseTask.load_stage``."""
     checkpoint = read_checkpoint(path, argument)
     writer = checkpoint.get("ttalight", {}).get("task")
     if writer != task:

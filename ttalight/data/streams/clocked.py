@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttalight.data.streams.per_domain import PerDomain
+from ttalight.data.streams.order_around import OrderAround
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder, Timing
 from ttalight.errors import InputError
 
 __all__ = ["Clocked"]
 
 
-class Clocked(StreamOrder):
+class Clocked(OrderAround):
     """Another stream whose images arrive at a constant rate; a method that is too slow misses batches.
 
     A batch arrives when its last image does. If the method is still busy with an earlier one, the batch is predicted by
@@ -53,16 +53,7 @@ class Clocked(StreamOrder):
         if rate is None and cost is None:
             raise InputError("a clock needs a rate, in images a second, or a cost, as a ratio that needs none")
         self.rate, self.cost, self.milliseconds = rate, cost, milliseconds
-        self.stream = stream if stream is not None else PerDomain()
-
-    @property
-    def needs_clean(self) -> bool:
-        """As the other stream's."""
-        return self.stream.needs_clean
-
-    def severities(self, severity: int) -> Sequence[int]:
-        """Return those of the other stream."""
-        return self.stream.severities(severity)
+        super().__init__(stream)
 
     def build(self, domains: Sequence[Domain], labels: Labels, batch_size: int, seed: int) -> Stream:
         """Return the stream; see the base class for the arguments."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ttalight.data.streams.per_domain import PerDomain
+from ttalight.data.streams.order_around import OrderAround
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder, Visit
 from ttalight.data.streams.stretches import cut_across, generator
 from ttalight.errors import InputError
@@ -15,7 +15,7 @@ from ttalight.errors import InputError
 __all__ = ["Probed"]
 
 
-class Probed(StreamOrder):
+class Probed(OrderAround):
     """Another stream with clean images at intervals, of which nothing stays in the method; announced as that stream is.
 
     A probe is a visit to the clean domain with a row of its own. The method meets its batches as any others, and goes
@@ -41,7 +41,7 @@ class Probed(StreamOrder):
             raise InputError(f"every must be at least 1, got {every}")
         if samples is not None and samples < 1:
             raise InputError(f"samples must be at least 1, got {samples}")
-        self.stream = stream if stream is not None else PerDomain()
+        super().__init__(stream)
         self.every = every
         self.samples = samples
 
@@ -49,10 +49,6 @@ class Probed(StreamOrder):
     def needs_clean(self) -> bool:
         """The clean images are needed."""
         return True
-
-    def severities(self, severity: int) -> Sequence[int]:
-        """Return those of the other stream."""
-        return self.stream.severities(severity)
 
     def build(self, domains: Sequence[Domain], labels: Labels, batch_size: int, seed: int) -> Stream:
         """Return the stream; see the base class for the arguments.

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ttalight.data.streams.per_domain import PerDomain
+from ttalight.data.streams.order_around import OrderAround
 from ttalight.data.streams.stream import Domain, Labels, Stream, StreamOrder
 from ttalight.errors import InputError
 
 __all__ = ["SingleSample"]
 
 
-class SingleSample(StreamOrder):
+class SingleSample(OrderAround):
     """The samples of another stream, one a batch, alone or with those before them; announced as the other stream is.
 
     S. Niu, J. Wu, Y. Zhang, Z. Wen, Y. Chen, P. Zhao and M. Tan, *Towards Stable Test-Time Adaptation in Dynamic Wild
@@ -34,17 +34,8 @@ class SingleSample(StreamOrder):
     def __init__(self, stream: StreamOrder | None = None, window: int | None = None) -> None:
         if window is not None and window < 1:
             raise InputError(f"window must be at least 1, got {window}")
-        self.stream = stream if stream is not None else PerDomain()
+        super().__init__(stream)
         self.window = window
-
-    @property
-    def needs_clean(self) -> bool:
-        """As the other stream's."""
-        return self.stream.needs_clean
-
-    def severities(self, severity: int) -> Sequence[int]:
-        """Return those of the other stream."""
-        return self.stream.severities(severity)
 
     def build(self, domains: Sequence[Domain], labels: Labels, batch_size: int, seed: int) -> Stream:
         """Return the stream; see the base class for the arguments."""
