@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -58,7 +58,9 @@ def _checked(init: Callable[..., None]) -> Callable[..., None]:
                 raise InputTypeError(f"{type(self).__name__}: {name} must be {expected}, got {seen}")
         if type(self).__init__ is checked:
             plain = {name: value for name, value in given.items() if name not in ("self", "kwargs")}
-            vars(self)["given_arguments"] = plain | given.get("kwargs", {})
+            plain |= given.get("kwargs", {})
+            # An iterator is read once, and cannot be copied.
+            vars(self)["given_arguments"] = {k: value for k, value in plain.items() if not isinstance(value, Iterator)}
         init(self, *args, **kwargs)
         odd = [name for name, value in given.items() if isinstance(value, float) and math.isnan(value)]
         if odd:  # the bounds of the constructor have not said so

@@ -86,9 +86,13 @@ def test_report_before_the_first_batch_has_counts_only(net):
 def test_report_keeps_the_last_images_only():
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
     adapted = Source().wrap(net)
-    for _ in range(12):
-        adapted(torch.rand(500, 3, 4, 4))
-    assert adapted.report().images == 4000
+    seen = torch.empty(0, 2)
+    for size in (400, 300, 450, 1, 1200, 300):  # fits, wraps, is more than all
+        seen = torch.cat([seen, adapted(torch.randn(size, 3, 4, 4))])[-1000:]
+        p = seen.softmax(1)
+        report = adapted.report()
+        assert report.images == len(seen)
+        assert report.entropy == pytest.approx(-(p * p.log()).sum(1).mean().item(), rel=1e-5)
 
 
 def test_changed_outputs_do_not_change_a_report(net, stream):

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
+from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters, RecentBatches
 from ttalight.engine.method import Method
-from ttalight.engine.observer import Observer, kept_batches
+from ttalight.engine.observer import Observer
 from ttalight.engine.prediction import Predictor
 from ttalight.engine.state import State
 from ttalight.errors import InputError
@@ -66,8 +66,7 @@ class Engine(Predictor):
         self._boundary = self._keeps_place = False
         self._before_probe: dict[str, Any] | None = None
         self.schedules = copy.deepcopy(list(method.schedules))
-        #: Logits and seconds of the last batches, of maps every eighth pixel.
-        self.recent = kept_batches()
+        self.recent = RecentBatches()
         self.observers: list[Observer] = []
         method.check(self.net)
         if getattr(method, "terms", None):
@@ -136,10 +135,7 @@ class Engine(Predictor):
                     return output
                 if net.counters.batches in (1, MANY):
                     self.method.check_progress(net, logits)
-                kept = logits if logits.ndim == 2 else logits[:, :, ::8, ::8]
-                if not self.recent.maxlen:
-                    self.recent = kept_batches(kept)
-                self.recent.append((kept.clone(), perf_counter() - began))
+                self.recent.add(logits, perf_counter() - began)
                 for observer in self.observers:
                     observer.observe(self, logits)
             except BaseException:
@@ -377,7 +373,7 @@ class Engine(Predictor):
         """Move the network and all adaptation state to a device."""
         state = self.capture()
         self._unconfigure()
-        self.recent.clear()
+        self.recent = RecentBatches()
         self.net.module.to(device)
         self.net.generator = torch.Generator(device=device)
         self._generators = [*global_generators(device), self.net.generator]

@@ -134,7 +134,7 @@ def report_of(engine: Engine, images: Tensor | None = None) -> Report:
         engine: The engine.
         images: A sample, (B, 3, H, W), to compare with the source model on: two passes, which change nothing.
     """
-    counters, recent = engine.net.counters, list(engine.recent)
+    counters, logits = engine.net.counters, engine.recent.logits
     moved = distances(engine)
     values = dict(moved)
     if images is not None:
@@ -142,19 +142,19 @@ def report_of(engine: Engine, images: Tensor | None = None) -> Report:
         adapted, source = (outputs(engine, images).logits.argmax(1) for outputs in (adapted_outputs, source_outputs))
         values["source_agreement"] = (adapted == source).float().mean()
         engine.net.clear_cache()
-    rows: list[Tensor] = [flat_predictions(logits) for logits, _ in recent]
-    if rows:
-        values |= _of_predictions(torch.cat(rows))
+    if logits is not None:
+        rows = flat_predictions(logits)
+        values |= _of_predictions(rows)
     names, read = list(values), list(values.values())
     seen = dict(zip(names, torch.stack([value.double() for value in read]).tolist(), strict=True)) if read else {}
     found: dict[str, Any] = dict(seen)
-    if rows:
+    if logits is not None:
         found |= {
-            "images": sum(len(logits) for logits, _ in recent),
-            "classes": rows[0].shape[1],
+            "images": len(logits),
+            "classes": rows.shape[1],
             "commonest_class": int(seen["commonest_class"]),
             "effective_classes": math.exp(seen["diversity"]),
-            "seconds": sum(seconds for _, seconds in recent) / len(recent),
+            "seconds": engine.recent.seconds,
         }
     counts = {name: getattr(counters, name) for name in _COUNTERS}
     return Report(method=type(engine.method).__name__, **counts, **found)
