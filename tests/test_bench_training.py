@@ -80,7 +80,7 @@ def test_the_rivals_learn_as_many_weights(bench, stage):
 
 
 def test_every_way_is_timed_as_often_as_it_is_said(bench):
-    times = bench.time_stage(setting(bench, "alignment"))
+    times = bench.time_stage(setting(bench, "alignment", precision="32-true"))  # bfloat16 is slow on many processors
     assert {name: len(values) for name, values in times.items()} == {"ours": 4, "start": 1, "bare": 4, "usual": 2}
     assert all(value > 0 for values in times.values() for value in values)
     assert times["start"][0] > min(times["bare"]) / 4  # the teacher's pass over all images
