@@ -72,7 +72,7 @@ class ChosenOptimizer:
 
     @property
     def is_published(self) -> bool:
-        """Whether it is no optimizer of the user's."""
+        """Whether the optimizer is the published one."""
         return self._make is None
 
     def use(self, settings: dict[str, Any]) -> None:
