@@ -118,10 +118,12 @@ def grow(name: str, batches: int, warm: int, trace: bool = False) -> Growth:
     start = time.process_time()
     for index in range(batches):
         if index == warm:
-            first, before, blocks = held(), resident(), sys.getallocatedblocks()  # counting takes some memory itself
+            first, before, blocks = held(), resident(), sys.getallocatedblocks()
         adapted(images[index % len(images)])
     seconds = time.process_time() - start
-    last, after, blocks = held(), resident(), sys.getallocatedblocks() - blocks
+    # Counting takes memory itself, so that the resident memory is read after the first count and before the last.
+    after, blocks = resident(), sys.getallocatedblocks() - blocks
+    last = held()
     return Growth(name, after - before, last[0] - first[0], last[1] - first[1], blocks, 1e3 * seconds / batches)
 
 

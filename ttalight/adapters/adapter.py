@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -48,9 +48,6 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
             then one is tried.
     """
 
-    #: Published settings by benchmark; see ``GradientAdapter.preset``.
-    published: ClassVar[dict[str, dict[str, Any]]] = {}
-
     def __init__(
         self,
         reset: Reset = "domain",
@@ -69,12 +66,8 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
             raise InputError(f"reset must be 'domain', 'batch', 'never' or a number of updates >= 1, got {reset!r}")
         if passes is not None and not isinstance(passes, PassPolicy):
             raise InputTypeError(f"passes must be a way to compute passes, for example FastPass(), got {passes!r:.60}")
-        self.reset = reset
-        self.classifier = classifier
-        self.output = output
-        self.seed = seed
-        self.on_bad_batch = on_bad_batch
-        self.passes = passes
+        self.reset, self.classifier, self.output, self.seed = reset, classifier, output, seed
+        self.on_bad_batch, self.passes = on_bad_batch, passes
         self.adapt_every, self.max_milliseconds = adapt_every, max_milliseconds
         self.schedules = make_schedules(adapt_every, max_milliseconds)
         self._constructed: frozenset[str] = frozenset()

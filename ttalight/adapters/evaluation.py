@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 from lightning import Callback, LightningModule, Trainer
@@ -13,6 +14,7 @@ from ttalight.adapters.timing import add_clock
 from ttalight.data.streams.partition import StreamShare
 from ttalight.engine.engine import Engine
 from ttalight.engine.method import Reset
+from ttalight.engine.schedule import run_scheduled
 from ttalight.errors import InputError, UsageError
 from ttalight.models.attaching.stand_in import StepForward
 
@@ -131,7 +133,7 @@ class EvaluationCallback(Callback, ABC):
                 engine.restore(*self._initial)
         self._initial = None
         self._dataloader = -1
-        self._standing = StepForward(pl_module, engine.scheduled, type(self).__name__)
+        self._standing = StepForward(pl_module, partial(run_scheduled, engine), type(self).__name__)
 
     on_validation_start = on_predict_start = on_test_start
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
@@ -11,16 +11,14 @@ from torch.optim import Optimizer
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.advice import warn_of_defaults
 from ttalight.adapters.protocol import describe_optimizer
-from ttalight.adapters.published import ChosenOptimizer, split_settings
+from ttalight.adapters.published import ChosenOptimizer, PublishedSettings
 from ttalight.adapters.term import Term
 from ttalight.errors import InputError, InputTypeError
 
 __all__ = ["GradientAdapter"]
 
-A = TypeVar("A", bound="GradientAdapter")
 
-
-class GradientAdapter(Adapter):
+class GradientAdapter(PublishedSettings, Adapter):
     """Base of the methods that take gradient steps.
 
     Args:
@@ -53,28 +51,9 @@ class GradientAdapter(Adapter):
             raise InputError(f"steps must be at least 0, got {steps}")
         if clip_norm is not None and not clip_norm > 0:
             raise InputError(f"clip_norm must be positive, or None for no limit, got {clip_norm}")
-        self.steps = steps
-        self.clip_norm = clip_norm
-        self.terms = terms or []
+        self.steps, self.clip_norm, self.terms = steps, clip_norm, terms or []
         is_own = type(self).make_optimizer is not GradientAdapter.make_optimizer
         self.is_elementwise = self._optimizer.is_published and not is_own
-
-    @classmethod
-    def preset(cls: type[A], benchmark: str, **overrides: Any) -> A:
-        """Return the method with the settings that were published for a benchmark, those of its optimizer included.
-
-        Args:
-            benchmark: A key of ``published``, such as ``imagenet``. Anything else is a ValueError.
-            overrides: Arguments that replace published ones, and ``batch_size`` for a rate published for each image.
-        """
-        if not isinstance(benchmark, str) or benchmark not in cls.published:
-            raise InputError(f"{cls.__name__} has settings for {', '.join(cls.published)}, got {benchmark!r}")
-        arguments, settings = split_settings(cls.published[benchmark], overrides.pop("batch_size", None))
-        method = cls(**(arguments | overrides))
-        if "optimizer" not in overrides:
-            method._optimizer.use(settings | {name: overrides[name] for name in ("lr",) if name in overrides})
-            method.given_arguments = {**settings, **arguments, **overrides}
-        return method
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         """Return the optimizer asked for, by default the published one."""

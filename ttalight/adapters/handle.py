@@ -1,4 +1,4 @@
-"""Modes, parameters and export of adapted networks."""
+"""Modes, parameters, export and reports of adapted networks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ttalight.adapters.window import Window
 from ttalight.engine.engine import Engine
 from ttalight.engine.export import exported
+from ttalight.monitoring import Monitoring, Report, report_of
 
 __all__ = ["Handle"]
 
@@ -20,7 +21,7 @@ H = TypeVar("H", bound="Handle")
 
 
 class Handle(ABC):
-    """Base of ``AdaptedNetwork`` with its modes, parameters and export."""
+    """Base of ``AdaptedNetwork`` with its modes, parameters, export and reports."""
 
     _adapter: object
     _engine: Engine | None
@@ -107,6 +108,22 @@ class Handle(ABC):
         """
         with self._lock:
             return exported(self.engine, statistics_from)
+
+    def report(self, images: Tensor | None = None) -> Report:
+        """Return what can be said without labels of the model, see ``Report``; one read from the device.
+
+        Args:
+            images: A sample, (B, 3, H, W), to compare with the source model on, which costs two passes.
+        """
+        with self._lock:
+            return report_of(self.engine, images)
+
+    def watch(self: H, *monitors: Monitoring) -> H:
+        """Let monitors, such as ``Watch()``, see every batch from now on; copies have none."""
+        with self._lock:
+            for monitor in monitors:
+                monitor.attach(self.engine)
+        return self
 
     def __repr__(self) -> str:
         if self._engine is None:

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
 
+from ttalight.arguments import CheckedArguments
 from ttalight.errors import InputError, InputTypeError
 
-__all__ = ["ChosenOptimizer", "make_published_optimizer", "split_settings"]
+__all__ = ["ChosenOptimizer", "PublishedSettings", "make_published_optimizer"]
 
 #: Settings that belong to the optimizer, and those that are neither its nor an argument.
 _OPTIONS = ("lr", "momentum", "nesterov", "weight_decay")
 _OTHERS = ("optimizer", "lr_per_image", "batch_size")
 
-
-def split_settings(settings: dict[str, Any], batch_size: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of a method among its published settings, and all settings with a rate.
-
-    Args:
-        settings: Published for a benchmark.
-        batch_size: Images a batch, for a rate that was published for each image.
-
-    Raises:
-        ValueError: If the rate needs ``batch_size``.
-    """
-    settings = dict(settings)
-    if "lr" not in settings or (batch_size is not None and "lr_per_image" in settings):
-        if batch_size is None:
-            raise InputError("its learning rate is published for each image: give batch_size=")
-        settings["lr"] = settings["lr_per_image"] * batch_size
-    return {name: value for name, value in settings.items() if name not in (*_OPTIONS, *_OTHERS)}, settings
+P = TypeVar("P", bound="PublishedSettings")
 
 
 class ChosenOptimizer:
@@ -100,3 +85,38 @@ def make_published_optimizer(settings: dict[str, Any], parameters: Sequence[nn.P
     except (RuntimeError, TypeError):
         optimizer = make(parameters, **options)
     return optimizer
+
+
+class PublishedSettings(CheckedArguments):
+    """Base of the methods with published settings."""
+
+    #: Settings by benchmark.
+    published: ClassVar[dict[str, dict[str, Any]]] = {}
+    _optimizer: ChosenOptimizer
+
+    @classmethod
+    def preset(cls: type[P], benchmark: str, **overrides: Any) -> P:
+        """Return the method with the settings that were published for a benchmark, those of its optimizer included.
+
+        Args:
+            benchmark: A key of ``published``, such as ``imagenet``. Anything else is a ValueError.
+            overrides: Arguments that replace published ones, and ``batch_size`` for a rate published for each image.
+        """
+        if not isinstance(benchmark, str) or benchmark not in cls.published:
+            raise InputError(f"{cls.__name__} has settings for {', '.join(cls.published)}, got {benchmark!r}")
+        arguments, settings = _split(cls.published[benchmark], overrides.pop("batch_size", None))
+        method = cls(**(arguments | overrides))
+        if "optimizer" not in overrides:
+            method._optimizer.use(settings | {name: overrides[name] for name in ("lr",) if name in overrides})
+            method.given_arguments = {**settings, **arguments, **overrides}
+        return method
+
+
+def _split(settings: dict[str, Any], batch_size: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of a method among its published settings, and all settings with a rate."""
+    settings = dict(settings)
+    if "lr" not in settings or (batch_size is not None and "lr_per_image" in settings):
+        if batch_size is None:
+            raise InputError("its learning rate is published for each image: give batch_size=")
+        settings["lr"] = settings["lr_per_image"] * batch_size
+    return {name: value for name, value in settings.items() if name not in (*_OPTIONS, *_OTHERS)}, settings

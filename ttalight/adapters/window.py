@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ttalight.engine.engine import Engine
+from ttalight.engine.schedule import run_scheduled
 from ttalight.errors import InputError, InputTypeError
 from ttalight.models.attaching.call import Call
 from ttalight.models.outputs import map_tensors
@@ -43,9 +44,9 @@ class Window:
         if call is not None and (call.args or call.kwargs):
             raise InputTypeError("a window keeps images alone: wrap without window= to pass more arguments")
         if images.ndim < 2 or len(images) == 0 or (self.images is not None and images.ndim < self.images.ndim):
-            return engine.scheduled(images, call, adapt)  # which says what is wrong
+            return run_scheduled(engine, images, call, adapt)  # which says what is wrong
         whole, bad = torch.cat([self._earlier(engine, images), images.detach()]), engine.bad_batches
-        output = engine.scheduled(whole, call, adapt)
+        output = run_scheduled(engine, whole, call, adapt)
         if adapt and engine.bad_batches == bad:
             self.images = whole if len(whole) <= self._size else whole[-self._size :].clone()
             self._visit = engine.net.counters.visit

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from ttalight.adapters.handle import Handle
 from ttalight.adapters.window import Window
 from ttalight.engine.engine import Engine
+from ttalight.engine.export import source_of
+from ttalight.engine.schedule import run_scheduled
 from ttalight.errors import InputTypeError, UsageError
 from ttalight.models.attaching.call import split_call
-from ttalight.monitoring import Monitoring, Report, report_of
 
 __all__ = ["AdaptedNetwork"]
 
@@ -70,9 +70,9 @@ class AdaptedNetwork(Handle):
             if not isinstance(images, Tensor):
                 raise InputTypeError(f"images must be a tensor of shape (B, 3, H, W), got {type(images).__name__}")
             engine, adapt = self._engine or self.engine, adapt and not self.is_frozen
-            run = engine.scheduled if engine.schedules else engine
-            run = run if self._window.size is None else partial(self._window, engine)
-            return run(images, call, adapt)
+            if self._window.size is not None:
+                return self._window(engine, images, call, adapt)
+            return run_scheduled(engine, images, call, adapt) if engine.schedules else engine(images, call, adapt)
 
     def reset(self) -> None:
         """Restore the source weights and begin a new domain."""
@@ -80,22 +80,6 @@ class AdaptedNetwork(Handle):
             self.engine.reset()
             self.engine.announce()
             self._window.images = None
-
-    def report(self, images: Tensor | None = None) -> Report:
-        """Return what can be said without labels of the model, see ``Report``; one read from the device.
-
-        Args:
-            images: A sample, (B, 3, H, W), to compare with the source model on, which costs two passes.
-        """
-        with self._lock:
-            return report_of(self.engine, images)
-
-    def watch(self, *monitors: Monitoring) -> AdaptedNetwork:
-        """Let monitors, such as ``Watch()``, see every batch from now on; copies have none."""
-        with self._lock:
-            for monitor in monitors:
-                monitor.attach(self.engine)
-        return self
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that adaptation has changed, and the images of the window."""
@@ -132,7 +116,7 @@ class AdaptedNetwork(Handle):
     def __reduce__(self) -> tuple[Any, ...]:
         with self._lock:
             engine, options = self.engine, (self._window.size, self.is_frozen)
-            return _rebuilt, (self._adapter, engine.source_copy(), engine.net.seed, self.state_dict(), *options)
+            return _rebuilt, (self._adapter, source_of(engine), engine.net.seed, self.state_dict(), *options)
 
 
 def _rebuilt(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from lightning import Trainer
 
@@ -11,6 +11,7 @@ from ttalight.callbacks.measurement import Batch
 from ttalight.reporting import Results, by_domain, domain_table, protocol_header
 from ttalight.reporting.figures import can_plot, domain_figure, iterations_figure
 from ttalight.reporting.iterations import has_iterations
+from ttalight.reporting.results import Measure
 
 __all__ = ["flush_loggers", "log_batch", "log_results"]
 
@@ -43,8 +44,9 @@ def log_results(trainer: Trainer, results: Results) -> None:
     rows = by_domain(results["domains"])
     for logger in trainer.loggers:
         for index, row in enumerate(rows):
-            names = ("agreement", "entropy", "diversity") if row["accuracy"] is None else ("accuracy",)
-            values = {f"{row['name']}/{name}": cast("float | None", row.get(name)) or 0.0 for name in names}
+            names: tuple[Measure, ...] = ("agreement", "entropy", "diversity")
+            names = names if row["accuracy"] is None else ("accuracy",)
+            values = {f"{row['name']}/{name}": row.get(name) or 0.0 for name in names}
             logger.log_metrics(values, step=index)
         experiment: Any = getattr(logger, "experiment", None)
         if callable(getattr(experiment, "add_text", None)):

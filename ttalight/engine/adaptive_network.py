@@ -1,10 +1,9 @@
-"""The network as a method sees it: passes, steps, random draws, resets."""
+"""The network as a method sees it: passes, steps, random draws, resets, and checks that all stays finite."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ttalight.distributed import average
-from ttalight.engine.guard import Guard
 from ttalight.errors import UsageError
 from ttalight.models.network import Network
 from ttalight.models.vectors import JoinedParameters, divide, flatten, gradient_vector
 from ttalight.seeding import derive_seed
 
-__all__ = ["AdaptiveNetwork", "Counters", "RecentBatches"]
-
-#: Most images, and numbers, that the logits are kept of, and most batches that the times are kept of.
-_IMAGES, _NUMBERS, _BATCHES = 1000, 2**22, 100
+__all__ = ["AdaptiveNetwork", "Counters", "Guard"]
 
 
 @dataclass
@@ -40,46 +35,65 @@ class Counters:
     updates_at_reset: int = 0
 
 
-class RecentBatches:
-    """Logits of the last images that were adapted to, in one tensor on the device, and times of their batches."""
+class Guard:
+    """Checks that pixels, weights and statistics are finite.
+
+    The checks of a batch are scalars on the device, read with the numbers that the first step of the batch reads
+    anyway, or when the batch ends.
+    """
 
     def __init__(self) -> None:
-        self._rows: Tensor | None = None
-        self._times: deque[float] = deque(maxlen=_BATCHES)
-        self._next = self._count = 0
+        #: Whether the pixels of the batch are finite, and whether the model was before it. None until they are read.
+        self.pixels_finite: bool | None = None
+        self.state_finite: bool | None = None
+        #: Whether a step has updated the weights since they were last checked.
+        self.moved = False
+        self._unread: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._others: list[Tensor] = []
 
-    @property
-    def logits(self) -> Tensor | None:
-        """Logits of up to 1,000 images, (N, C) or (N, C, h, w), in no order; None before the first batch."""
-        return None if self._rows is None else self._rows[: self._count]
+    def watch(self, weights: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        """Set what must stay finite: weights, updated by steps alone, and others. Those not finite now are left out."""
+        self._weights, self._others = (
+            [value for value in values if value.is_floating_point() and value.numel() and bool(value.isfinite().all())]
+            for values in (weights, others)
+        )
 
-    @property
-    def seconds(self) -> float:
-        """Mean time of a batch, 0 before the first."""
-        return sum(self._times) / max(1, len(self._times))
+    def begin(self, images: Tensor) -> None:
+        """Begin a batch, (B, C, H, W)."""
+        self._unread = [*images.detach().aminmax()]
+        self.pixels_finite = self.state_finite = None
 
-    @torch.no_grad()
-    def add(self, logits: Tensor, seconds: float) -> None:
-        """Add a batch.
+    def check_state(self) -> None:
+        """Have weights and statistics checked with the coming read."""
+        watched = [*self._weights, *self._others] if self.moved else self._others
+        if watched:
+            self._unread.append(_sum_of_norms(watched))
 
-        Args:
-            logits: (B, C) or (B, C, H, W), of which every eighth row and column is kept.
-            seconds: Its time.
-        """
-        logits = logits if logits.ndim == 2 else logits[:, :, ::8, ::8]
-        rows = self._rows
-        if rows is None or rows.shape[1:] != logits.shape[1:] or rows.dtype != logits.dtype:
-            size = max(1, min(_IMAGES, _NUMBERS // max(1, logits[0].numel())))
-            rows = self._rows = logits.new_empty((size, *logits.shape[1:]))
-            self._next = self._count = 0
-        logits = logits[-len(rows) :]
-        fitting = min(len(logits), len(rows) - self._next)
-        rows[self._next : self._next + fitting] = logits[:fitting]
-        if fitting < len(logits):
-            rows[: len(logits) - fitting] = logits[fitting:]
-        self._next = (self._next + len(logits)) % len(rows)
-        self._count = min(self._count + len(logits), len(rows))
-        self._times.append(seconds)
+    def read(self, values: Sequence[Tensor] = ()) -> list[float]:
+        """Return scalars from the device, and note the checks that were not read yet. One host synchronisation."""
+        scalars, count = [*values, *self._unread], len(values)
+        if not scalars:
+            return []
+        seen: list[float] = [scalars[0].item()] if len(scalars) == 1 else torch.stack(scalars).tolist()
+        if self._unread:
+            self._unread = []
+            self.pixels_finite = all(map(math.isfinite, seen[count : count + 2]))
+            self.state_finite = all(map(math.isfinite, seen[count + 2 :]))
+            self.moved = self.moved and not self.state_finite
+        return seen[:count]
+
+    def is_pixels_finite(self) -> bool:
+        """Return whether the pixels of the batch are finite. One host synchronisation."""
+        self.read()
+        return self.pixels_finite is True
+
+    def is_state_finite(self) -> bool:
+        """Return whether weights and statistics are finite. One host synchronisation where they may not be."""
+        unread, self._unread = self._unread, []
+        self.check_state()
+        checks, self._unread = self._unread, unread
+        return all(map(math.isfinite, checks))
 
 
 class AdaptiveNetwork(Network):
@@ -96,8 +110,9 @@ class AdaptiveNetwork(Network):
         super().__init__(module, **kwargs)
         self.seed, self.clip_norm, self.guard = seed, clip_norm, Guard()
         self.optimizer: Optimizer | None = None
-        #: The parameters as one vector, where the optimizer moves that.
+        #: The parameters as one vector, where the optimizer moves that; and what it moves.
         self.joined: JoinedParameters | None = None
+        self.leaves: list[nn.Parameter] = []
         self.counters = Counters()
         #: Backwards so far, in whole batches.
         self.backwards = 0.0
@@ -110,11 +125,6 @@ class AdaptiveNetwork(Network):
         self._reduced: tuple[Tensor, Tensor]
         self._gradients: list[Tensor] = []
         self._reset_if: Tensor | None = None
-
-    @property
-    def leaves(self) -> list[nn.Parameter]:
-        """Parameters that the optimizer moves: the trainable ones, or the vector that holds them."""
-        return self.parameters if self.joined is None else [self.joined.vector]
 
     def draws(self, step: int = 0) -> torch.Generator:
         """Return the generator of a step's random draws, keyed by (seed, visit, batch, step)."""
@@ -241,3 +251,14 @@ class AdaptiveNetwork(Network):
         super().clear_cache()
         self.zero_grad()
         self._reset_if = None
+
+
+@torch.no_grad()
+def _sum_of_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a number that is finite if all of these are."""
+    vectors = [tensor for tensor in tensors if tensor.ndim == 1]
+    others = [tensor for tensor in tensors if tensor.ndim != 1]
+    norms = [torch.linalg.vector_norm(torch.cat(vectors)).float()] if vectors else []
+    if others:
+        norms += [norm.float() for norm in torch._foreach_norm(others)]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).sum()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -14,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters, RecentBatches
+from ttalight.engine.adaptive_network import AdaptiveNetwork, Counters
 from ttalight.engine.method import Method
 from ttalight.engine.observer import Observer
-from ttalight.engine.prediction import Predictor
+from ttalight.engine.recent import RecentBatches
+from ttalight.engine.schedule import Schedule, check_states, load_states, states_of
 from ttalight.engine.state import State
 from ttalight.errors import InputError
 from ttalight.files.adaptation_states import check_form, check_values
-from ttalight.models.attaching.admission import Admission, pixel_fault, warn_of_bad_batch
+from ttalight.models.attaching.admission import Admission, pixel_fault, warn_of_bad_batch, warn_of_recovery
 from ttalight.models.attaching.call import Call, present_autocast
 from ttalight.models.attaching.takeover import Takeover, check_free, check_loaded
 from ttalight.models.vectors import JoinedParameters, can_join
@@ -33,7 +33,7 @@ __all__ = ["Engine"]
 MANY = 50
 
 
-class Engine(Predictor):
+class Engine:
     """Runs a method on a network, and releases the network as it was.
 
     A batch is a transaction. It is adapted to and its logits are returned, or, whatever exception ends it, nothing has
@@ -64,8 +64,11 @@ class Engine(Predictor):
         self.takeover: Takeover | None = None
         #: Whether the next batch begins a visit, and whether the next visit is the one of a restored state.
         self._boundary = self._keeps_place = False
-        self._before_probe: dict[str, Any] | None = None
-        self.schedules = copy.deepcopy(list(method.schedules))
+        #: State from before the present probe. None outside of probes.
+        self.before_probe: dict[str, Any] | None = None
+        self.schedules: list[Schedule] = copy.deepcopy(list(method.schedules))
+        #: Whether a schedule let the last batch be predicted only.
+        self.is_missed = False
         self.recent = RecentBatches()
         self.observers: list[Observer] = []
         method.check(self.net)
@@ -126,7 +129,7 @@ class Engine(Predictor):
             if state is not None:
                 state.begin()
             try:
-                logits = self._adapt(images) if adapt else self._predict(images)
+                logits = self._run(images, adapt)
                 output = net.rebuild_output(logits, after=self.method.prediction == "after")
                 if not adapt:
                     self._undo(state, before, draws)
@@ -158,7 +161,17 @@ class Engine(Predictor):
         for generator, drawn in zip(self._generators, draws, strict=True):
             generator.set_state(drawn)
 
-    def _adapt(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor, call: Call | None = None) -> Any:
+        """Return the logits of a batch without adapting to it; nothing changes. See ``__call__``.
+
+        They come from ``Method.predict`` and the state that the next batch would begin with: that of the source where a
+        reset is due, which with ``reset="batch"`` it always is. A network that was not adapted yet predicts as the
+        method's source. Bad batches are an error or are predicted, as ``on_bad_batch`` says. They are not counted.
+        """
+        return self(images, call, adapt=False)
+
+    def _run(self, images: Tensor, adapt: bool) -> Tensor:
+        """Return the logits of a batch, from ``Method.adapt`` or from ``Method.predict``, which ``_undo`` follows."""
         net, guard, counters, logits = self.net, self.net.guard, self.net.counters, None
         if len(images) and images.shape[1:] in self.admission.sizes and images.is_floating_point():
             finite, fault = images.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0), None
@@ -169,7 +182,7 @@ class Engine(Predictor):
         if counters.visit < 0:
             self.announce()
         guard.begin(images)
-        net.begin(finite, is_bad=fault is not None)
+        net.begin(finite, is_bad=fault is not None or not adapt)
         if self.state is None and guard.is_pixels_finite() and fault is None:
             self._configure()
         if self.state is not None:
@@ -177,14 +190,15 @@ class Engine(Predictor):
             if is_reset:
                 self.state.reset()
             guard.check_state()
-            logits = self.method.adapt(net, finite).detach()
+            logits = (self.method.adapt if adapt else self.method.predict)(net, finite).detach()
             guard.read()
             if fault is not None or not guard.pixels_finite:  # a reset that was due with a bad batch stays
                 (self.state.reset if is_reset else self.state.rollback)()
         if fault is not None or not guard.pixels_finite:
-            logits = self._predict_bad(images, fault, logits)
+            logits = self._predict_bad(images, fault, logits, adapt)
         elif not guard.state_finite:
-            self._recover()
+            if adapt:
+                self._recover()
             logits = self._predict_source()
         elif images.shape[1:] not in self.admission.sizes:
             self.admission.sizes.append(images.shape[1:])
@@ -206,6 +220,7 @@ class Engine(Predictor):
         method.configure(net)
         is_joined = method.is_elementwise and can_join(net.parameters)
         net.joined = JoinedParameters(net.parameters) if is_joined else None
+        net.leaves = net.parameters if net.joined is None else [net.joined.vector]
         net.optimizer = method.make_optimizer(net.leaves) if net.parameters else None
         self.state = State(net, method.method_state())
         net.restore_source = self.state.reset
@@ -215,17 +230,17 @@ class Engine(Predictor):
         if self.net.joined is not None:
             self.net.joined.separate()
         self.state = self.net.optimizer = self.net.joined = None
-        self.net.parameters, self.net.own = [], {}
+        self.net.parameters, self.net.leaves, self.net.own = [], [], {}
 
     # -- bad batches and recovery
 
-    def _predict_bad(self, images: Tensor, fault: Exception | None, logits: Tensor | None) -> Tensor:
+    def _predict_bad(self, images: Tensor, fault: Exception | None, logits: Tensor | None, warn: bool) -> Tensor:
         """Return the logits of a bad batch, those of the method where there are any, and count it."""
         counters, policy = self.net.counters, self.method.on_bad_batch
         fault = fault or pixel_fault(images, counters.batch, counters.visit)
         if policy == "error":
             raise fault
-        if counters.bad_batches == 0:
+        if warn and counters.bad_batches == 0:
             warn_of_bad_batch(fault, policy)
         counters.bad_batches += 1
         self.net.last = {}
@@ -247,13 +262,7 @@ class Engine(Predictor):
 
     def _recover(self) -> None:
         """Restore the source after a step that left weights or statistics that are not finite."""
-        place = self.net.counters
-        warnings.warn(
-            f"{type(self.method).__name__} has left weights or statistics that are not finite, before batch "
-            f"{place.batch} of visit {max(place.visit, 0)}: it continues from the source, as after a reset. Is the "
-            "learning rate too high?",
-            stacklevel=2,
-        )
+        warn_of_recovery(type(self.method).__name__, self.net.counters.batch, self.net.counters.visit)
         self.net.reset()
 
     # -- the stream
@@ -281,16 +290,11 @@ class Engine(Predictor):
 
     def probe(self, on: bool) -> None:
         """Begin or end a probe, whose batches are adapted to as any others and whose updates are discarded."""
-        if on and self._before_probe is None:
-            self._before_probe = self.capture()
-        elif not on and self._before_probe is not None:
+        if on and self.before_probe is None:
+            self.before_probe = self.capture()
+        elif not on and self.before_probe is not None:
             passes = {"passes": [self.net.forwards, self.net.backwards]}
-            self.restore(self._before_probe | passes, self._keeps_place)
-
-    @property
-    def is_probing(self) -> bool:
-        """Whether a probe has begun and not ended."""
-        return self._before_probe is not None
+            self.restore(self.before_probe | passes, self._keeps_place)
 
     # -- counts, see ``Counters``
 
@@ -318,8 +322,8 @@ class Engine(Predictor):
             "counters": asdict(self.net.counters),
             "passes": [self.net.forwards, self.net.backwards],
             **({"tensors": {}, "source": {}, "optimizer": None} if self.state is None else self.state.capture()),
-            "before_probe": self._before_probe,
-            "schedules": {type(schedule).__name__: schedule.state() for schedule in self.schedules},
+            "before_probe": self.before_probe,
+            "schedules": states_of(self.schedules),
         }
 
     def restore(self, state: dict[str, Any], keep_place: bool = False) -> None:
@@ -348,18 +352,16 @@ class Engine(Predictor):
             names = f"{type(self.method).__name__} on {type(self.net.module).__name__}"
             raise InputError(f"the adaptation state does not fit {names}: {error}") from None
         self.net.counters = Counters(**{name: state["counters"][name] for name in asdict(self.net.counters)})
-        self._before_probe = state["before_probe"]
+        self.before_probe = state["before_probe"]
         self.net.forwards, self.net.backwards = state["passes"]
         self._keeps_place = keep_place
-        for schedule in self.schedules:
-            schedule.load(state["schedules"].get(type(schedule).__name__, {}))
+        load_states(self.schedules, state["schedules"])
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
 
     def _check(self, state: Any) -> None:
         """Configure the method if an untrusted state needs it; a ValueError if the state does not fit."""
         check_form(state, type(self.method).__name__, asdict(self.net.counters))
-        for schedule in self.schedules:
-            schedule.check(state["schedules"].get(type(schedule).__name__))
+        check_states(self.schedules, state["schedules"])
         if state["configured"] and self.state is None:
             self.net.classifier.know(state["facts"], self.net.device)
             with torch.inference_mode(False), torch.enable_grad():
@@ -379,18 +381,11 @@ class Engine(Predictor):
         self._generators = [*global_generators(device), self.net.generator]
         self.restore(state)
 
+    def next_state(self) -> AbstractContextManager[None]:
+        """Set the state temporarily to the one that the next batch begins with. May wait for the device once."""
+        is_source = self._reset_is_due() or not self.net.guard.is_state_finite()
+        return self.at_source() if is_source else nullcontext()
+
     def at_source(self) -> AbstractContextManager[None]:
         """Set weights, statistics and method state to the source temporarily."""
         return nullcontext() if self.state is None else self.state.at_source()
-
-    def source_copy(self) -> nn.Module:
-        """Return a copy of the network as it was before adaptation."""
-        with self.at_source():
-            return self.copy()
-
-    def copy(self) -> nn.Module:
-        """Return a copy of the network with its present weights, and flags as before adaptation."""
-        module = copy.deepcopy(self.net.module)
-        if self.takeover is not None:
-            self.takeover.restore_copy(module)
-        return module

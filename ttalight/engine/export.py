@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor, nn
 
 from ttalight.engine.engine import Engine
@@ -9,7 +11,7 @@ from ttalight.engine.method import Method
 from ttalight.errors import InputTypeError, UsageError
 from ttalight.models.exported_norm import fold
 
-__all__ = ["exported"]
+__all__ = ["exported", "source_of"]
 
 
 def exported(engine: Engine, statistics_from: Tensor | None = None) -> nn.Module:
@@ -24,13 +26,27 @@ def exported(engine: Engine, statistics_from: Tensor | None = None) -> nn.Module
         raise UsageError("there is no adapted network to export yet: adapt to a batch, or load a state, first")
     check_defined(method)
     with engine.next_state():
-        module = engine.copy()
+        module = copy_of(engine)
         method.export(net, module)
     module.zero_grad(set_to_none=True)
     module.eval()
     if statistics_from is not None:
         fold(net.norms, module, statistics_from)
     return module
+
+
+def copy_of(engine: Engine) -> nn.Module:
+    """Return a copy of an engine's network with its present weights, and flags as before adaptation."""
+    module = copy.deepcopy(engine.net.module)
+    if engine.takeover is not None:
+        engine.takeover.restore_copy(module)
+    return module
+
+
+def source_of(engine: Engine) -> nn.Module:
+    """Return a copy of an engine's network as it was before adaptation."""
+    with engine.at_source():
+        return copy_of(engine)
 
 
 def check_defined(method: Method) -> None:

@@ -17,7 +17,17 @@ from ttalight.files.untrusted import Between, difference
 from ttalight.models.attaching.call import Call
 from ttalight.models.outputs import logits_of
 
-__all__ = ["Budget", "Clock", "Periodic", "Schedule", "make_schedules", "run_scheduled"]
+__all__ = [
+    "Budget",
+    "Clock",
+    "Periodic",
+    "Schedule",
+    "check_states",
+    "load_states",
+    "make_schedules",
+    "run_scheduled",
+    "states_of",
+]
 
 #: Seconds, one number for each batch of a stream.
 Times = Sequence[float] | npt.NDArray[np.float64]
@@ -203,6 +213,27 @@ def make_schedules(adapt_every: int, max_milliseconds: float | None) -> list[Sch
     return periodic if max_milliseconds is None else [*periodic, Budget(max_milliseconds)]
 
 
+def states_of(schedules: Sequence[Schedule]) -> dict[str, dict[str, float]]:
+    """Return the numbers that later decisions of schedules depend on."""
+    return {type(schedule).__name__: schedule.state() for schedule in schedules}
+
+
+def load_states(schedules: Sequence[Schedule], states: dict[str, dict[str, float]]) -> None:
+    """Continue from what ``states_of`` returned. A schedule that it lacks begins."""
+    for schedule in schedules:
+        schedule.load(states.get(type(schedule).__name__, {}))
+
+
+def check_states(schedules: Sequence[Schedule], states: dict[str, Any]) -> None:
+    """Check states that come from a file.
+
+    Raises:
+        ValueError: If one is not a state of its schedule.
+    """
+    for schedule in schedules:
+        schedule.check(states.get(type(schedule).__name__))
+
+
 class _Engine(Protocol):
     net: Any
     method: Any
@@ -213,9 +244,11 @@ class _Engine(Protocol):
     def predict(self, images: Tensor, call: Call | None = None) -> Any: ...
 
 
-def run_scheduled(engine: _Engine, images: Tensor, call: Call | None) -> Any:
+def run_scheduled(engine: _Engine, images: Tensor, call: Call | None = None, adapt: bool = True) -> Any:
     """Adapt to a batch if all schedules of an engine agree, otherwise predict it; see ``Engine.__call__``."""
     net, schedules = engine.net, engine.schedules
+    if not (adapt and schedules):
+        return engine(images, call, adapt)
     adapts = all(schedule.adapts(net.counters.batch, len(images)) for schedule in schedules)
     measures = any(schedule.measures for schedule in schedules)
     began = _time(images) if measures else 0.0

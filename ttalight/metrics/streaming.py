@@ -199,8 +199,8 @@ def classification_values(
 
 def _without_labels(values: ClassificationValues) -> ClassificationValues:
     """Return the measures that need no labels; the others are None."""
-    kept = ("samples", "entropy", "diversity")
-    return cast(ClassificationValues, {name: value if name in kept else None for name, value in values.items()})
+    values |= {"accuracy": None, "error": None, "top5": None, "nll": None, "ece": None, "brier": None, "miou": None}
+    return values
 
 
 def _check_labels(lowest: int, highest: int, classes: int) -> None:

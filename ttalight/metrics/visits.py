@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ class VisitMetrics:
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
         """Continue from what ``state_dict()`` returned, with the sums on a device."""
-        self.closed = {visit: cast(ClassificationValues, dict(values)) for visit, values in state["closed"].items()}
+        self.closed = copy.deepcopy(state["closed"])
         self._open = {visit: _copied(sums, device) for visit, sums in state["open"].items()}
         self._total = None if state["total"] is None else _copied(state["total"], device)
         self._dense = state["dense"]

@@ -35,7 +35,7 @@ class Monitoring(CheckedArguments, Callback):
 
     def observe(self, engine: Engine, logits: Tensor) -> None:
         """See a batch, unless it is of a probe."""
-        if not engine.is_probing:
+        if engine.before_probe is None:
             with torch.no_grad():
                 self.see(engine, logits)
 

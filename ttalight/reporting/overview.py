@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
 from ttalight.reporting.results import DomainResult, Forgetting, Results, Summary
 from ttalight.reporting.summary import average, by, counted
@@ -127,8 +126,10 @@ def by_domain(rows: Sequence[DomainResult], most: int = 60) -> list[DomainResult
 def _join(rows: Sequence[DomainResult]) -> DomainResult:
     known = [row["seconds"] for row in rows if row["seconds"] is not None]
     samples, seconds = sum(row["samples"] for row in rows), sum(known) if len(known) == len(rows) else None
-    joined: Any = {**rows[0], **average(rows, [1] * len(rows)), "visit": 0, "samples": samples, "seconds": seconds}
-    return cast(DomainResult, joined | {"images_per_second": samples / seconds if seconds else None})
+    joined: DomainResult = {**rows[0], **average(rows, [1] * len(rows))}
+    joined |= {"visit": 0, "samples": samples, "seconds": seconds}
+    joined["images_per_second"] = samples / seconds if seconds else None
+    return joined
 
 
 def _measures(row: DomainResult | Summary, labelled: bool) -> list[str]:

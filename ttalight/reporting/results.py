@@ -8,7 +8,7 @@ import json
 import math
 import reprlib
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypedDict, get_type_hints
+from typing import Any, Literal, NoReturn, TypedDict, get_args, get_type_hints
 
 from ttalight.errors import InputError, MissingFileError
 from ttalight.files.atomic import write_files
@@ -26,7 +26,8 @@ _TOO_MANY = f"more than {_MOST_ROWS:,} rows"
 Metric = Literal["accuracy", "error", "top5", "nll", "ece", "brier", "miou"]
 
 #: All that is averaged over domains; every file has the first four.
-MEASURES = ("accuracy", "error", "nll", "ece", "top5", "brier", "entropy", "diversity", "agreement", "miou")
+Measure = Literal["accuracy", "error", "nll", "ece", "top5", "brier", "entropy", "diversity", "agreement", "miou"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 class _Row(TypedDict):

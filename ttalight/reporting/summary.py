@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 from ttalight.reporting.results import (
     MEASURES,
@@ -13,6 +13,7 @@ from ttalight.reporting.results import (
     DomainResult,
     Forgetting,
     GroupResult,
+    Measure,
     Round,
     Summary,
     Worst,
@@ -52,20 +53,22 @@ def counted(domains: Iterable[DomainResult]) -> list[DomainResult]:
     return [row for row in domains if not row.get("probe", False)]
 
 
-def average(rows: Sequence[DomainResult], weights: Sequence[int], measures: Sequence[str] = MEASURES) -> Summary:
+def average(rows: Sequence[DomainResult], weights: Sequence[int], measures: Sequence[Measure] = MEASURES) -> Summary:
     """Average measures with one weight a row; see :func:`summarize` for what is missing."""
     total = sum(weights)
 
-    def mean(measure: str) -> float | None:
-        values = [cast("float | None", row.get(measure)) for row in rows]
+    def mean(measure: Measure) -> float | None:
+        values = [row.get(measure) for row in rows]
         known = [
             value * weight for value, weight in zip(values, weights, strict=True) if value is not None and finite(value)
         ]
         return math.fsum(known) / total if total and len(known) == len(rows) else None
 
-    present = [name for name in measures if name in MEASURES[:4] or any(row.get(name) is not None for row in rows)]
-    summary: Any = {name: mean(name) for name in present}
-    return cast(Summary, summary)
+    summary: Summary = {"accuracy": mean("accuracy"), "error": mean("error"), "nll": mean("nll"), "ece": mean("ece")}
+    for name in measures:
+        if name not in summary and any(row.get(name) is not None for row in rows):
+            summary[name] = mean(name)
+    return summary
 
 
 def digest(rows: Sequence[DomainResult]) -> Digest:
@@ -130,7 +133,7 @@ def _forgetting(name: str, severity: int | None, rows: Sequence[DomainResult]) -
 
 
 def _lowest(members: dict[str, list[DomainResult]]) -> tuple[str, float]:
-    means = {name: math.fsum(cast(float, row["accuracy"]) for row in own) / len(own) for name, own in members.items()}
+    means = {name: math.fsum(row["accuracy"] or 0.0 for row in own) / len(own) for name, own in members.items()}
     name = min(means, key=means.__getitem__)
     return name, means[name]
 

@@ -1,4 +1,4 @@
-"""Images that a network takes: type, size and finite values."""
+"""Images that a network takes: type, size and finite values; and warnings of what is not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ttalight.errors import InputError, InputTypeError
 
-__all__ = ["Admission", "pixel_fault", "warn_of_bad_batch"]
+__all__ = ["Admission", "pixel_fault", "warn_of_bad_batch", "warn_of_recovery"]
 
 
 class Admission:
@@ -113,3 +113,18 @@ def warn_of_bad_batch(fault: Exception, policy: str) -> None:
     model = "the source model" if policy == "source" else "the model as it is"
     more = f"predicted with {model}, as on_bad_batch={policy!r} says. Further such batches are only counted"
     warnings.warn(f"{fault}: {more}", stacklevel=3)
+
+
+def warn_of_recovery(method: str, batch: int, visit: int) -> None:
+    """Warn of weights that are not finite, from which adaptation cannot continue.
+
+    Args:
+        method: Name of the method that left them.
+        batch: Number of the next batch in its visit.
+        visit: Number of the visit.
+    """
+    warnings.warn(
+        f"{method} has left weights or statistics that are not finite, before batch {batch} of visit {max(visit, 0)}: "
+        "it continues from the source, as after a reset. Is the learning rate too high?",
+        stacklevel=4,
+    )
