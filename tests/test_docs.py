@@ -78,6 +78,7 @@ def run_command(words: list[str]) -> None:
     if "--print_completion" in words:  # walks through all subclasses, of which a test process has too many
         with open(target, "w") as file:
             subprocess.run([sys.executable, "-m", "ttalight", *words], stdout=file, check=True)
+        assert "adapt" in Path(target).read_text()
         return
     with open(target, "w") as file, contextlib.redirect_stdout(file):
         try:

@@ -124,7 +124,8 @@ def test_a_classifier_that_is_a_convolution(images, tmp_path):
     network = timm.create_model("dla46_c", num_classes=10).eval()
     assert network.state_dict()["fc.weight"].shape[2:] == (1, 1)
     torch.save(network.state_dict(), tmp_path / "network.pth")
-    task = AlignmentTask(supervised=str(tmp_path / "network.pth"), encoder="dla46_c", stem="imagenet").eval()
+    task = AlignmentTask(supervised=str(tmp_path / "network.pth"), encoder="dla46_c", stem="imagenet").eval().double()
+    network, images = network.double(), images.double()
     with torch.no_grad():
         torch.testing.assert_close(task(images), network(task.normalize(images)))
 
