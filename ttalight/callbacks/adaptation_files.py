@@ -14,8 +14,9 @@ import torch
 from ttalight.callbacks.rank_files import FOLDER as RANKS
 from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
+from ttalight.files.difference import Between, difference
 from ttalight.files.run_folder import find_files, remove
-from ttalight.files.untrusted import Between, difference, load_tensors
+from ttalight.files.tensors import load_tensors
 from ttalight.reporting import Results, read_results
 
 __all__ = ["FOLDER", "check_resumable", "finish", "list_checkpoints", "read_last", "write_checkpoint"]

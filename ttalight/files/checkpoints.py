@@ -12,7 +12,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
-from ttalight.files.untrusted import Between, difference, known, load_tensors
+from ttalight.files.difference import Between, difference, known
+from ttalight.files.tensors import load_tensors
 from ttalight.tasks.checkpoint import read_checkpoint
 
 __all__ = ["LAST", "PREVIOUS", "CheckpointFiles", "last_whole"]

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ttalight.errors import InputError, MissingFileError
-from ttalight.files.untrusted import Between, difference, load_tensors
+from ttalight.files.difference import Between, difference
+from ttalight.files.tensors import load_tensors
 from ttalight.models.weight_files import numbers_allowed
 
 __all__ = ["check_architecture", "check_weights", "file_sha256", "load_weights", "read_checkpoint", "select"]
