@@ -25,6 +25,7 @@ from ttalight.cli.entry import COMMANDS
 from ttalight.cli.output import be_quiet
 from ttalight.cli.parser_messages import parser_message
 from ttalight.cli.preparsing import add_resumed_config, reset_adapter_arguments
+from ttalight.cli.run_parser import RunParser
 from ttalight.cli.run_setup import RunSetup
 from ttalight.files.checkpoints import LAST, last_whole
 from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, is_run_name
@@ -55,6 +56,7 @@ class CLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
+                parser_class=RunParser,
                 parser_kwargs={"prog": "ttalight", "exit_on_error": False},  # main has one form for all errors
                 args=args,
             )
@@ -75,6 +77,8 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that say where a run leaves its files."""
         self._parsers.append(parser)
+        assert isinstance(parser, RunParser)
+        parser.add_trainer_help()
         parser.add_argument("--name", type=str, default="default", help=f"Name of the run: its folder is {_RUNS}/NAME.")
         parser.add_argument("--overwrite", action="store_true", help="Replace an existing run of that name.")
         parser.add_argument("--quiet", type=bool, default=False, help="Write progress, warnings and errors only.")

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from argparse import ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
@@ -89,29 +89,33 @@ def main(args: ArgsType = None) -> None:
 
 def _run(args: ArgsType) -> None:
     words = sys.argv[1:] if args is None else args
-    first = words[0] if isinstance(words, list) and words else "-"
-    if first in ("-h", "--help"):
-        sys.stdout.write(_help(COMMANDS))
-    elif first == "--version":
-        sys.stdout.write(f"ttalight {__version__}\n")
-    elif words == []:
+    if isinstance(words, list) and _run_without_lightning(words):
+        return
+    from ttalight.cli.command import CLI
+
+    CLI(args)
+
+
+def _run_without_lightning(words: list[str]) -> bool:
+    """Run what is not of Lightning's command line, and return whether it was such a command."""
+    first = words[0] if words else None
+    if first is None:
         raise ArgumentError(None, f"name a command: {', '.join(COMMANDS)}")
-    elif not first.startswith("-") and first not in COMMANDS:
+    if first in ("-h", "--help", "--version"):
+        sys.stdout.write(f"ttalight {__version__}\n" if first == "--version" else _help(COMMANDS))
+        raise SystemExit(0)
+    if first.startswith("-"):
+        return False
+    if first not in COMMANDS:
         raise ArgumentError(None, unknown_command(first, COMMANDS))
-    elif first in COMMANDS and (function := COMMANDS[first].main) is not None:
-        _run_beside(function, words[1:])
-    else:
-        from ttalight.cli.command import CLI
-
-        CLI(args)
-
-
-def _run_beside(function: str, words: Sequence[str]) -> None:
-    """Run a command that is not of Lightning's command line."""
+    function = COMMANDS[first].main
+    if function is None:
+        return False
     try:
-        resolve_name(function)(words)
+        resolve_name(function)(words[1:])
     except ArgumentError as error:
         raise ArgumentError(None, parser_message(str(error), ())) from error
+    return True
 
 
 def _help(commands: Mapping[str, Command]) -> str:
