@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 import ttalight.adapters
 import ttalight.data
@@ -72,7 +72,7 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the subcommands and the arguments that are not options."""
-        return {**LightningCLI.subcommands(), "adapt": {"model", "datamodule", "dataloaders"}}
+        return {**LightningCLI.subcommands(), "adapt": {"model", "datamodule", "dataloaders", "overwrite"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that say where a run leaves its files."""
@@ -95,7 +95,7 @@ class CLI(LightningCLI):
         if isinstance(words, list) and words[:1] == ["adapt"] and any(w.split("=")[0] == "--ckpt_path" for w in words):
             parser.error(
                 "adapt takes no --ckpt_path: name the weights with the task's own argument, --model.weights FILE for a "
-                "SupervisedTask or --model.aligned FILE for CrossTaskTTT"
+                "SupervisedTask or --model.aligned FILE for CrossTaskTTT, or by --weights FILE for any module"
             )
         if isinstance(words, list) and words[:1] == ["adapt"]:
             words = add_resumed_config(words, parser.error)
@@ -113,6 +113,8 @@ class CLI(LightningCLI):
             raise ArgumentError(None, message) from error
         config = self.config[self.config.subcommand]
         resume = config.get("resume")
+        if config.get("weights") and config.get("model.init_args.weights"):
+            parser.error("--weights and --model.weights name weights both: give one of them")
         given = resume or config.trainer.default_root_dir
         if given is None and not is_run_name(config.name):
             parser.error(
@@ -201,6 +203,19 @@ class CLI(LightningCLI):
         if recorder is not None and self.config[self.subcommand].predictions:
             recorder.predictions = True
         return trainer
+
+    def before_adapt(self) -> None:
+        """Warn of a user's module into which nothing was loaded, as far as its configuration tells."""
+        config = self.config[self.subcommand]
+        arguments = dict(config.model.get("init_args") or {})
+        named = arguments.get("weights") or arguments.get("pretrained")
+        files = [value for value in arguments.values() if isinstance(value, str) and Path(value).is_file()]
+        if not (config.weights or named or files or hasattr(self.model, "has_random_weights")):
+            name = type(self.model).__name__
+            rank_zero_warn(
+                f"no weights were named for this {name}: if it loads none by itself, they are random. Name the file of "
+                "a trained one by --weights"
+            )
 
     def after_adapt(self) -> None:
         """Print the run's table."""
