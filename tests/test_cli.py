@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from ttalight.cli import main
+from ttalight.cli import CLI, main
 from ttalight.reporting.figures import can_plot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -274,17 +275,9 @@ class TestCommand:
         with pytest.raises(SystemExit):
             main(["--help"])
         out = capsys.readouterr().out
-        for word in (
-            "fit",
-            "validate",
-            "test",
-            "predict",
-            "adapt",
-            "Adapt a model to a stream",
-            "compare",
-            "reproduce",
-        ):
-            assert word in out
+        for name in (*CLI.subcommands(), "compare", "corrupt", "doctor", "reproduce"):
+            assert re.search(rf"^  {name} +[A-Z].*\.$", out, re.MULTILINE), name
+        assert "Adapt a model to a stream" in out
 
     def test_help_of_an_adapter(self, capsys):
         with pytest.raises(SystemExit):

@@ -20,6 +20,7 @@ import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
 from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
+from ttalight.callbacks.run_results import source_of
 from ttalight.callbacks.search import callbacks_of, find_callback
 from ttalight.cli.entry import COMMANDS
 from ttalight.cli.output import be_quiet
@@ -210,7 +211,8 @@ class CLI(LightningCLI):
         arguments = dict(config.model.get("init_args") or {})
         named = arguments.get("weights") or arguments.get("pretrained")
         files = [value for value in arguments.values() if isinstance(value, str) and Path(value).is_file()]
-        if not (config.weights or named or files or hasattr(self.model, "has_random_weights")):
+        known = config.weights or named or files or source_of(self.model)["file"]
+        if not (known or hasattr(self.model, "has_random_weights")):  # tasks know by themselves
             name = type(self.model).__name__
             rank_zero_warn(
                 f"no weights were named for this {name}: if it loads none by itself, they are random. Name the file of "
