@@ -299,22 +299,24 @@ class Trainer(lightning.Trainer):
     @contextlib.contextmanager
     def _run_in_folder(self) -> Iterator[None]:
         """Hold the run's folder while the loops run; a run that fails before it begins leaves nothing there."""
-        folders = {*self._folders(), *self._log_folders()}
+        own = self._folders() if self.is_global_zero else []
+        logs = [folder for folder in self._log_folders() if folder not in own]
+        made = [missing(folder) for folder in logs]
 
-        def find(*patterns: str) -> list[Path]:
-            return [path for folder in folders if self.is_global_zero for path in find_files(folder, patterns)]
+        def find(folders: list[Path], *patterns: str) -> list[Path]:
+            return [path for folder in folders for path in find_files(folder, patterns)]
 
-        made = [path for folder in self._log_folders() for path in missing(folder)]
         with self._hold_folder():
-            remove(find(*UNFINISHED))
-            there = find(*RUN_FILES, *SIDE_FILES)
+            remove(find(own, *UNFINISHED))
+            there = find([*own, *logs], *RUN_FILES, *SIDE_FILES)
             try:
                 with self._termination.around(self):
                     yield
             except BaseException:
                 if not (self._termination.begun or spawned(self)):
-                    remove([path for path in find(*RUN_FILES, *SIDE_FILES) if path not in there])
-                    remove_empty(made)
+                    remove([path for path in find([*own, *logs], *RUN_FILES, *SIDE_FILES) if path not in there])
+                    for folders in made:
+                        remove_empty(folders)
                 raise
 
     def _end_others(self) -> None:
