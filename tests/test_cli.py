@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 from ttalight.cli import main
+from ttalight.cli.entry import COMMANDS
 from ttalight.reporting.figures import can_plot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -274,17 +276,9 @@ class TestCommand:
         with pytest.raises(SystemExit):
             main(["--help"])
         out = capsys.readouterr().out
-        for word in (
-            "fit",
-            "validate",
-            "test",
-            "predict",
-            "adapt",
-            "Adapt a model to a stream",
-            "compare",
-            "reproduce",
-        ):
-            assert word in out
+        for name in COMMANDS:
+            assert re.search(rf"^  {name} +[A-Z].*\.$", out, re.MULTILINE), name
+        assert "Adapt a model to a stream" in out
 
     def test_help_of_an_adapter(self, capsys):
         with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Importing torchvision beside a torch that its compiled part does not fit, and beside one that it does."""
+"""The import of torchvision beside a torch that its compiled part does not fit, and beside one that it does."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ HEALTHY = "version = 'healthy'\nloaded = __import__('builtins').__dict__.setdefa
 BROKEN = textwrap.dedent("""
     import torch
     import torchvision.half
+    from torchvision import whole
     __import__('builtins').__dict__.setdefault('loads', []).append(1)
     for name in ({names}):
         @torch.library.register_fake(f"torchvision::{{name}}")
@@ -26,9 +27,12 @@ PROGRAM = textwrap.dedent("""
     spec = importlib.util.spec_from_file_location("compat", sys.argv[1])
     compat = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(compat)
-    compat.import_torchvision()
+    compat.mend_torchvision()
+    assert not {'torch', 'torchvision'} & sys.modules.keys()
     import torchvision
     print(torchvision.version, len(builtins.loads), compat._library is None)
+    for name in ("half", "whole"):
+        assert getattr(torchvision, name, None) is sys.modules.get(f"torchvision.{name}")
 """)
 
 
@@ -43,6 +47,7 @@ def run(tmp_path):
         folder.mkdir()
         (folder / "__init__.py").write_text(source)
         (folder / "half.py").write_text("")
+        (folder / "whole.py").write_text("")
         return subprocess.run(
             [sys.executable, "-c", PROGRAM, compat.__file__], capture_output=True, text=True,
             env={"PYTHONPATH": str(tmp_path), "PATH": ""}, check=False,

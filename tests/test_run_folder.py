@@ -10,12 +10,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 import ttalight
@@ -249,7 +251,7 @@ class TestTrainer:
                 getattr(trainer(tmp_path / "run"), verb)(task, datamodule=data)
         assert files(tmp_path) == before | owner
         end(process)
-        assert adapt(tmp_path / "run")["complete"] is True
+        assert adapt(tmp_path / "run", overwrite=True)["complete"] is True
         assert not (tmp_path / "run" / ".lock").exists()
 
     @pytest.mark.parametrize("folder", ["new", "new/deep"])
@@ -266,9 +268,40 @@ class TestTrainer:
         adapt(tmp_path)
         before = files(tmp_path)
         with pytest.raises(KeyError, match="no start"):
-            adapt(tmp_path, Fails(), adapter=PTBN())
+            adapt(tmp_path, Fails(), adapter=PTBN(), overwrite=True)
         assert {name: content for name, content in files(tmp_path).items() if name in before} == before
         assert read_results(tmp_path)["method"] == "Tent"
+
+    def test_results_are_replaced_only_if_asked(self, tmp_path):
+        adapt(tmp_path / "run")
+        before = files(tmp_path)
+        for callbacks, folder in (([], "run"), ([Recorder(folder=str(tmp_path / "run"))], "elsewhere")):
+            with pytest.raises(FileExistsError, match=r"there are results in .*run already: .*overwrite=True\)$"):
+                adapt(tmp_path / folder, *callbacks, adapter=PTBN())
+        assert files(tmp_path) == before
+        assert adapt(tmp_path / "run", adapter=PTBN(), overwrite=True)["method"] == "PTBN"
+        assert read_results(tmp_path / "run")["method"] == "PTBN"
+
+    def test_a_folder_that_fit_has_written_is_used(self, tmp_path):
+        runner = ttalight.Trainer(
+            default_root_dir=tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, accelerator="cpu",
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        task = SupervisedTask(encoder="cifar_resnet8")
+        data = DigitsDataModule(batch_size=5, domains=["clean"], limit=10)
+        runner.fit(task, datamodule=data)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "nothing was loaded")  # it was trained
+            assert runner.adapt(task, data, PTBN())["complete"] is True
+        assert {"results.json", "checkpoints/last.ckpt"} <= files(tmp_path).keys()
+
+    def test_a_failed_start_leaves_no_folder_of_logs(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for logger in (None, CSVLogger("logs")):
+            runner = ttalight.Trainer(logger=logger, accelerator="cpu", enable_progress_bar=False)
+            with pytest.raises(ValueError, match="was made for 7"):
+                runner.adapt(SupervisedTask(encoder="cifar_resnet8", num_classes=7), DigitsDataModule(limit=10), Tent())
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_run_that_began_stays(self, tmp_path):
         class Stops(lightning.Callback):

@@ -22,14 +22,24 @@ from torch.utils.data import Dataset
 from ttalight.adapters import Adapter
 from ttalight.adapters.sharding import Shard
 from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, ResumedCheckpoint, Termination
-from ttalight.callbacks.adaptation_files import check_resumable, finish, list_checkpoints
+from ttalight.callbacks.adaptation_files import check_resumable, check_unused, finish, list_checkpoints
 from ttalight.callbacks.search import callbacks_of, find_callback, find_callbacks, get_callback
 from ttalight.callbacks.termination import spawned
 from ttalight.data import ImageDataModule
 from ttalight.distributed.batch_norm_sync import BatchNormSync
 from ttalight.errors import InputError, InputTypeError
-from ttalight.files.checkpoints import CheckpointFiles
-from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, UNFINISHED, find_files, hold_folder, remove
+from ttalight.files.checkpoints import CheckpointFiles, load_module
+from ttalight.files.run_folder import (
+    RUN_FILES,
+    SIDE_FILES,
+    UNFINISHED,
+    find_files,
+    hold_folder,
+    holds,
+    missing,
+    remove,
+    remove_empty,
+)
 from ttalight.reporting import Results, read_results
 
 __all__ = ["Trainer"]
@@ -54,7 +64,7 @@ class Trainer(lightning.Trainer):
     def __init__(
         self,
         *,
-        default_root_dir: str | None = None,
+        default_root_dir: str | Path | None = None,
         callbacks: list[Callback] | Callback | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
         enable_checkpointing: bool | None = None,
@@ -62,6 +72,7 @@ class Trainer(lightning.Trainer):
         sync_batchnorm: bool = True,
         **kwargs: Any,
     ) -> None:
+        default_root_dir = None if default_root_dir is None else os.fspath(default_root_dir)
         if sync_batchnorm:
             kwargs["plugins"] = _with_batch_norm_sync(kwargs.get("plugins"))
         chosen = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
@@ -133,6 +144,8 @@ class Trainer(lightning.Trainer):
         resume: str | None = None,
         shard: Shard | None = None,
         dataloaders: Any = None,
+        weights: str | Path | None = None,
+        overwrite: bool = False,
     ) -> Results:
         """Adapt a model to a stream while measuring it.
 
@@ -153,6 +166,9 @@ class Trainer(lightning.Trainer):
                 ignores it.
             dataloaders: Instead of a data module a loader of batches ``(image, label)``, or several, as Lightning's
                 ``test`` takes them; each is a domain, which is announced to the adapter. Such a run cannot be resumed.
+            weights: File whose weights are loaded into the model first: a checkpoint that ``fit`` has written, or a
+                state dict, with all of the model's keys and no others. Results name it with its SHA-256.
+            overwrite: Replace the results of an earlier run in this trainer's folder.
 
         Returns:
             The results, as written to ``results.json``.
@@ -160,7 +176,9 @@ class Trainer(lightning.Trainer):
         Raises:
             ValueError: If there is no model, no data or no adapter, or an adapter is among the callbacks already;
                 if the run to resume is complete, or another one; if another run uses the folder; if processes cannot
-                divide the run as asked.
+                divide the run as asked; if the weights do not fit.
+            FileNotFoundError: If there is no file of weights.
+            FileExistsError: If there are results in this trainer's folder already, and it is not to be overwritten.
             TypeError: If the data are neither a data module nor loaders.
         """
         data = _data_arguments(datamodule, dataloaders)
@@ -170,14 +188,21 @@ class Trainer(lightning.Trainer):
         if shard not in (None, "domain", "batch"):
             raise InputError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
         recorder = get_callback(self, Recorder)
+        taken = [folder for folder in self._folders() if not holds(folder)]  # the command line has asked for its own
         with self._hold_folder():
+            if resume is None and not overwrite and self.is_global_zero:
+                check_unused(taken)
             if resume is not None and Path(resume).resolve() in self._folders():
                 if self.is_global_zero:  # which may have finished it before the others look
                     check_resumable(Path(resume))
                 recorder.results = finish(Path(resume), clean=self.is_global_zero)
                 if recorder.results is not None:
                     return recorder.results
-            self._adapt(model, data, adapter, resume, shard)
+            recorder.source = load_module(getattr(model, "_orig_mod", model), weights)
+            try:
+                self._adapt(model, data, adapter, resume, shard)
+            finally:
+                recorder.source = None
         if recorder.results is None:
             recorder.results = self._spawned_results(recorder)
         return recorder.results
@@ -257,7 +282,12 @@ class Trainer(lightning.Trainer):
     def _folders(self) -> list[Path]:
         """Return the folders that a run of this trainer writes to; those that only loggers know are not among them."""
         folders = [self._folder, *(recorder.folder for recorder in find_callbacks(self, Recorder))]
-        return sorted({Path(folder).resolve() for folder in folders if folder is not None and "://" not in folder})
+        return sorted({Path(folder).resolve() for folder in folders if folder is not None and "://" not in str(folder)})
+
+    def _log_folders(self) -> list[Path]:
+        """Return the folders of loggers that Lightning numbers, which no other run writes to."""
+        folders = [getattr(logger, "log_dir", None) for logger in self.loggers if self.is_global_zero]
+        return [Path(folder).resolve() for folder in folders if isinstance(folder, str) and "://" not in folder]
 
     @contextlib.contextmanager
     def _hold_folder(self) -> Iterator[None]:
@@ -269,19 +299,24 @@ class Trainer(lightning.Trainer):
     @contextlib.contextmanager
     def _run_in_folder(self) -> Iterator[None]:
         """Hold the run's folder while the loops run; a run that fails before it begins leaves nothing there."""
+        own = self._folders() if self.is_global_zero else []
+        logs = [folder for folder in self._log_folders() if folder not in own]
+        made = [missing(folder) for folder in logs]
 
-        def find(*patterns: str) -> list[Path]:
-            return [path for folder in self._folders() if self.is_global_zero for path in find_files(folder, patterns)]
+        def find(folders: list[Path], *patterns: str) -> list[Path]:
+            return [path for folder in folders for path in find_files(folder, patterns)]
 
         with self._hold_folder():
-            remove(find(*UNFINISHED))
-            there = find(*RUN_FILES, *SIDE_FILES)
+            remove(find(own, *UNFINISHED))
+            there = find([*own, *logs], *RUN_FILES, *SIDE_FILES)
             try:
                 with self._termination.around(self):
                     yield
             except BaseException:
                 if not (self._termination.begun or spawned(self)):
-                    remove([path for path in find(*RUN_FILES, *SIDE_FILES) if path not in there])
+                    remove([path for path in find([*own, *logs], *RUN_FILES, *SIDE_FILES) if path not in there])
+                    for folders in made:
+                        remove_empty(folders)
                 raise
 
     def _end_others(self) -> None:

@@ -20,6 +20,7 @@ from ttalight.callbacks.adaptation_files import FOLDER, check_resumable, list_ch
 from ttalight.callbacks.adaptation_validation import check_recorded, check_states, read_identity
 from ttalight.callbacks.event_files import cut_back, event_sizes
 from ttalight.callbacks.recorder import Recorder
+from ttalight.callbacks.run_results import source_of
 from ttalight.callbacks.search import get_callback
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import Stream
@@ -227,13 +228,12 @@ def _identity(
     trainer: Trainer, module: LightningModule, adapter: Adapter, recorder: Recorder, data: ImageDataModule
 ) -> dict[str, Any]:
     """Return what must be equal for a checkpoint to be one of this run, as plain values."""
-    source: Any = getattr(module, "source", None)
     stream = data.stream
     assert stream is not None
     identity = {
         "model": type(module).__name__,
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "source weights": source.get("sha256") if isinstance(source, dict) else None,
+        "source weights": (recorder.source or source_of(module))["sha256"],
         "adapter": type(adapter).__name__,
         **{f"adapter's {name}": value for name, value in adapter.protocol().items()},
         "seed": global_seed() if adapter.seed is None else adapter.seed,

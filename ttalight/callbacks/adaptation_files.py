@@ -6,19 +6,21 @@ import hashlib
 import io
 import re
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ttalight.callbacks.rank_files import FOLDER as RANKS
-from ttalight.errors import InputError
+from ttalight.errors import ExistingFileError, InputError
 from ttalight.files.atomic import write_files
+from ttalight.files.difference import Between, difference
 from ttalight.files.run_folder import find_files, remove
-from ttalight.files.untrusted import Between, difference, load_tensors
+from ttalight.files.tensors import load_tensors
 from ttalight.reporting import Results, read_results
 
-__all__ = ["FOLDER", "check_resumable", "finish", "list_checkpoints", "read_last", "write_checkpoint"]
+__all__ = ["FOLDER", "check_resumable", "check_unused", "finish", "list_checkpoints", "read_last", "write_checkpoint"]
 
 FOLDER = "adaptation"
 
@@ -109,6 +111,22 @@ def check_resumable(run: Path) -> None:
             f"the run in {run} is complete, there is nothing to resume: give a new run another name, or replace this "
             "one with --overwrite"
         )
+
+
+def check_unused(folders: Iterable[Path]) -> None:
+    """Make sure that no folder has what an earlier run has measured.
+
+    Raises:
+        FileExistsError: If one has; says how to replace it.
+    """
+    for folder in folders:
+        stopped = list_checkpoints(folder)
+        if stopped or (folder / "results.json").is_file():
+            resume = f", or resume the run with resume={str(folder)!r}" if stopped else ""
+            raise ExistingFileError(
+                f"there are results in {folder} already: give another default_root_dir, or replace them with "
+                f"adapt(..., overwrite=True){resume}"
+            )
 
 
 def finish(run: Path, clean: bool = True) -> Results | None:

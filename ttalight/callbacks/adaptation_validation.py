@@ -18,7 +18,7 @@ from torch import Tensor
 from ttalight.callbacks.measurement import visit_starts
 from ttalight.data.streams import Stream
 from ttalight.errors import InputError
-from ttalight.files.untrusted import Between, difference
+from ttalight.files.difference import Between, difference
 from ttalight.metrics import ClassificationValues, RunningCurve
 from ttalight.metrics.functional import classification_sums
 from ttalight.reporting.predictions import writer_fault

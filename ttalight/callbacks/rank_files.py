@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ttalight.errors import UsageError
 from ttalight.files.atomic import write_files
-from ttalight.files.untrusted import load_tensors
+from ttalight.files.tensors import load_tensors
 from ttalight.reporting.predictions import PREDICTIONS
 
 __all__ = ["FOLDER", "RankFiles"]

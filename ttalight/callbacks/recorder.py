@@ -27,7 +27,7 @@ from ttalight.engine import Engine
 from ttalight.errors import InputError, InputTypeError, UsageError
 from ttalight.labels import UNLABELLED
 from ttalight.models.outputs import Select, logits_of
-from ttalight.reporting import PredictionWriter, Results, write_results
+from ttalight.reporting import PredictionWriter, Results, Source, write_results
 from ttalight.reporting.predictions import PREDICTIONS, check_parts, merge_predictions
 
 __all__ = ["Recorder"]
@@ -64,6 +64,8 @@ class Recorder(Callback):
         self.ignore_index = ignore_index
         #: The results of the last evaluation.
         self.results: Results | None = None
+        #: Where the weights come from, if it is not the module that says it; ``Trainer.adapt`` sets it.
+        self.source: Source | None = None
         #: What a progress bar may show: the domain and the running accuracy in it.
         self.status: dict[str, str] = {}
         self._active = False
@@ -306,7 +308,7 @@ class Recorder(Callback):
         return Passes.of(self._engine, self._measurement)
 
     def _build(self, trainer: Trainer, measurement: Measurement, passes: Passes, complete: bool) -> Results:
-        return build_results(trainer, find_callback(trainer, Adapter), measurement, passes, complete)
+        return build_results(trainer, find_callback(trainer, Adapter), measurement, passes, complete, self.source)
 
     # -- Lightning
 

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import Strategy
 
 from ttalight.callbacks.search import callbacks_of
 from ttalight.errors import InputError
+from ttalight.files.difference import Between, difference, known
 from ttalight.files.optimizer_state import adopted_state, optimizer_fault
-from ttalight.files.untrusted import Between, difference, known
 
 __all__ = ["ResumedCheckpoint"]
 

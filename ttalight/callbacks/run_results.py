@@ -20,7 +20,7 @@ from ttalight.reporting.shown import shown
 from ttalight.seeding import global_seed
 from ttalight.version import __version__
 
-__all__ = ["Passes", "build_results", "environment"]
+__all__ = ["Passes", "build_results", "environment", "source_of"]
 
 _METHOD_FIELDS = ("reset", "prediction", "steps", "optimizer", "lr", "norm")
 
@@ -78,7 +78,12 @@ class Passes(NamedTuple):
 
 
 def build_results(
-    trainer: Trainer, adapter: Adapter | None, measurement: Measurement, passes: Passes, complete: bool
+    trainer: Trainer,
+    adapter: Adapter | None,
+    measurement: Measurement,
+    passes: Passes,
+    complete: bool,
+    source: Source | None = None,
 ) -> Results:
     """Return the results of an evaluation.
 
@@ -88,11 +93,11 @@ def build_results(
         measurement: What was measured.
         passes: What it took.
         complete: Whether nothing is missing.
+        source: Where the weights come from; by default as the module says it.
     """
     module = trainer.lightning_module
     rows = measurement.rows()
     mean, weighted_mean = summarize(rows)
-    source: Source | None = getattr(module, "source", None)
     results: Results = {
         "schema": 1,
         "complete": complete,
@@ -107,7 +112,7 @@ def build_results(
         "weighted_mean": weighted_mean,
         "curve": _curve(measurement, rows),
         "cost": passes.described(measurement),
-        "source": source if isinstance(source, dict) else {"file": None, "sha256": None},
+        "source": source or source_of(module),
         "environment": environment(trainer),
     }
     overall = measurement.overall()
@@ -120,6 +125,13 @@ def build_results(
     if measurement.readings:
         results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
     return shown({**results, **digest(rows)})
+
+
+def source_of(module: Any) -> Source:
+    """Return where a module says that its weights come from."""
+    source = getattr(module, "source", None)
+    known: Any = source if isinstance(source, dict) else {"file": None, "sha256": None}
+    return {"file": known.get("file"), "sha256": known.get("sha256")}
 
 
 def environment(trainer: Trainer) -> dict[str, Any]:

@@ -1,71 +1,42 @@
-"""The command line: Lightning's subcommands, ``adapt``, and the commands beside them."""
+"""Lightning's command line: its subcommands, and ``adapt``."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import gc
 import os
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from jsonargparse import set_parsing_settings
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 import ttalight.adapters
 import ttalight.data
 import ttalight.tasks  # noqa: F401  (imported classes can be named without their module)
 from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
+from ttalight.callbacks.run_results import source_of
 from ttalight.callbacks.search import callbacks_of, find_callback
-from ttalight.callbacks.termination import TERMINATED
-from ttalight.cli.corrupt import main as corrupt
-from ttalight.cli.error_messages import expected_message, without_parser
-from ttalight.cli.output import be_quiet, drop_remarks
+from ttalight.cli.entry import COMMANDS
+from ttalight.cli.output import be_quiet
 from ttalight.cli.parser_messages import parser_message
 from ttalight.cli.preparsing import add_resumed_config, reset_adapter_arguments
+from ttalight.cli.run_parser import RunParser
 from ttalight.cli.run_setup import RunSetup
 from ttalight.files.checkpoints import LAST, last_whole
 from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, is_run_name
 from ttalight.reporting import domain_table, protocol_header
-from ttalight.reporting.compare import main as compare
-from ttalight.reporting.text import printable
 from ttalight.tasks.checkpoint import read_checkpoint
 from ttalight.trainer import Trainer
 
-__all__ = ["CLI", "main"]
+__all__ = ["CLI"]
 
 _RUNS = "runs"
-#: Environment variable that shows the traceback of every error.
-_TRACEBACK = "TTALIGHT_TRACEBACK"
-
-
-def _reproduce(words: Sequence[str]) -> None:
-    from ttalight.reproduce.command import main as reproduce  # only where it is called: other commands start faster
-
-    reproduce(words)
-
-
-def _doctor(words: Sequence[str]) -> None:
-    from ttalight.doctor.command import main as doctor
-
-    doctor(words)
-
-
-_EXTRA_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "compare": (compare, "Set the results of several runs side by side."),
-    "corrupt": (corrupt, "Write a corrupted copy of a labelled image set."),
-    "doctor": (_doctor, "Say without labels what a network and images need."),
-    "reproduce": (_reproduce, "Run what the tables of CTA's paper need."),
-}
 
 
 class CLI(LightningCLI):
@@ -86,13 +57,8 @@ class CLI(LightningCLI):
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
-                parser_kwargs={
-                    "description": "Train image classifiers so that they can adapt, and adapt them at test time. "
-                    "Beside the subcommands below: "
-                    + "; ".join(f"'{name}': {text}" for name, (_, text) in _EXTRA_COMMANDS.items())
-                    + f" With {_TRACEBACK}=1 in the environment, errors show where they arose.",
-                    "exit_on_error": False,  # main has one form for all errors
-                },
+                parser_class=RunParser,
+                parser_kwargs={"prog": "ttalight", "exit_on_error": False},  # main has one form for all errors
                 args=args,
             )
 
@@ -107,11 +73,13 @@ class CLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the subcommands and the arguments that are not options."""
-        return {**LightningCLI.subcommands(), "adapt": {"model", "datamodule", "dataloaders"}}
+        return {**LightningCLI.subcommands(), "adapt": {"model", "datamodule", "dataloaders", "overwrite"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that say where a run leaves its files."""
         self._parsers.append(parser)
+        assert isinstance(parser, RunParser)
+        parser.add_trainer_help()
         parser.add_argument("--name", type=str, default="default", help=f"Name of the run: its folder is {_RUNS}/NAME.")
         parser.add_argument("--overwrite", action="store_true", help="Replace an existing run of that name.")
         parser.add_argument("--quiet", type=bool, default=False, help="Write progress, warnings and errors only.")
@@ -128,7 +96,7 @@ class CLI(LightningCLI):
         if isinstance(words, list) and words[:1] == ["adapt"] and any(w.split("=")[0] == "--ckpt_path" for w in words):
             parser.error(
                 "adapt takes no --ckpt_path: name the weights with the task's own argument, --model.weights FILE for a "
-                "SupervisedTask or --model.aligned FILE for CrossTaskTTT"
+                "SupervisedTask or --model.aligned FILE for CrossTaskTTT, or by --weights FILE for any module"
             )
         if isinstance(words, list) and words[:1] == ["adapt"]:
             words = add_resumed_config(words, parser.error)
@@ -141,11 +109,13 @@ class CLI(LightningCLI):
             raise ArgumentError(None, "a configuration is nested too deeply, or contains itself") from None
         except ArgumentError as error:
             options = {option for parser in self._parsers for option in parser.get_defaults().keys()}
-            raise ArgumentError(
-                None, parser_message(str(error), {*options, "config", "help"}, _EXTRA_COMMANDS)
-            ) from error
+            beside = [name for name in COMMANDS if name not in self.subcommands()]
+            message = parser_message(str(error), {*options, "config", "help"}, beside)
+            raise ArgumentError(None, message) from error
         config = self.config[self.config.subcommand]
         resume = config.get("resume")
+        if config.get("weights") and config.get("model.init_args.weights"):
+            parser.error("--weights and --model.weights name weights both: give one of them")
         given = resume or config.trainer.default_root_dir
         if given is None and not is_run_name(config.name):
             parser.error(
@@ -235,6 +205,20 @@ class CLI(LightningCLI):
             recorder.predictions = True
         return trainer
 
+    def before_adapt(self) -> None:
+        """Warn of a user's module into which nothing was loaded, as far as its configuration tells."""
+        config = self.config[self.subcommand]
+        arguments = dict(config.model.get("init_args") or {})
+        named = arguments.get("weights") or arguments.get("pretrained")
+        files = [value for value in arguments.values() if isinstance(value, str) and Path(value).is_file()]
+        known = config.weights or named or files or source_of(self.model)["file"]
+        if not (known or hasattr(self.model, "has_random_weights")):  # tasks know by themselves
+            name = type(self.model).__name__
+            rank_zero_warn(
+                f"no weights were named for this {name}: if it loads none by itself, they are random. Name the file of "
+                "a trained one by --weights"
+            )
+
     def after_adapt(self) -> None:
         """Print the run's table."""
         self._print_results()
@@ -253,48 +237,3 @@ class CLI(LightningCLI):
         if recorder is not None and recorder.results is not None and not self.config[self.subcommand].quiet:
             sys.stdout.write(f"\n{protocol_header(recorder.results)}\n\n{domain_table(recorder.results)}\n\n")
             sys.stdout.write(f"Results: {self.folder}\nTensorBoard: tensorboard --logdir {self.folder}\n")
-
-
-def main(args: ArgsType = None) -> None:
-    """Run the command line.
-
-    Errors that a user can act on are one line on stderr; the environment variable TTALIGHT_TRACEBACK=1 shows their
-    traceback as well.
-
-    Args:
-        args: The words after ``ttalight``; those of the process by default.
-
-    Raises:
-        SystemExit: With code 2 if the words are wrong, 1 if the command fails, 143 if SIGTERM stopped it.
-    """
-    set_parsing_settings(add_print_completion_argument=True)
-    atexit.register(gc.freeze)  # a last collection takes seconds on a busy machine, and schedulers soon kill
-    drop_remarks()
-    words = sys.argv[1:] if args is None else args
-    try:
-        if isinstance(words, list) and words and words[0] in _EXTRA_COMMANDS:
-            try:
-                _EXTRA_COMMANDS[words[0]][0](words[1:])
-            except ArgumentError as error:
-                raise ArgumentError(None, parser_message(str(error), ())) from error
-        else:
-            CLI(args)
-    except SIGTERMException:
-        raise SystemExit(TERMINATED) from None
-    except ArgumentError as error:
-        _fail(error, str(error), code=2)
-    except Exception as error:
-        cause = without_parser(error)
-        message = expected_message(cause)
-        if message is not None:
-            _fail(error, message, code=1)
-        if cause is error:
-            raise
-        raise cause from None
-
-
-def _fail(error: Exception, message: str, code: int) -> NoReturn:
-    if os.environ.get(_TRACEBACK, "0") not in ("", "0"):
-        raise error
-    sys.stderr.write(f"ttalight: error: {printable(message)}\n")
-    raise SystemExit(code) from None

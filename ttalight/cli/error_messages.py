@@ -6,10 +6,6 @@ import errno
 import re
 import traceback
 
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.trainer.connectors import checkpoint_connector
-
 from ttalight.errors import TTALightError
 from ttalight.reporting.text import printable
 
@@ -41,6 +37,9 @@ def expected_message(error: BaseException) -> str | None:
         place = "" if error.filename is None else f"{error.filename}: "
         advice = _ADVICE.get(error.errno or 0)
         return one_line(f"{place}{error.strerror}" + (f": {advice}" if advice else ""))
+    import torch  # here, since commands that do not need it start faster
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     if isinstance(error, MisconfigurationException) or (isinstance(error, _CONFIGURED) and _is_of_the_trainer(error)):
         return one_line(str(error))
     if _is_of_a_checkpoint(error):
@@ -82,6 +81,8 @@ def _is_of_the_trainer(error: BaseException) -> bool:
 
 def _is_of_a_checkpoint(error: BaseException) -> bool:
     """Return whether an error arose while Lightning was taking a checkpoint over."""
+    from lightning.pytorch.trainer.connectors import checkpoint_connector
+
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [
         frame.f_code.co_name for frame in frames if frame.f_globals.get("__name__") == checkpoint_connector.__name__

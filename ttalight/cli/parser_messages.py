@@ -9,19 +9,14 @@ import re
 import sys
 from abc import ABC
 from collections.abc import Collection, Iterator
+from functools import cache
 from types import ModuleType
 
-import lightning.pytorch.callbacks
-import torch
 from jsonargparse import ArgumentParser
-from lightning import Callback, LightningDataModule, LightningModule
 
-import ttalight.adapters
-import ttalight.data
-import ttalight.tasks
 from ttalight.cli.error_messages import one_line
 
-__all__ = ["ASIDE", "WORDS", "parser_message"]
+__all__ = ["ASIDE", "WORDS", "parser_message", "unknown_command"]
 
 #: What is read from the parser's own words, which a test holds against the installed version. A message of any other
 #: form is printed as it is, on one line.
@@ -55,18 +50,6 @@ ASIDE = (
     "a dict with",
 )
 
-#: Arguments that take a class: where its siblings are found by their bare names, and what they derive from.
-_CLASSES: dict[str, tuple[ModuleType, type]] = {
-    "model": (ttalight.tasks, LightningModule),
-    "data": (ttalight.data, LightningDataModule),
-    "stream": (ttalight.data, ttalight.data.StreamOrder),
-    "adapter": (ttalight.adapters, ttalight.adapters.Adapter),
-    "terms": (ttalight.adapters, ttalight.adapters.Term),
-    "optimizer": (torch.optim, torch.optim.Optimizer),
-    "scheduler": (torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
-    "callbacks": (lightning.pytorch.callbacks, Callback),
-}
-
 
 def parser_message(message: str, options: Collection[str], commands: Collection[str] = ()) -> str:
     """Return the reason in what the parser says, with the nearest names where one is unknown.
@@ -78,7 +61,7 @@ def parser_message(message: str, options: Collection[str], commands: Collection[
     """
     if found := re.search(WORDS["no such command"], message):
         names = [*(name.strip(" '") for name in found[2].split(",")), *commands]
-        return f"there is no command {found[1]}{_nearest(found[1], names)}"
+        return unknown_command(found[1], names)
     if found := re.search(WORDS["no options"], message):
         return one_line(f"config: expected a file of options, one 'name: value' a line; got {found[1]}")
     if found := re.match(WORDS["no command"], message):
@@ -92,6 +75,11 @@ def parser_message(message: str, options: Collection[str], commands: Collection[
     if given and text.startswith("expected ") and "; got " not in text:
         text += f"; got {given[1] or given[2]}"
     return one_line(f"{place}: {text}" if place else text)
+
+
+def unknown_command(name: str, names: Collection[str]) -> str:
+    """Return what to say about the name of a command that there is not."""
+    return f"there is no command {name}{_nearest(name, names)}"
 
 
 def _reasons(message: str, place: str, options: Collection[str]) -> Iterator[str]:
@@ -137,11 +125,32 @@ def _unknown_class(name: str, key: str) -> str:
     return f"there is no class {name}{_nearest(name, _class_names(key))}{advice}"
 
 
+@cache
+def _classes() -> dict[str, tuple[ModuleType, type]]:
+    """Return the arguments that take a class: where its siblings are by their bare names, and what they derive from."""
+    import lightning.pytorch.callbacks  # here, since commands that do not need them start faster
+    import torch
+    from lightning import Callback, LightningDataModule, LightningModule
+
+    from ttalight import adapters, data, tasks
+
+    return {
+        "model": (tasks, LightningModule),
+        "data": (data, LightningDataModule),
+        "stream": (data, data.StreamOrder),
+        "adapter": (adapters, adapters.Adapter),
+        "terms": (adapters, adapters.Term),
+        "optimizer": (torch.optim, torch.optim.Optimizer),
+        "scheduler": (torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler),
+        "callbacks": (lightning.pytorch.callbacks, Callback),
+    }
+
+
 def _class_names(key: str) -> list[str]:
     """Return the bare names of the classes that an argument takes."""
-    if key not in _CLASSES:
+    if key not in _classes():
         return []
-    module, base = _CLASSES[key]
+    module, base = _classes()[key]
     members = {
         name: value for name, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)
     }
@@ -155,7 +164,9 @@ def _class_names(key: str) -> list[str]:
 def _unknown_argument(name: str, owner: str, place: str) -> str:
     key = place.rpartition(".")[2]
     kind = pkgutil.resolve_name(owner) if owner else None
-    if kind is None or (key in _CLASSES and kind is _CLASSES[key][1]):  # none was named, and the base has no such thing
+    if kind is None or (
+        key in _classes() and kind is _classes()[key][1]
+    ):  # none was named, and the base has no such thing
         return f"there is no argument {name}: {_name_the_class(place)}"
     names = ArgumentParser(exit_on_error=False).add_class_arguments(kind, as_group=False)
     return f"{owner.rpartition('.')[2]} has no argument {name}{_nearest(name, names)}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttalight.errors import InputError
-from ttalight.files.untrusted import Between, difference
+from ttalight.files.difference import Between, difference
 from ttalight.models.attaching.call import Call
 from ttalight.models.outputs import logits_of
 

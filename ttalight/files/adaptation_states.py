@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ttalight.errors import InputError
+from ttalight.files.difference import Between, difference
 from ttalight.files.optimizer_state import optimizer_fault
-from ttalight.files.untrusted import Between, difference
 
 __all__ = ["check_form", "check_values"]
 

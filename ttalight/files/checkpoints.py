@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 
-from ttalight.errors import InputError
+from ttalight.errors import InputError, MissingFileError
 from ttalight.files.atomic import write_files
-from ttalight.files.untrusted import Between, difference, known, load_tensors
-from ttalight.tasks.checkpoint import read_checkpoint
+from ttalight.files.difference import Between, difference, known
+from ttalight.files.tensors import load_tensors
+from ttalight.reporting.results import Source
+from ttalight.tasks.checkpoint import file_sha256, load_weights, read_checkpoint, select
 
-__all__ = ["LAST", "PREVIOUS", "CheckpointFiles", "last_whole"]
+__all__ = ["LAST", "PREVIOUS", "CheckpointFiles", "last_whole", "load_module"]
 
 #: The checkpoint that a run resumes from, and its name when the next one is written.
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -99,3 +103,47 @@ def last_whole(folder: Path) -> Path | None:
     if fault is not None:
         raise InputError(f"{fault}, and no other is left: start the run again with --overwrite") from fault
     return None
+
+
+def load_module(module: LightningModule, path: str | Path | None) -> Source | None:
+    """Load all weights of a module from a checkpoint of Lightning or from a file of its state dict.
+
+    The module's own ``on_load_checkpoint`` is called first, as Lightning's ``load_from_checkpoint`` calls it.
+
+    Args:
+        module: Receives the weights.
+        path: The file; nothing in it can run code. Without one there is a warning if the module's weights are random.
+
+    Returns:
+        The file and its SHA-256, as results name their source; None without a file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged or of another class, if keys are missing, left over or of other shapes, or if
+            the module has weights by an argument of its own.
+    """
+    name = type(module).__name__
+    if path is None:
+        if getattr(module, "has_random_weights", False):
+            rank_zero_warn(
+                f"nothing was loaded into this {name}: its weights are random. Name the file of a trained one by the "
+                "task's own argument, or by --weights (weights=)"
+            )
+        return None
+    if own := module.hparams.get("weights"):
+        raise InputError(
+            f"weights: {name} has an argument of that name, which is {str(own)!r:.60}, and --weights (weights=) is "
+            f"{str(path)!r:.60}: give one of them"
+        )
+    if not Path(path).is_file():
+        raise MissingFileError(
+            f"weights: there is no file {path}: name a checkpoint that fit has written, or a file of a state dict"
+        )
+    content = read_checkpoint(str(path), "weights")
+    writer = content.get("ttalight", {}).get("task")
+    if writer not in (None, name):
+        raise InputError(f"weights: {path} was written by {writer}, expected the checkpoint of a {name}")
+    if "state_dict" in content:
+        module.on_load_checkpoint(content)
+    load_weights(module, select(content, {"": ""}), str(path), "weights")
+    return {"file": str(path), "sha256": file_sha256(str(path))}

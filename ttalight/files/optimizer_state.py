@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from ttalight.files.untrusted import Between, difference
+from ttalight.files.difference import Between, difference
 
 __all__ = ["adopted_state", "optimizer_fault"]
 

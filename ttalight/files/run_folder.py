@@ -19,7 +19,18 @@ try:
 except ImportError:  # pragma: no cover  (Windows)
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RUN_FILES", "SIDE_FILES", "UNFINISHED", "find_files", "hold_folder", "is_run_name", "remove"]
+__all__ = [
+    "RUN_FILES",
+    "SIDE_FILES",
+    "UNFINISHED",
+    "find_files",
+    "hold_folder",
+    "holds",
+    "is_run_name",
+    "missing",
+    "remove",
+    "remove_empty",
+]
 
 #: What tells that a folder has a run. Results that say they are complete go first, and what a run is resumed by last.
 RUN_FILES = (
@@ -61,14 +72,15 @@ def hold_folder(folder: str | Path, first: bool = True) -> Iterator[None]:
         OSError: If the folder cannot be made or written.
     """
     path = Path(folder).resolve()
-    if path in _held and _held[path][0] == threading.get_ident():
+    if holds(path):
         yield
         return
     if not first:
         _check_owner(path)
         yield
         return
-    made = _make(path)
+    made = missing(path)
+    path.mkdir(parents=True, exist_ok=True)
     try:
         _held[path] = threading.get_ident(), _lock(path)
         try:
@@ -76,9 +88,18 @@ def hold_folder(folder: str | Path, first: bool = True) -> Iterator[None]:
         finally:
             _unlock(path, _held.pop(path)[1])
     finally:
-        with contextlib.suppress(OSError):  # one that is not empty stays
-            for parent in made:
-                parent.rmdir()
+        remove_empty(made)
+
+
+def holds(folder: str | Path) -> bool:
+    """Return whether this thread holds a folder."""
+    path = Path(folder).resolve()
+    return path in _held and _held[path][0] == threading.get_ident()
+
+
+def missing(folder: Path) -> list[Path]:
+    """Return those of a folder and its parents that there are not, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def is_run_name(name: str) -> bool:
@@ -100,15 +121,11 @@ def remove(paths: Sequence[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _make(path: Path) -> list[Path]:
-    """Make a folder, and return it and its parents that were missing, the innermost first."""
-    missing = []
-    parent = path
-    while not parent.exists():
-        missing.append(parent)
-        parent = parent.parent
-    path.mkdir(parents=True, exist_ok=True)
-    return missing
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the innermost first, up to the first that is not empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _lock(folder: Path) -> int:

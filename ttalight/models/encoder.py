@@ -14,7 +14,7 @@ from timm.models import EfficientNet, ResNet
 from torch import Tensor, nn
 
 from ttalight.errors import InputError, MissingFileError, UsageError
-from ttalight.files.untrusted import load_tensors
+from ttalight.files.tensors import load_tensors
 
 # What registers the networks for 32-pixel images with timm.
 from ttalight.models.cifar import cifar_preact_resnet, cifar_resnet, cifar_resnet_gn, cifar_resnext, cifar_wide_resnet  # noqa: F401

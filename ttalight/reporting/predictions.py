@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ttalight.errors import InputError, MissingFileError
 from ttalight.files.atomic import open_replacing
-from ttalight.files.untrusted import DAMAGE, Between, check_archive, difference, read_member
+from ttalight.files.untrusted import DAMAGE, check_archive, read_member
 
 __all__ = ["PREDICTIONS", "PredictionWriter", "merge_predictions", "read_predictions", "writer_fault"]
 
@@ -203,6 +203,8 @@ def writer_fault(state: Any, count: int, classes: int) -> str | None:
         count: Number of predictions so far.
         classes: Number of classes.
     """
+    from ttalight.files.difference import Between, difference  # here, since runs are compared without torch
+
     form = {"parts": str, "count": Between(count, count), "shapes": dict.fromkeys(_TYPES, list)}
     fault = difference(form, state, "predictions")
     if fault is not None:

@@ -88,9 +88,20 @@ class BaseTask(LightningModule, ABC):
         self.source: dict[str, str | None] = {"file": None, "sha256": None}
         self._compile = compile
         self._label_space = LabelSpace()
+        self._filled = False
         self._draws: torch.Generator | None = None
 
     # -- the network
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether nothing was loaded into the task, and it was not trained."""
+        return not self._filled and self.source["file"] is None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; arguments as PyTorch's."""
+        self._filled = True
+        return super().load_state_dict(state_dict, strict, assign)
 
     def start_encoder(self, name: str, stem: Literal["cifar", "imagenet"], pretrained: bool | str) -> nn.Module:
         """Return a new encoder; images are prepared, and ``source`` is set, as its pretrained weights have it.
@@ -188,6 +199,7 @@ class BaseTask(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         """Fix the seed that the run's draws are keyed by."""
+        self._filled = True
         self._seed = global_seed()
         self._draws = torch.Generator(device=self.device)
 
@@ -238,8 +250,10 @@ class BaseTask(LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume from another task's file, or one of another architecture."""
+        """Refuse another task's file, or one of another architecture; keep the file's preparation of images."""
         check_resumed(self, checkpoint)
+        self.preparation.follow_file(checkpoint.get("ttalight", {}).get("image_size"))
+        self.set_image_size(self.crop.size)
 
     def load_stage(
         self, path: str, argument: str, task: str, prefixes: Mapping[str, str], architecture: Mapping[str, Any]

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ttalight.errors import InputError, MissingFileError
-from ttalight.files.untrusted import Between, difference, load_tensors
+from ttalight.files.difference import Between, difference
+from ttalight.files.tensors import load_tensors
 from ttalight.models.weight_files import numbers_allowed
 
 __all__ = ["check_architecture", "check_weights", "file_sha256", "load_weights", "read_checkpoint", "select"]
@@ -39,7 +41,7 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
         )
     try:
         with numbers_allowed():
-            content = load_tensors(Path(path))
+            content: Any = load_file(path) if path.endswith(".safetensors") else load_tensors(Path(path))
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{argument}: {path} was refused: it holds something other than tensors and plain values, or is damaged "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.errors import InputError
-from ttalight.files.untrusted import difference
+from ttalight.files.difference import difference
 from ttalight.tasks.contrastive_ttt import ContrastiveTTT
 
 __all__ = ["CrossTaskTTT"]

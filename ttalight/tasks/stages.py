@@ -85,5 +85,5 @@ def check_resumed(task: LightningModule, checkpoint: Mapping[str, Any]) -> None:
             f"{type(task).__name__}. To start from its weights, name the file with one of the task's own arguments"
         )
     architecture = {name: task.hparams[name] for name in ("encoder", "stem", "num_classes") if name in task.hparams}
-    check_architecture(checkpoint, architecture, "the checkpoint", "ckpt_path")
-    check_weights(task, select(checkpoint, {"": ""}), "the checkpoint", "ckpt_path")
+    check_architecture(checkpoint, architecture, "the file", "checkpoint")
+    check_weights(task, select(checkpoint, {"": ""}), "the file", "checkpoint")
