@@ -83,7 +83,7 @@ def test_lazy_names():
     import ttalight.cli
 
     assert ttalight.adapters.Tent.__name__ == "Tent"
-    assert ttalight.cli.CLI.subcommands().keys() >= {"fit", "adapt"}
+    assert ttalight.cli.CLI.__name__ == "CLI"
     for module in (ttalight, ttalight.cli):
         with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'nothing'"):
             _ = module.nothing

@@ -46,6 +46,9 @@ class CLI(LightningCLI):
         self.folder: Path | None = None
         self._ckpt_path: str | None = None
         self._parsers: list[LightningArgumentParser] = []
+        words = sys.argv[1:] if args is None else args
+        #: The command, of which alone a parser is made. None where a parser of all of them is asked for.
+        self._command = words[0] if isinstance(words, list) and words and words[0] in COMMANDS else None
         with contextlib.ExitStack() as self._held:
             super().__init__(
                 LightningModule,
@@ -70,10 +73,10 @@ class CLI(LightningCLI):
         """Return a parser that takes no abbreviations: ``--trainer.max_epoch`` is a misspelt name."""
         return super().init_parser(allow_abbrev=False, **kwargs)
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static in Lightning
         """Return the subcommands and the arguments that are not options."""
-        return {**LightningCLI.subcommands(), "adapt": {"model", "datamodule", "dataloaders", "overwrite"}}
+        every = {**LightningCLI.subcommands(), "adapt": {"model", "datamodule", "dataloaders", "overwrite"}}
+        return {name: skipped for name, skipped in every.items() if self._command in (None, name)}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that say where a run leaves its files."""
