@@ -274,7 +274,16 @@ class TestCommand:
         with pytest.raises(SystemExit):
             main(["--help"])
         out = capsys.readouterr().out
-        for word in ("fit", "validate", "test", "predict", "adapt", "Adapt a model to a stream", "compare", "reproduce"):
+        for word in (
+            "fit",
+            "validate",
+            "test",
+            "predict",
+            "adapt",
+            "Adapt a model to a stream",
+            "compare",
+            "reproduce",
+        ):
             assert word in out
 
     def test_help_of_an_adapter(self, capsys):
