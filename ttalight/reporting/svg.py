@@ -212,8 +212,9 @@ def scatter_plot(points: Sequence[Point], x_label: str, y_label: str, width: int
     parts = [_frame(axes, ticks, y_ticks, x_label, y_label, names)]
     order = sorted(range(len(points)), key=lambda index: -points[index].y)
     heights = _apart([axes.up(points[index].y) for index in order], axes.top, height - axes.bottom)
-    for index, beside in zip(order, heights, strict=True):
-        point, x, y = points[index], axes.across(logs[index]), axes.up(points[index].y)
+    labels = dict(zip(order, heights, strict=True))
+    for index, point in enumerate(points):
+        x, y, beside = axes.across(logs[index]), axes.up(point.y), labels[index]
         fill, end = color(point.index), width - right + 14
         title = f"<title>{escape(point.label)}: {point.y:.2f} at {point.x:.0f}</title>"
         parts.append(f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{end:.1f}" y2="{beside:.1f}"/>')
