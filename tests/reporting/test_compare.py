@@ -215,6 +215,12 @@ class TestAcrossStreams:
         assert main_table(text)["Tent"] == ["52.50±3.54", "2", "50.00", "55.00±7.07"]
         assert "over n seeds and stream orders" in " ".join(text.split())
 
+    def test_several_orders_are_an_error_that_says_how(self, make_run, capsys):
+        runs = self.runs(make_run)
+        assert "If they are orders of one stream, average them with --across-streams. " in fails(capsys, *runs)
+        main([*runs, "--across-streams"])
+        assert counts(capsys.readouterr().out) == ["3"]
+
     @pytest.mark.parametrize("other", [{"stream_args": {"gamma": 1}}, {"lr": 0.1}, {"weights": "b"}])
     def test_only_orders_are_averaged(self, make_run, other):
         runs = [make_run("a", stream_args={"gamma": 0}), make_run("b", stream_hash="f" * 64, **other)]
@@ -488,7 +494,7 @@ class TestOutput:
         assert lines == [
             r"\begin{tabular}{lrrrrr}",
             r"\toprule",
-            r"Method & Mean & Over A\_b & N & Gauss. & 100\% \\",
+            r"Method & Mean & Over A\_b & n & Gauss. & 100\% \\",
             r"\midrule",
             r"A\_b & \textbf{60.0} & $+0.0$ & 2 & 50.0 & \textbf{70.0} \\",
             r"C\&D & 58.3{\scriptsize$\,\pm\,2.9$} & $-1.7$ & 3 & \textbf{58.3}{\scriptsize$\,\pm\,2.9$} & "

@@ -197,8 +197,10 @@ def _allowed(runs: Sequence[Run], different: Sequence[str], across_streams: bool
         differences.pop("stream_hash", None)  # the table says how many orders a row has
     if differences.keys() - set(different):
         values = "; ".join(f"{field} is {values}" for field, values in differences.items() if field not in different)
+        orders = ". If they are orders of one stream, average them with --across-streams"
         raise InputError(
-            f"these runs were not measured on the same stream: {values}. "
+            f"these runs were not measured on the same stream: {values}"
+            f"{orders if differences.keys() == {'stream_hash'} else ''}. "
             f"To set them side by side all the same, add --different {' '.join(differences)}"
         )
     return differences

@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ttalight.reporting.svg import color, escape
-from ttalight.reporting.text import is_best
+from ttalight.reporting.text import BEST, is_best
 
-__all__ = ["html_heading", "html_key", "html_list", "html_page", "html_panels", "html_table", "html_wide"]
+__all__ = [
+    "html_figure",
+    "html_heading",
+    "html_key",
+    "html_list",
+    "html_page",
+    "html_panels",
+    "html_table",
+    "html_wide",
+]
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -15,15 +24,15 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 h1, p, li, dd, figcaption { overflow-wrap: anywhere; }
-table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
+table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .85rem; }
+th, td { padding: .25rem .34rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
 th { vertical-align: bottom; } [title] { cursor: help; }
 th[title] { text-decoration: underline dotted #8888; text-underline-offset: .2em; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
 .words td { white-space: normal; }
 td small { opacity: .75; margin-left: .15em; }
 .wide { overflow-x: auto; } .quiet { opacity: .8; font-size: .9rem; }
-.pinned { --a: min(var(--label), 14rem); --b: 7.5rem; }
+.pinned { --a: min(var(--label), 14rem); --b: var(--mean); }
 .pinned :is(th, td):nth-child(-n+2), .pinned.three :is(th, td):nth-child(3) { position: sticky; background: Canvas; }
 .pinned :is(th, td):first-child { left: 0; width: var(--a); min-width: var(--a); max-width: var(--a);
   white-space: normal; overflow-wrap: anywhere; }
@@ -34,7 +43,7 @@ td small { opacity: .75; margin-left: .15em; }
 .facts dt { display: inline; opacity: .7; } .facts dd { display: inline; margin: 0 0 0 .4em; }
 .key { display: inline-block; width: .75em; height: .75em; border-radius: 2px; margin-right: .45em; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 1rem; }
-figure { margin: 0; } figcaption { font-size: .9rem; } figure, .wide > svg { max-width: 32rem; }
+figure { margin: 0; max-width: 32rem; } figcaption { font-size: .9rem; }
 svg { max-width: 100%; height: auto; } figure svg { width: 100%; display: block; }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor; } svg text.mark { opacity: .7; }
 svg polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
@@ -81,14 +90,15 @@ def html_key(index: int) -> str:
     return f'<span class="key" style="background:{color(index)}"></span>'
 
 
-def html_panels(figures: Sequence[tuple[str, str]]) -> str:
-    """Return figures side by side, as many in a line as the page is wide.
+def html_figure(svg: str, caption: str = "") -> str:
+    """Return a figure of an ``svg`` element, as wide as there is room, below a caption, which is HTML."""
+    above = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f"<figure>{above}{svg}</figure>"
 
-    Args:
-        figures: Caption, which is HTML, and ``svg`` element of each.
-    """
-    parts = [f"<figure><figcaption>{caption}</figcaption>{svg}</figure>" for caption, svg in figures]
-    return f'<div class="panels">{"".join(parts)}</div>'
+
+def html_panels(figures: Sequence[str]) -> str:
+    """Return figures side by side, as many in a line as the page is wide."""
+    return f'<div class="panels">{"".join(figures)}</div>'
 
 
 def html_table(
@@ -116,8 +126,8 @@ def html_table(
         shown = [(html_key(index) if colored else "") + escape(row[0]), *map(_value, row[1:])]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>")
     kind = " ".join(filter(None, ["words" * words, "pinned" * (pinned > 0), "three" * (pinned > 2)]))
-    label = max((len(row[0]) for row in rows), default=0) + 5
-    style = f' style="--label:{label}ch"' if pinned else ""
+    label, mean = (max((len(row[column].strip(BEST)) for row in rows), default=0) for column in (0, 1))
+    style = f' style="--label:{label + 3}ch;--mean:{mean + 2}ch"' if pinned else ""
     body = "\n".join(lines)
     table = "<table" + (f' class="{kind}"' if kind else "") + f"{style}>"
     return html_wide(f"{table}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")

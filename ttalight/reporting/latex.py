@@ -45,7 +45,7 @@ def render_latex(table: Table, notes: Sequence[str]) -> str:
     ]
     lines = [f"% {printable(line)}" for line in about if line]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule"]
-    titles = [name[:1].upper() + name[1:] for name in names[:first]] + names[first:]
+    titles = [name[:1].upper() + name[1:] for name in names[: first - 1]] + names[first - 1 :]
     lines += [_line([latex_text(name) for name in titles]), r"\midrule"]
     lines += [_line([latex_text(row[0]), *map(_number, row[1:])]) for row in cells(table, 1, BEST, "{}")]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from ttalight.reporting.groups import Group
-from ttalight.reporting.html import html_heading, html_key, html_list, html_page, html_panels, html_table
+from ttalight.reporting.html import html_figure, html_heading, html_key, html_list, html_page, html_panels, html_table
 from ttalight.reporting.iterations import has_iterations, iteration_curves
 from ttalight.reporting.names import full_names, short_names
 from ttalight.reporting.published import Match, match_cells
@@ -101,7 +101,7 @@ def _plots(table: Table) -> list[str]:
     """Return headings and figures: a panel for each row, beside what it is compared with."""
     base = next((row for row in table.rows if row.group.label == table.baseline), table.rows[0])
     others = [(index, row) for index, row in enumerate(table.rows) if row is not base or len(table.rows) == 1]
-    beside = "" if len(table.rows) == 1 else f" Grey or black marks: {base.group.label}."
+    beside = "" if len(table.rows) == 1 else f"Lines and marks without colour: {base.group.label}."
     plots = {
         "Accuracy along the stream": _lines(base, others, _stream_line, "images", _marks(base)),
         "Accuracy against steps": _lines(base, others, _steps_line, "steps"),
@@ -110,17 +110,14 @@ def _plots(table: Table) -> list[str]:
     parts = []
     for title, figures in plots.items():
         if figures:
-            parts += [
-                html_heading(title),
-                f'<p class="quiet">One panel a method.{escape(beside)}</p>' if beside else "",
-            ]
-            parts.append(html_panels(figures))
+            note = f'<p class="quiet">{escape(beside)}</p>' if beside else ""
+            parts += [html_heading(title), note, html_panels(figures)]
     speed = _against_speed(table)
-    return parts + ([html_heading("Accuracy against speed"), html_panels([("", speed)])] if speed else [])
+    return parts + ([html_heading("Accuracy against speed"), html_figure(speed)] if speed else [])
 
 
-def _caption(index: int, row: Row) -> str:
-    return html_key(index) + escape(row.group.label)
+def _figure(index: int, row: Row, svg: str) -> str:
+    return html_figure(svg, html_key(index) + escape(row.group.label))
 
 
 def _lines(
@@ -129,7 +126,7 @@ def _lines(
     line: Callable[[Group, int | None], Series],
     x_label: str,
     marks: Sequence[tuple[float, str]] = (),
-) -> list[tuple[str, str]]:
+) -> list[str]:
     """Return a panel for each row that has values, with the line of the one that it is compared with."""
     reference = line(base.group, None)
     found = [(index, row, own) for index, row in others if _has_values(own := line(row.group, index))]
@@ -137,7 +134,7 @@ def _lines(
         found = [(0, base, reference)]
     values = [value for own in [reference, *(own for _, _, own in found)] for value in own.y if value is not None]
     return [
-        (_caption(index, row), line_plot([own] if row is base else [reference, own], x_label, _ACCURACY, marks, values))
+        _figure(index, row, line_plot([own] if row is base else [reference, own], x_label, _ACCURACY, marks, values))
         for index, row, own in found
     ]
 
@@ -199,7 +196,7 @@ def _steps_line(group: Group, index: int | None) -> Series:
     return Series(group.label, curves[0].steps, _averages([curve.mean for curve in curves]), index=index)
 
 
-def _by_domain(table: Table, base: Row, others: Sequence[tuple[int, Row]]) -> list[tuple[str, str]]:
+def _by_domain(table: Table, base: Row, others: Sequence[tuple[int, Row]]) -> list[str]:
     names = domain_columns(table)
 
     def scaled(values: Sequence[float | None]) -> list[float | None]:
@@ -213,7 +210,7 @@ def _by_domain(table: Table, base: Row, others: Sequence[tuple[int, Row]]) -> li
     for index, row in others:
         bars = Series(row.group.label, (), means[row.group.label], scaled([cell.std for cell in row.domains]), index)
         reference = () if row is base else means[base.group.label]
-        figures.append((_caption(index, row), bar_plot(bars, names, unit(table), reference, known)))
+        figures.append(_figure(index, row, bar_plot(bars, names, unit(table), reference, known)))
     return figures
 
 
