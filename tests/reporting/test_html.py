@@ -13,7 +13,7 @@ import pytest
 from ttalight.reporting.compare import compare
 from ttalight.reporting.svg import Point, Series, bar_plot, line_plot, nice_ticks, scatter_plot
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr"}
 
 
 class Balanced(HTMLParser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ttalight.reporting.svg import color, escape
@@ -36,6 +37,7 @@ td small { opacity: .75; margin-left: .15em; }
 .pinned :is(th, td):nth-child(-n+2), .pinned.three :is(th, td):nth-child(3) { position: sticky; background: Canvas; }
 .pinned :is(th, td):first-child { left: 0; width: var(--a); min-width: var(--a); max-width: var(--a);
   white-space: normal; overflow-wrap: anywhere; }
+.pinned .key { float: left; margin-top: .42em; }
 .pinned :is(th, td):nth-child(2) { left: var(--a); width: var(--b); min-width: var(--b); max-width: var(--b); }
 .pinned.three :is(th, td):nth-child(3) { left: calc(var(--a) + var(--b)); white-space: normal; }
 .pinned:not(.three) :is(th, td):nth-child(2), .pinned.three :is(th, td):nth-child(3) { border-right: 1px solid #8884; }
@@ -57,6 +59,9 @@ svg polyline.reference { opacity: .45; } svg .leader { stroke: currentColor; opa
   .pinned { --a: min(var(--label), 7.2rem); --b: 3.7rem; } td small { display: block; line-height: 1; }
 }
 """
+
+#: Width of a digit in a table, in rem.
+_LETTER = 0.56
 
 
 def html_page(title: str, parts: Sequence[str], name: str | None = None) -> str:
@@ -123,11 +128,12 @@ def html_table(
     head = "".join(f"<th{note}>{escape(name)}</th>" for name, note in zip(names, notes, strict=True))
     lines = []
     for index, row in enumerate(rows):
-        shown = [(html_key(index) if colored else "") + escape(row[0]), *map(_value, row[1:])]
+        shown = [(html_key(index) if colored else "") + _breakable(escape(row[0])), *map(_value, row[1:])]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>")
     kind = " ".join(filter(None, ["words" * words, "pinned" * (pinned > 0), "three" * (pinned > 2)]))
     label, mean = (max((len(row[column].strip(BEST)) for row in rows), default=0) for column in (0, 1))
-    style = f' style="--label:{label + 3}ch;--mean:{mean + 2}ch"' if pinned else ""
+    # Widths in rem: ch would differ between the bold head and the rows, and the offsets with it.
+    style = f' style="--label:{_LETTER * label + 1.7:.1f}rem;--mean:{_LETTER * mean + 1:.1f}rem"' if pinned else ""
     body = "\n".join(lines)
     table = "<table" + (f' class="{kind}"' if kind else "") + f"{style}>"
     return html_wide(f"{table}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
@@ -136,6 +142,11 @@ def html_table(
 def html_list(lines: Sequence[str]) -> str:
     """Return a list of remarks; nothing if there are none."""
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def _breakable(label: str) -> str:
+    """Let a long name go on in the next line where a word in it begins."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "<wbr>", label)
 
 
 def _value(cell: str) -> str:

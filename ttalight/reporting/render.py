@@ -255,14 +255,14 @@ def _show(cell: Cell, factor: float, digits: int, pattern: str, sign: str = "") 
         return pattern.format("-")
     if cell.mean is None:
         return pattern.format("nan")
-    return pattern.format(f"{factor * cell.mean:{sign}.{digits}f}{_deviation(cell.std, factor, digits)}")
+    return pattern.format(f"{factor * cell.mean:{sign}.{digits}f}{_deviation(cell, factor, digits)}")
 
 
-def _deviation(std: float | None, factor: float, digits: int) -> str:
+def _deviation(cell: Cell, factor: float, digits: int) -> str:
     """Write a deviation: nothing where values are equal, and never a zero where they are not."""
-    if not std:
+    if cell.std is None or cell.equal:
         return ""
-    shown = number(factor * std, digits)
+    shown = number(factor * cell.std, digits)
     return f"±{shown}" if float(shown) else f"±<{10**-digits:.{digits}f}"
 
 

@@ -101,7 +101,7 @@ def _plots(table: Table) -> list[str]:
     """Return headings and figures: a panel for each row, beside what it is compared with."""
     base = next((row for row in table.rows if row.group.label == table.baseline), table.rows[0])
     others = [(index, row) for index, row in enumerate(table.rows) if row is not base or len(table.rows) == 1]
-    beside = "" if len(table.rows) == 1 else f"Lines and marks without colour: {base.group.label}."
+    beside = f"Lines and marks without colour: {base.group.label}."
     plots = {
         "Accuracy along the stream": _lines(base, others, _stream_line, "images", _marks(base)),
         "Accuracy against steps": _lines(base, others, _steps_line, "steps"),
@@ -110,7 +110,8 @@ def _plots(table: Table) -> list[str]:
     parts = []
     for title, figures in plots.items():
         if figures:
-            note = f'<p class="quiet">{escape(beside)}</p>' if beside else ""
+            compared = any('class="reference"' in figure for figure in figures)
+            note = f'<p class="quiet">{escape(beside)}</p>' if compared else ""
             parts += [html_heading(title), note, html_panels(figures)]
     speed = _against_speed(table)
     return parts + ([html_heading("Accuracy against speed"), html_figure(speed)] if speed else [])
@@ -198,13 +199,15 @@ def _steps_line(group: Group, index: int | None) -> Series:
 
 def _by_domain(table: Table, base: Row, others: Sequence[tuple[int, Row]]) -> list[str]:
     names = domain_columns(table)
+    if not names:
+        return []
 
     def scaled(values: Sequence[float | None]) -> list[float | None]:
         return [None if value is None else table.factor * value for value in values]
 
     means = {row.group.label: scaled([cell.mean for cell in row.domains]) for _, row in [*others, (0, base)]}
     known = [value for own in means.values() for value in own if value is not None]
-    if not known or not names:
+    if not known:
         return []
     figures = []
     for index, row in others:

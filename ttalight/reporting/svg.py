@@ -121,10 +121,10 @@ def line_plot(
     places = [place for line in series for place in line.x]
     y_ticks = nice_ticks(min(known), max(known))
     x_ticks = [tick for tick in nice_ticks(0, max(places), 4) if tick <= max(places)]
-    axes = _Axes(width, 0, (0, max(places)), (y_ticks[0], y_ticks[-1]))
+    axes = _Axes(width, 0, (0, max(places)), (y_ticks[0], y_ticks[-1]), left=_margin(y_ticks))
     named = _spaced([axes.across(place) for place, _ in marks])
     top = 12 + (_LETTER * max(len(_cut(name)) for _, name in marks) if named else 0)
-    axes = _Axes(width, 190 + top, axes.x, axes.y, top=top)
+    axes = _Axes(width, 190 + top, axes.x, axes.y, left=axes.left, top=top)
     parts = [_frame(axes, x_ticks, y_ticks, x_label, y_label, [_compact(tick) for tick in x_ticks])]
     for place, name in marks:
         at = axes.across(place)
@@ -204,7 +204,7 @@ def scatter_plot(points: Sequence[Point], x_label: str, y_label: str, width: int
     y_ticks = nice_ticks(min(point.y for point in points), max(point.y for point in points))
     right = 26 + _LETTER * max(len(_cut(point.label)) for point in points)
     height = max(260.0, _LINE * len(points) + 60)
-    axes = _Axes(width, height, (low, high), (y_ticks[0], y_ticks[-1]), right=right)
+    axes = _Axes(width, height, (low, high), (y_ticks[0], y_ticks[-1]), left=_margin(y_ticks), right=right)
     fine = [power + shift for power in range(low, high) for shift in (0, math.log10(2), math.log10(5))] + [high]
     choices = (fine, range(low, high + 1), (low, high))
     ticks = next((one for one in choices if _spaced([axes.across(tick) for tick in one], 34)), (low, high))
@@ -221,6 +221,11 @@ def scatter_plot(points: Sequence[Point], x_label: str, y_label: str, width: int
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}">{title}</circle>')
         parts.append(_text(end + 4, beside + 4, _cut(point.label), anchor="start"))
     return _svg(axes, parts, f"{y_label} against {x_label}")
+
+
+def _margin(ticks: Sequence[float]) -> float:
+    """Return the room for the label and the numbers of a vertical axis."""
+    return 28 + _LETTER * max(len(f"{tick:g}") for tick in ticks)
 
 
 def _cut(name: str, most: int = _LABEL) -> str:

@@ -18,6 +18,9 @@ from ttalight.reporting.results import Metric
 from ttalight.reporting.summary import counted
 from ttalight.reporting.text import csv_text
 
+#: Deviations below this are no deviations: differences of equal numbers are not always equal.
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -29,8 +32,8 @@ class Cell:
 
     @property
     def equal(self) -> bool:
-        """Whether several runs gave the same value."""
-        return self.n > 1 and self.std == 0
+        """Whether several runs gave the same value, but for the rounding of a difference."""
+        return self.std is not None and self.std < _ROUNDING
 
 
 @dataclass(frozen=True)
