@@ -146,11 +146,12 @@ def _has_values(line: Series) -> bool:
 
 def _marks(row: Row) -> list[tuple[float, str]]:
     """Where the domains of the stream begin."""
-    if len(row.group.streams) > 1:
-        return []
-    rows = counted(row.group.first["domains"])
-    names = dict(zip([row["name"] for row in rows], short_names([row["name"] for row in rows]), strict=True))
-    starts = [(float(row["start"]), names[row["name"]]) for row in rows if "start" in row]
+    every = [counted(run.results["domains"]) for run in row.group.runs]
+    starts = [[(float(one["start"]), one["name"]) for one in rows if "start" in one] for rows in every]
+    if any(own != starts[0] for own in starts):
+        return []  # the orders of the stream differ in their domains, too
+    names = short_names([name for _, name in starts[0]])
+    starts = [(place, name) for (place, _), name in zip(starts[0], names, strict=True)]
     return starts if len(starts) <= _MARKS and len({place for place, _ in starts}) == len(starts) else []
 
 
