@@ -150,9 +150,9 @@ def _marks(row: Row) -> list[tuple[float, str]]:
     starts = [[(float(one["start"]), one["name"]) for one in rows if "start" in one] for rows in every]
     if any(own != starts[0] for own in starts):
         return []  # the orders of the stream differ in their domains, too
-    names = short_names([name for _, name in starts[0]])
-    starts = [(place, name) for (place, _), name in zip(starts[0], names, strict=True)]
-    return starts if len(starts) <= _MARKS and len({place for place, _ in starts}) == len(starts) else []
+    places = [place for place, _ in starts[0]]
+    marks = list(zip(places, short_names([name for _, name in starts[0]]), strict=True))
+    return marks if len(marks) <= _MARKS and len(set(places)) == len(places) else []
 
 
 def _stream_line(group: Group, index: int | None) -> Series:
