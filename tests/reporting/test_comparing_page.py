@@ -36,7 +36,7 @@ def run(words: list[str]) -> None:
 
 def counts(text: str) -> dict[str, str]:
     """Method -> number of runs, of the first table of a printed comparison."""
-    header, ruler, *rows = text.split("\n\n")[1].splitlines()
+    header, ruler, *rows = re.search(r"^method .* n .*\n(?:.+\n)+", text, re.MULTILINE)[0].splitlines()
     edge, place = ruler.index(" "), header.split().index("n") - len(header.split())
     return {row[:edge].rstrip(): row.split()[place] for row in rows}
 
