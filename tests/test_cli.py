@@ -212,15 +212,27 @@ class TestRuns:
 
     def test_tensorboard_has_the_curves(self, work):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
         adapt("tent")
         events = EventAccumulator("runs/digits/tent")
         events.Reload()
         tags = set(events.Tags()["scalars"])
         assert {"online/accuracy", "online/entropy", "adapt/loss", "adapt/grad_norm", "adapt/selected"} <= tags
-        assert {"clean/accuracy", "contrast/accuracy"} <= tags
+        assert {"domains/clean", "domains/contrast", "results/mean_accuracy"} <= tags
+        assert {tag.partition("/")[0] for tag in tags} == {"adapt", "domains", "online", "results"}
         assert [event.step for event in events.Scalars("adapt/loss")] == list(range(1, 11))
         assert events.Tags()["tensors"] == ["results/text_summary"]
+        mean = json.loads(Path("runs/digits/tent/results.json").read_text())["mean"]["accuracy"]
+        assert [event.value for event in events.Scalars("results/mean_accuracy")] == pytest.approx([mean])
+        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        settings = HParamsPluginData.FromString(content).session_start_info.hparams
+        shown = {name: settings[name].string_value or settings[name].number_value for name in settings}
+        assert shown["method"] == "Tent"
+        assert (shown["lr"], shown["steps"], shown["reset"]) == (0.001, 1, "domain")
+        content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+        (metric,) = HParamsPluginData.FromString(content).experiment.metric_infos
+        assert metric.name.tag == "results/mean_accuracy"
         if can_plot():
             assert events.Tags()["images"] == ["domains"]
 

@@ -89,7 +89,8 @@ class Trainer(lightning.Trainer):
         if enable_checkpointing is not False and lacks(ModelCheckpoint) and not kwargs.get("fast_dev_run"):
             chosen.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, enable_version_counter=False))
         if default_root_dir is not None and logger in (None, True):
-            logger = TensorBoardLogger(save_dir=default_root_dir, name="", version="")
+            # Without Lightning's metric of -1, which would stand in the place of the results among HPARAMS.
+            logger = TensorBoardLogger(save_dir=default_root_dir, name="", version="", default_hp_metric=False)
         self._folder = default_root_dir
         super().__init__(
             default_root_dir=default_root_dir,

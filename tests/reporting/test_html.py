@@ -13,7 +13,7 @@ import pytest
 from ttalight.reporting.compare import compare
 from ttalight.reporting.svg import Point, Series, bar_plot, line_plot, nice_ticks, scatter_plot
 
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr"}
 
 
 class Balanced(HTMLParser):
@@ -62,7 +62,8 @@ class TestPage:
         parser.feed(text)
         assert parser.open == []
         assert not re.search(r"https?://|url\(|@import", text)
-        assert len(re.findall("<svg ", text)) == 3
+        assert text.count("<svg ") == 3
+        assert "<h1>Accuracy of 2 methods on stream PerDomain, severity 5: ttalight compare</h1>" in text
         assert "<b>70.00</b>" in text
         assert "no interval for Tent" in text
 
@@ -74,6 +75,24 @@ class TestPage:
         assert "a&amp;b" in text
         assert "Tent&lt;b&gt;" in text
 
+    def test_panels_compare_with_the_baseline(self, make_run, tmp_path):
+        shares = {"Tent": (0.5, 0.7), "Source": (0.2, 0.3), "EATA": (0.6, 0.6)}
+        runs = [make_run(name, name, own, extra={"curve": curve(*own)}) for name, own in shares.items()]
+        text = page(runs, tmp_path, baseline="Source")
+        stream = text[text.index("Accuracy along the stream") : text.index("Accuracy by domain")]
+        titles = [re.findall(r"<title>(\w+)</title></polyline>", svg) for svg in stream.split("</svg>")[:-1]]
+        assert titles == [["Source", "Tent"], ["Source", "EATA"]]
+        assert len(re.findall("<polyline", text)) == 4
+
+    def test_columns_are_explained_and_pinned(self, make_run, make_domain, tmp_path):
+        rows = [make_domain("gaussian_noise", 0.5), make_domain("fog", 0.6)]
+        runs = [make_run(name, name, domains=rows) for name in ("Tent", "Source")]
+        text = page(runs, tmp_path, baseline="Source")
+        assert '<th title="gaussian_noise, severity 5">Gauss.</th>' in text
+        assert '<th title="gain: mean minus the mean of Source">over Source</th>' in text
+        assert '<table class="pinned three"' in text
+        assert '<table class="pinned"' in page(runs, tmp_path)
+
     def test_files_without_a_curve_have_no_plot_of_one(self, make_run, tmp_path):
         text = page([make_run("tent")], tmp_path)
         assert "Accuracy along the stream" not in text
@@ -84,7 +103,7 @@ class TestPage:
         for metric in ("accuracy", "nll"):
             text = page([make_run("tent", domains=broken)], tmp_path, metric=metric)
             Balanced().feed(text)
-        (bars,) = re.findall(r'<svg role="img" aria-label="nll by domain".*?</svg>', text)
+        (bars,) = re.findall(r'<svg role="img" aria-label="nll in nats by domain".*?</svg>', text)
         assert len(parse(bars).findall("rect")) == 1
 
     def test_a_run_that_lost_everything(self, make_run, make_domain, tmp_path):
@@ -141,21 +160,36 @@ class TestPlots:
         assert first[1][0] > first[0][0]
         assert first[1][1] < first[0][1]  # more is higher up
 
-    def test_height_of_a_bar_is_its_value(self):
-        series = [Series("a", (), [50.0, 100.0], [5.0, None]), Series("b", (), [25.0, None])]
-        svg = parse(bar_plot(series, ["x", "y"], "accuracy"))
-        heights = [float(bar.get("height")) for bar in svg.findall("rect")]
-        assert heights == pytest.approx([heights[0], heights[0] / 2, 2 * heights[0]], abs=0.2)
-        assert [bar.find("title").text for bar in svg.findall("rect")] == [
-            "x, a: 50.00 ± 5.00",
-            "x, b: 25.00",
-            "y, a: 100.00",
-        ]
+    def test_length_of_a_bar_is_its_value(self):
+        bars = Series("a", (), [50.0, 100.0, None], [5.0, None, None])
+        svg = parse(bar_plot(bars, ["x", "y", "z"], "accuracy", [100.0, None, 50.0]))
+        first, second = svg.findall("rect")
+        half, whole = float(first.get("width")), float(second.get("width"))
+        assert half == pytest.approx(whole / 2, abs=0.2)
+        assert [bar.find("title").text for bar in (first, second)] == ["x, a: 50.00 ± 5.00", "y, a: 100.00"]
+        assert {"50.0", "100.0"} <= {text.text for text in svg.findall("text")}
         assert len([line for line in svg.findall("line") if line.get("class") == "whisker"]) == 1
+        left = float(first.get("x"))
+        marks = [float(line.get("x1")) - left for line in svg.findall("line") if line.get("class") == "reference"]
+        assert marks == pytest.approx([whole, half], abs=0.2)
+
+    def test_plots_share_an_axis(self):
+        small = parse(bar_plot(Series("a", (), [10.0]), ["x"], "accuracy", values=[100.0]))
+        large = parse(bar_plot(Series("b", (), [100.0]), ["x"], "accuracy", values=[100.0]))
+        lengths = [float(svg.find("rect").get("width")) for svg in (small, large)]
+        assert lengths[0] == pytest.approx(lengths[1] / 10, abs=0.2)
 
     def test_speed_is_logarithmic(self):
         points = [Point("slow", 10, 50, 0), Point("fast", 1000, 60, 1), Point("middle", 100, 55, 2)]
         svg = parse(scatter_plot(points, "images/s", "accuracy"))
         slow, fast, middle = (float(circle.get("cx")) for circle in svg.findall("circle"))
         assert middle == pytest.approx((slow + fast) / 2, abs=0.2)
-        assert {"10", "100", "1,000"} <= {text.text for text in svg.findall("text")}
+        assert {"10", "100", "1,000", "slow", "fast", "middle"} <= {text.text for text in svg.findall("text")}
+
+    def test_labels_of_equal_points_stand_apart(self):
+        points = [Point(f"method {index}", 100, 50, index) for index in range(40)]
+        svg = parse(scatter_plot(points, "images/s", "accuracy"))
+        heights = sorted(float(text.get("y")) for text in svg.findall("text") if text.text.startswith("method"))
+        assert len(heights) == 40
+        assert min(right - left for left, right in pairwise(heights)) >= 14.9
+        assert 0 < heights[0] < heights[-1] < float(svg.get("height"))

@@ -84,7 +84,7 @@ class TestMatch:
         run = make_cifar("cta", "TestTimeTraining", {"gaussian_noise": 0.5, "fog": 0.6, "clean": 0.9}, **CTA)
         text = found(compare([run], published=True))
         assert "domains 3 (2 of the published) here, 15 there" in text
-        assert "TestTimeTraining 50.00 60.00 55.00" in text
+        assert "TestTimeTraining 55.00 50.00 60.00" in text
         assert "87.01" in text  # of 83.09 and 90.93
         assert "87.42" not in text
 

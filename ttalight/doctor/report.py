@@ -66,6 +66,6 @@ def render_page(findings: Findings, title: str) -> str:
         bars = Series("distance", (), [findings.distances[name] for name in shown])
         parts += [
             html_heading("Distance of the batch's statistics from the running ones, by layer"),
-            html_wide(bar_plot([bars], shown, "nats")),
+            html_wide(bar_plot(bars, shown, "nats", width=640)),
         ]
     return html_page(title, parts, "ttalight doctor")

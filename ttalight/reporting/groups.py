@@ -36,7 +36,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed, or a single run: one row of a table."""
+    """Runs that differ in nothing but their seed or the order of their stream, or a single run: one row of a table."""
 
     label: str
     runs: tuple[Run, ...]
@@ -56,6 +56,24 @@ class Group:
         """Number of different source weights."""
         return len({_weights(run) for run in self.runs})
 
+    @property
+    def streams(self) -> frozenset[str | None]:
+        """Hashes of the streams: several where runs differ in the order of their stream."""
+        return frozenset(run.results["protocol"]["stream_hash"] for run in self.runs)
+
+    @property
+    def repeats(self) -> str:
+        """What its runs differ in, as a noun."""
+        if len(self.streams) == 1:
+            return "seeds"
+        return "stream orders" if len({run.results["seed"] for run in self.runs}) == 1 else "seeds and stream orders"
+
+    @property
+    def keys(self) -> list[tuple[int | None, str | None]]:
+        """Name of each run in the group: its seed, and its stream where there are several."""
+        several = len(self.streams) > 1
+        return [(run.results["seed"], run.results["protocol"]["stream_hash"] if several else None) for run in self.runs]
+
 
 def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
     """Read the runs in files and folders.
@@ -64,30 +82,32 @@ def find_runs(paths: Sequence[str]) -> tuple[list[Run], list[str]]:
         paths: Result files, folders of runs, or folders that hold such at any depth.
 
     Returns:
-        The runs, in the order of ``paths`` and by name within a folder, each once; and the paths without any, such as
-        the folder of a training stage.
+        The runs in the order of ``paths``, each once; and the paths without any, such as the folder of a training
+        stage. Within a folder that holds several, runs of the unadapted network (method "Source") come first, then
+        the others by name.
 
     Raises:
         FileNotFoundError: If a path does not exist.
         ValueError: If result files cannot be read; names all of them.
     """
-    files: dict[Path, Path] = {}
+    files: dict[Path, tuple[Path, int]] = {}
     without = []
-    for path in map(Path, paths):
+    for place, path in enumerate(map(Path, paths)):
         found = _result_files(path)
         if not found:
             without.append(path.as_posix())
         for file in found:
-            files.setdefault(file.resolve(), file)
+            files.setdefault(file.resolve(), (file, place))
     runs, errors = [], []
-    for file in files.values():
+    for file, place in files.values():
         try:
-            runs.append(Run(file, read_results(file)))
+            runs.append((place, Run(file, read_results(file))))
         except (OSError, ValueError) as error:
             errors.append(str(error))
     if errors:
         raise InputError("; ".join(errors))
-    return runs, without
+    runs.sort(key=lambda found: (found[0], found[1].results["method"] != "Source"))
+    return [run for _, run in runs], without
 
 
 def _result_files(path: Path) -> list[Path]:
@@ -138,40 +158,44 @@ def _check_domains(runs: Sequence[Run]) -> None:
         )
 
 
-def group_runs(runs: Sequence[Run], across_weights: bool = False) -> tuple[list[Group], list[str]]:
+def group_runs(
+    runs: Sequence[Run], across_weights: bool = False, across_streams: bool = False
+) -> tuple[list[Group], list[str]]:
     """Put runs of the same method, protocol and source weights with different seeds together.
 
-    If one seed occurs twice, something else differs that the files do not say: then each run stays alone. So does a
-    run that is not complete.
+    If one seed occurs twice on a stream, something else differs that the files do not say: then each run stays alone.
+    So does a run that is not complete.
 
     Args:
         runs: The runs.
         across_weights: Put runs together although their source weights differ, where task and network are the same:
             every seed has trained its own.
+        across_streams: Put runs together although the hashes of their streams differ, where the streams are of one
+            kind with the same arguments: they differ in their seed.
 
     Returns:
-        The groups in the order of their first run, with the unadapted network (method "Source") first; and a remark
-        for each set of runs that was not averaged.
+        The groups in the order of their first run; and a remark for each set of runs that was not averaged.
     """
     members: list[tuple[Run, ...]] = []
     remarks = []
-    for same in by(runs, lambda run: _identity(run, across_weights)).values():
-        if len({run.results["seed"] for run in same}) == len(same):
+    for same in by(runs, lambda run: _identity(run, across_weights, across_streams)).values():
+        if len(set(Group("", tuple(same)).keys)) == len(same):
             members.append(tuple(same))
         else:
             members.extend((run,) for run in same)
             names = _list([f"{run.name} (seed {plain(run.results['seed'])})" for run in same])
             remarks.append(f"not averaged, since a seed occurs twice: {names}")
     order = {run.file: index for index, run in enumerate(runs)}
-    members.sort(key=lambda group: (group[0].results["method"] != "Source", order[group[0].file]))
+    members.sort(key=lambda group: order[group[0].file])
     labels = _labels(members, across_weights)
     return [Group(label, group) for label, group in zip(labels, members, strict=True)], remarks
 
 
-def _identity(run: Run, across_weights: bool) -> str:
+def _identity(run: Run, across_weights: bool, across_streams: bool) -> str:
     results = run.results
     # The arguments of a stream are in its hash, and in newer files only.
-    protocol = {name: value for name, value in results["protocol"].items() if name != "stream_args"}
+    left = "stream_hash" if across_streams else "stream_args"
+    protocol = {name: value for name, value in results["protocol"].items() if name != left}
     source: Any = [results.get("model"), results.get("network")] if across_weights else _weights(run)
     alone = None if results["complete"] else run.name
     return json.dumps([results["method"], protocol, source, alone], sort_keys=True)

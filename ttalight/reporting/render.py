@@ -8,10 +8,11 @@ from ttalight.reporting.bootstrap import DRAWS, LEVEL
 from ttalight.reporting.groups import Group
 from ttalight.reporting.overview import STREAM_FIELDS, forgetting_line, protocol_fields
 from ttalight.reporting.published import Match, match_cells
-from ttalight.reporting.summary import counted, worst
+from ttalight.reporting.summary import by, counted, worst
 from ttalight.reporting.table import RISING, Cell, Row, Table
 from ttalight.reporting.text import (
     BEST,
+    WIDTH,
     abbreviate,
     enumerate_fields,
     markdown_table,
@@ -28,28 +29,34 @@ MOST_DOMAINS = 40
 #: Longest label of a baseline in the head of a column.
 _LABEL = 16
 
+_ADVICE = (
+    " (seed_everything changes the draws of a method, not the stream: for a spread over stream orders, vary data.seed "
+    "and compare with --across-streams)"
+)
 
-def render_text(table: Table, notes: Sequence[str], matches: Sequence[Match] = ()) -> str:
+
+def render_text(table: Table, notes: Sequence[str], matches: Sequence[Match] = (), width: int = WIDTH) -> str:
     """Write what all rows share, the notes, the table, and what differs between rows, for a terminal.
 
-    The best value of a column has a star. A table that is too wide has its domains abbreviated, then a digit less,
-    and at last continues below.
+    The best value of a column has a star. A table that is too wide has a digit less, then no deviations of single
+    domains, and at last continues below.
 
     Args:
         table: The numbers.
         notes: Remarks to print above the table.
         matches: Published rows to print below it.
+        width: Columns of the terminal.
 
     Returns:
-        Lines of at most 120 characters, unless a single name is longer.
+        Lines of at most ``width`` characters, and paragraphs of 120, unless a single name is longer.
     """
     above = [enumerate_fields(shared_fields(table)), *remarks(table, notes), caption(table, "*")]
-    blocks = min((text_blocks(*content) for content in _contents(table)), key=len)
+    blocks = min((text_blocks(*content, width) for content in _contents(table)), key=len)
     header, rows = settings(table)
-    parts = ["\n".join(wrap(line) for line in above if line), *blocks, *text_blocks(header, rows)]
+    parts = ["\n".join(wrap(line) for line in above if line), *blocks, *text_blocks(header, rows, width)]
     if matches:
         first, lines = match_cells(matches, table.metric)
-        narrow = min((text_blocks(names, lines) for names in (first, _abbreviated(first))), key=len)
+        narrow = min((text_blocks(names, lines, width) for names in (first, _abbreviated(first))), key=len)
         parts += ["published beside measured:", *narrow]
         parts.append("\n".join(wrap(match.text) for match in matches))
     return "\n\n".join(parts)
@@ -81,13 +88,15 @@ def render_markdown(table: Table, notes: Sequence[str], matches: Sequence[Match]
 
 def header(table: Table) -> list[str]:
     """Names of the columns of the first table."""
-    return ["method", "n", *_domain_columns(table), *_last_columns(table)]
+    gain, interval = _gain_column(table), "interval" if table.has_intervals else ""
+    first = ["mean", gain, interval, "weighted" if _has_weighted(table) else "", "n"]
+    return ["method", *filter(None, first), *domain_columns(table)]
 
 
 def remarks(table: Table, notes: Sequence[str]) -> list[str]:
     """Return what a reader has to know, and what the table itself has to add to it."""
     own = list(notes)
-    if not _domain_columns(table):
+    if not domain_columns(table):
         own.append(f"{len(table.domains)} domains, too many to be shown: table.csv (--output) has them")
     across = [f"{group.label} ({group.weights} files)" for group in _groups(table) if group.weights > 1]
     if across:
@@ -95,26 +104,38 @@ def remarks(table: Table, notes: Sequence[str]) -> list[str]:
     for group in _groups(table):
         if len(group.runs) == 1:
             own += [f"{group.label}, {forgetting_line(found)}" for found in group.first.get("forgetting", [])]
-    return [*own, *table.remarks]
+    if any(name == "frost_procedural" and text.startswith("Frost") for (name, _), text in table.domains.items()):
+        own.append("Frost is frost_procedural: textures from a program, not the published photographs")
+    return [*own, *_equal_rows(table), *table.remarks]
+
+
+def _equal_rows(table: Table) -> list[str]:
+    """Say which rows have the same numbers in each of their runs, so that their spread says nothing."""
+    equal = [row.group for row in table.rows if all(cell.equal for cell in (*row.domains, row.mean))]
+    counts = by(equal, lambda group: f"{len(group.runs)} {group.repeats}")
+    lines = [f"{count} gave equal numbers: {', '.join(group.label for group in own)}" for count, own in counts.items()]
+    drawn = any(group.repeats == "seeds" for group in equal)
+    return [f"{'; '.join(lines)}{_ADVICE if drawn else ''}"] if lines else []
 
 
 def caption(table: Table, best: str) -> str:
     """Say what the numbers of the first table are."""
-    parts = [f"{table.metric} in {'%' if _in_percent(table) else 'nats' if table.metric == 'nll' else '[0, 2]'}"]
-    if any(len(group.runs) > 1 for group in _groups(table)):
-        parts.append("mean±sample standard deviation over n seeds")
+    parts = [unit(table)]
+    repeats = dict.fromkeys(row.group.repeats for row in table.rows if len(row.group.runs) > 1)
+    if repeats:
+        parts.append(f"mean±sample standard deviation over n {' or '.join(repeats)}")
     if any(row["visit"] > 0 for group in _groups(table) for row in counted(group.first["domains"])):
         parts.append("visits of a domain averaged")
     if table.baseline is not None and _gain_column(table) == "gain":
         parts.append(f"gain: over {table.baseline}")
-    if _has_intervals(table):
+    if table.has_intervals:
         parts.append(f"interval: {100 * LEVEL:.0f} % of the gain, {DRAWS} paired bootstrap draws of images")
     if len(table.rows) > 1:
         parts.append(f"{best}: best of its column")
     return "; ".join(parts)
 
 
-def cells(table: Table, digits: int, best: str, other: str) -> list[list[str]]:
+def cells(table: Table, digits: int, best: str, other: str, deviations: bool = True) -> list[list[str]]:
     """Write every row of the first table.
 
     Args:
@@ -122,11 +143,12 @@ def cells(table: Table, digits: int, best: str, other: str) -> list[list[str]]:
         digits: Digits of a percentage.
         best: Pattern for the best value of a column.
         other: Pattern for the rest.
+        deviations: Write the deviations of single domains; that of the mean is always there.
 
     Returns:
-        Label, number of seeds and values of every row.
+        A cell for each name of :func:`header` and every row.
     """
-    factor, digits = (100.0, digits) if _in_percent(table) else (1.0, digits + 1)
+    factor, digits = table.factor, digits if table.factor > 1 else digits + 1
     complete = [row.group.complete for row in table.rows]
 
     def values(column: Sequence[Cell]) -> list[str]:
@@ -134,17 +156,23 @@ def cells(table: Table, digits: int, best: str, other: str) -> list[list[str]]:
         patterns = [best if winner else other for winner in winners]
         return [_show(cell, factor, digits, pattern) for cell, pattern in zip(column, patterns, strict=True)]
 
-    columns = [[row.group.label for row in table.rows], [str(len(row.group.runs)) for row in table.rows]]
-    if _domain_columns(table):
-        columns += [values(column) for column in zip(*[row.domains for row in table.rows], strict=True)]
-    columns.append(values([row.mean for row in table.rows]))
-    if _has_weighted(table):
-        columns.append(values([row.weighted for row in table.rows]))
+    columns = [[row.group.label for row in table.rows], values([row.mean for row in table.rows])]
     if table.baseline is not None:
         columns.append([_show(row.gain or Cell(), factor, digits, other, "+") for row in table.rows])
-    if _has_intervals(table):
+    if table.has_intervals:
         columns.append([other.format(_interval(row, factor, digits)) for row in table.rows])
+    if _has_weighted(table):
+        columns.append(values([row.weighted for row in table.rows]))
+    columns.append([str(len(row.group.runs)) for row in table.rows])
+    if domain_columns(table):
+        for column in zip(*[row.domains for row in table.rows], strict=True):
+            columns.append(values(column if deviations else [Cell(cell.mean, None, cell.n) for cell in column]))
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def unit(table: Table) -> str:
+    """Name the measure and its unit."""
+    return f"{table.metric} in {'%' if table.factor > 1 else 'nats' if table.metric == 'nll' else '[0, 2]'}"
 
 
 def shared_fields(table: Table) -> dict[str, str]:
@@ -181,28 +209,15 @@ def _items(lines: Sequence[str]) -> str:
     return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
-def _in_percent(table: Table) -> bool:
-    return table.metric not in ("nll", "brier")
-
-
-def _has_intervals(table: Table) -> bool:
-    return any(row.interval is not None for row in table.rows)
-
-
 def _has_weighted(table: Table) -> bool:
     """Return whether domains have different numbers of images, so that the two means differ."""
     pairs = [(row.mean.mean, row.weighted.mean) for row in table.rows]
     return any(mean is not None and other is not None and abs(mean - other) > 1e-9 for mean, other in pairs)
 
 
-def _domain_columns(table: Table) -> list[str]:
+def domain_columns(table: Table) -> list[str]:
+    """Names of the columns of domains; none if they are too many."""
     return list(table.domains.values()) if len(table.domains) <= MOST_DOMAINS else []
-
-
-def _last_columns(table: Table) -> list[str]:
-    weighted, interval = _has_weighted(table), _has_intervals(table)
-    names = ["mean", "weighted" if weighted else "", _gain_column(table), "interval" if interval else ""]
-    return [name for name in names if name]
 
 
 def _gain_column(table: Table) -> str:
@@ -213,17 +228,19 @@ def _gain_column(table: Table) -> str:
 
 def _contents(table: Table) -> Iterator[tuple[list[str], list[list[str]]]]:
     """Header and rows from the most to the least detailed."""
-    names = _domain_columns(table)
-    for digits, short in ((2, False), (2, True), (1, True)):
+    names = header(table)
+    first = len(names) - len(domain_columns(table))
+    for digits, deviations, short in ((2, True, False), (1, True, False), (1, False, False), (1, False, True)):
         # Every cell ends in a star or a space, so that digits stand below digits.
-        rows = cells(table, digits, "{}*", "{} ")
-        length = max(max(len(cell) for cell in row[2 : 3 + len(names)]) for row in rows)
-        shown = abbreviate(names, length - 1) if short else names
-        yield ["method", "n", *(f"{name} " for name in [*shown, *_last_columns(table)])], rows
+        rows = cells(table, digits, "{}*", "{} ", deviations)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        shown = [*names[:first], *abbreviate(names[first:], max(widths[first:], default=0))] if short else names
+        padded = [name + " " if len(name) < width else name for name, width in zip(shown, widths, strict=True)]
+        yield ["method", *padded[1:]], rows
 
 
 def _abbreviated(names: Sequence[str]) -> list[str]:
-    return [names[0], *abbreviate(names[1:-1], 5), names[-1]]
+    return [*names[:2], *abbreviate(names[2:], 5)]
 
 
 def _interval(row: Row, factor: float, digits: int) -> str:
@@ -238,8 +255,15 @@ def _show(cell: Cell, factor: float, digits: int, pattern: str, sign: str = "") 
         return pattern.format("-")
     if cell.mean is None:
         return pattern.format("nan")
-    deviation = "" if cell.std is None else f"±{number(factor * cell.std, digits)}"
-    return pattern.format(f"{factor * cell.mean:{sign}.{digits}f}{deviation}")
+    return pattern.format(f"{factor * cell.mean:{sign}.{digits}f}{_deviation(cell, factor, digits)}")
+
+
+def _deviation(cell: Cell, factor: float, digits: int) -> str:
+    """Write a deviation: nothing where values are equal, and never a zero where they are not."""
+    if cell.std is None or cell.equal:
+        return ""
+    shown = number(factor * cell.std, digits)
+    return f"±{shown}" if float(shown) else f"±<{10**-digits:.{digits}f}"
 
 
 def _winners(cells: Sequence[Cell], complete: Sequence[bool], highest: bool, factor: float, digits: int) -> list[bool]:
@@ -262,7 +286,9 @@ def _fields(groups: Sequence[Group]) -> tuple[dict[str, str], dict[str, list[str
         fields = protocol_fields(group.first)
         if group.weights > 1:
             fields["source"] = f"{group.weights} files"
-        own.append(fields | {"seeds": " ".join(plain(run.results["seed"]) for run in group.runs)})
+        if len(group.streams) > 1:
+            fields["stream_hash"] = f"{len(group.streams)} orders"
+        own.append(fields | {"seeds": " ".join(dict.fromkeys(plain(run.results["seed"]) for run in group.runs))})
     columns = {name: [fields.get(name, "") for fields in own] for name in dict.fromkeys(n for o in own for n in o)}
     shared = {name: values[0] for name, values in columns.items() if len(set(values)) == 1}
     # How streams differ stands above the table.

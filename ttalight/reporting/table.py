@@ -12,20 +12,28 @@ from typing import Literal
 from ttalight.errors import InputError
 from ttalight.reporting.bootstrap import gain_interval
 from ttalight.reporting.groups import Group, Run
-from ttalight.reporting.overview import domain_names
+from ttalight.reporting.names import column_names
 from ttalight.reporting.predictions import PREDICTIONS
 from ttalight.reporting.results import Metric
 from ttalight.reporting.summary import counted
 from ttalight.reporting.text import csv_text
 
+#: Deviations below this are no deviations: differences of equal numbers are not always equal.
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A measure over ``n`` seeds: mean and sample standard deviation, None where they do not exist."""
+    """A measure over ``n`` runs: mean and sample standard deviation, None where they do not exist."""
 
     mean: float | None = None
     std: float | None = None
     n: int = 0
+
+    @property
+    def equal(self) -> bool:
+        """Whether several runs gave the same value, but for the rounding of a difference."""
+        return self.std is not None and self.std < _ROUNDING
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,16 @@ class Table:
     rows: tuple[Row, ...]
     remarks: tuple[str, ...] = ()
 
+    @property
+    def factor(self) -> float:
+        """The number that values are shown times: 100 for fractions, which are shown in percent."""
+        return 1.0 if self.metric in ("nll", "brier") else 100.0
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether a row has an interval."""
+        return any(row.interval is not None for row in self.rows)
+
 
 #: Measures of which more is better.
 RISING = ("accuracy", "top5", "miou")
@@ -85,7 +103,7 @@ def tabulate(groups: Sequence[Group], metric: Metric, baseline: str | None = Non
     Raises:
         ValueError: If no row, or more than one, is the baseline.
     """
-    domains = domain_names([row for group in groups for run in group.runs for row in counted(run.results["domains"])])
+    domains = column_names([row for group in groups for run in group.runs for row in counted(run.results["domains"])])
     base = _find(groups, baseline) if baseline is not None else None
     cells = [_domain_cells(group, domains, metric) for group in groups]
     places = ranks(cells, [group.complete for group in groups], metric in RISING)
@@ -195,16 +213,17 @@ def _values_by_domain(run: Run, metric: Metric) -> dict[tuple[str, int | None], 
 
 def _means(
     group: Group, metric: Metric, kind: Literal["mean", "weighted_mean"] = "mean"
-) -> dict[int | None, float | None]:
-    """Mean over domains by seed; nothing for a run that has not seen all of them."""
-    return {run.results["seed"]: run.results[kind].get(metric) for run in group.runs} if group.complete else {}
+) -> dict[tuple[int | None, str | None], float | None]:
+    """Mean over domains of each run by its key; nothing for a run that has not seen all of them."""
+    values = [run.results[kind].get(metric) for run in group.runs]
+    return dict(zip(group.keys, values, strict=True)) if group.complete else {}
 
 
 def _gain(group: Group, base: Group, metric: Metric) -> Cell:
-    """Difference of means; over pairs of runs with equal seeds where every run has its partner."""
+    """Difference of means; over pairs of runs with equal seeds and streams where every run has its partner."""
     own, other = _means(group, metric), _means(base, metric)
     if own.keys() == other.keys():
-        return spread([_minus(value, other[seed]) for seed, value in own.items()])
+        return spread([_minus(value, other[key]) for key, value in own.items()])
     return Cell(_minus(spread(list(own.values())).mean, spread(list(other.values())).mean), n=len(own))
 
 

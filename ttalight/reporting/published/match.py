@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttalight.reporting.groups import Group
+from ttalight.reporting.names import short_names
 from ttalight.reporting.published.rows import FIELDS, PublishedRow, published_rows
 from ttalight.reporting.results import Metric
 from ttalight.reporting.summary import counted
@@ -77,7 +78,7 @@ def match_cells(matches: Sequence[Match], metric: Metric) -> tuple[list[str], li
 
     def line(label: str, values: dict[str, float], mean: float | None) -> list[str]:
         shown = [values.get(name) for name in names]
-        return [label, *(_percent(value, error) for value in shown), _percent(mean, error)]
+        return [label, _percent(mean, error), *(_percent(value, error) for value in shown)]
 
     lines: list[list[str]] = []
     for match in matches:
@@ -88,7 +89,7 @@ def match_cells(matches: Sequence[Match], metric: Metric) -> tuple[list[str], li
         published = {name: match.row.accuracy[name] for name in match.domains} if match.row.accuracy else {}
         mean = statistics.fmean(published.values()) if _only_part(match) else match.row.mean
         lines.append(line(match.row.short, published, mean))
-    return [f"{'error' if error else 'accuracy'} in %", *names, "mean"], lines
+    return [f"{'error' if error else 'accuracy'} in %", "mean", *short_names(names)], lines
 
 
 def _only_part(match: Match) -> bool:
