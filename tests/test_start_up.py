@@ -1,4 +1,4 @@
-"""What is imported before it is needed: a newcomer's first commands do not wait for torch and Lightning."""
+"""Imports at start-up: the first commands of a newcomer do not wait for torch and Lightning."""
 
 from __future__ import annotations
 
