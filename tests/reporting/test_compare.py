@@ -502,7 +502,7 @@ class TestOutput:
             r"\bottomrule",
             r"\end{tabular}",
         ]
-        assert r"\usepackage{booktabs}" in text
+        assert r"\usepackage{booktabs,graphicx}" in text
         assert "% 2 seeds gave equal numbers: A_b" in text
 
     def test_wide_csv(self, make_run, tmp_path):

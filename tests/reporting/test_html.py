@@ -63,7 +63,8 @@ class TestPage:
         assert parser.open == []
         assert not re.search(r"https?://|url\(|@import", text)
         assert text.count("<svg ") == 3
-        assert "<h1>Accuracy of 2 methods on stream PerDomain, severity 5: ttalight compare</h1>" in text
+        assert "<h1>Accuracy of 2 methods on stream PerDomain, severity 5</h1>" in text
+        assert "<title>Accuracy of 2 methods on stream PerDomain, severity 5: ttalight compare</title>" in text
         assert "<b>70.00</b>" in text
         assert "no interval for Tent" in text
 

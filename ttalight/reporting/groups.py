@@ -63,7 +63,7 @@ class Group:
 
     @property
     def repeats(self) -> str:
-        """What its runs differ in, as a noun."""
+        """Noun for the differences between its runs."""
         if len(self.streams) == 1:
             return "seeds"
         return "stream orders" if len({run.results["seed"] for run in self.runs}) == 1 else "seeds and stream orders"

@@ -145,7 +145,7 @@ def html_list(lines: Sequence[str]) -> str:
 
 
 def _breakable(label: str) -> str:
-    """Let a long name go on in the next line where a word in it begins."""
+    """Allow a new line before each word of a name in camel case."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "<wbr>", label)
 
 

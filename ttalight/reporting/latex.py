@@ -17,6 +17,9 @@ _SPECIAL = {
     "±": r"$\pm$",
 }  # fmt: skip
 
+#: So many domains have their deviations beside them; with more, a page is too narrow.
+_FEW = 6
+
 
 def latex_text(text: str) -> str:
     """Write text so that LaTeX prints it as it is: no commands, no comments, ASCII only."""
@@ -36,18 +39,20 @@ def render_latex(table: Table, notes: Sequence[str]) -> str:
     """
     names = header(table)
     first = len(names) - len(domain_columns(table))
+    deviations = len(names) - first <= _FEW
     about = [
-        r"In the preamble: \usepackage{booktabs}. In the text: \begin{table*} \centering \small \input{table.tex} ...",
-        "If it is wider than the page: " + r"\setlength{\tabcolsep}{3pt} before it.",
+        r"In the preamble: \usepackage{booktabs,graphicx}. In the text: \begin{table*} \setlength{\tabcolsep}{3pt}",
+        r"\centering \small \input{table.tex}, or where it is too wide \resizebox{\textwidth}{!}{\input{table.tex}}.",
         enumerate_fields(shared_fields(table)),
         caption(table, "bold"),
+        "" if deviations else "Deviations of single domains are in table_wide.csv.",
         *remarks(table, notes),
     ]
     lines = [f"% {printable(line)}" for line in about if line]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(names) - 1)}}}", r"\toprule"]
     titles = [name[:1].upper() + name[1:] for name in names[: first - 1]] + names[first - 1 :]
     lines += [_line([latex_text(name) for name in titles]), r"\midrule"]
-    lines += [_line([latex_text(row[0]), *map(_number, row[1:])]) for row in cells(table, 1, BEST, "{}")]
+    lines += [_line([latex_text(row[0]), *map(_number, row[1:])]) for row in cells(table, 1, BEST, "{}", deviations)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 

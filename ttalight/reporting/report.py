@@ -72,7 +72,8 @@ def render_html(table: Table, notes: Sequence[str], matches: Sequence[Match] = (
     if matches:
         parts += [html_heading("Published beside measured"), html_table(*match_cells(matches, table.metric))]
         parts.append(html_list([match.text for match in matches]))
-    return html_page(_title(table), parts)
+    title = _title(table)
+    return html_page(title, parts, f"{title}: ttalight compare")
 
 
 def _title(table: Table) -> str:
@@ -82,7 +83,7 @@ def _title(table: Table) -> str:
     where = [fields.get("data", ""), f"stream {fields['stream']}" if fields.get("stream") else ""]
     where.append(f"severity {fields['severity']}" if fields.get("severity") else "")
     place = ", ".join(filter(None, where))
-    return f"{table.metric.capitalize()} of {who}{f' on {place}' if place else ''}: ttalight compare"
+    return f"{table.metric.capitalize()} of {who}{f' on {place}' if place else ''}"
 
 
 def _explained(table: Table, names: Sequence[str]) -> list[str]:
@@ -145,7 +146,7 @@ def _has_values(line: Series) -> bool:
 
 
 def _marks(row: Row) -> list[tuple[float, str]]:
-    """Where the domains of the stream begin."""
+    """Names of the domains and the places where they begin in the stream."""
     every = [counted(run.results["domains"]) for run in row.group.runs]
     starts = [[(float(one["start"]), one["name"]) for one in rows if "start" in one] for rows in every]
     if any(own != starts[0] for own in starts):
