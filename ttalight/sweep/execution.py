@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NoReturn
 
 import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from ttalight.callbacks.termination import TERMINATED
 from ttalight.cli.output import be_quiet, drop_remarks, quiet
@@ -132,6 +133,7 @@ def _begin(threads: int, shares: MutableSequence[float]) -> None:
     global _shares
     _shares = shares
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own one is shared between processes, and outlives one that is ended
     drop_remarks()
     be_quiet()
     threading.Thread(target=_end_with_parent, daemon=True).start()

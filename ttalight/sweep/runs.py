@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import io
 import json
+import signal
 import traceback
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -180,7 +181,8 @@ def attempt(job: Job, show: Callable[[float], None] | None = None) -> str | None
     else:
         write_files(job.folder, {_RECORD: json.dumps(_record(job), indent=2) + "\n"})
     try:
-        _RunCLI(["adapt", *words], show)
+        with _until_terminated():
+            _RunCLI(["adapt", *words], show)
     except SIGTERMException:
         raise SystemExit(TERMINATED) from None
     except SystemExit as stop:
@@ -194,6 +196,26 @@ def attempt(job: Job, show: Callable[[float], None] | None = None) -> str | None
         return expected or one_line(f"{type(cause).__name__}: {cause} (see {_ERROR} in its folder)")
     (job.folder / _ERROR).unlink(missing_ok=True)
     return None
+
+
+@contextlib.contextmanager
+def _until_terminated() -> Iterator[None]:
+    """End with code 143 after a SIGTERM, also where it comes too early or too late to end the run itself."""
+    noted = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal noted
+        noted = True
+        if signal.getsignal(signal.SIGTERM) is note:  # no run has a handler, which would end the batch first
+            raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if noted:
+            raise SystemExit(TERMINATED)
 
 
 def _record(job: Job) -> dict[str, Any]:
