@@ -283,6 +283,7 @@ class TestCommand:
             "Adapt a model to a stream",
             "compare",
             "reproduce",
+            "sweep",
         ):
             assert word in out
 

@@ -11,6 +11,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 import torch
@@ -34,7 +35,7 @@ from ttalight.cli.parser_messages import parser_message
 from ttalight.cli.preparsing import add_resumed_config, reset_adapter_arguments
 from ttalight.cli.run_setup import RunSetup
 from ttalight.files.checkpoints import LAST, last_whole
-from ttalight.files.run_folder import RUN_FILES, RUNS, SIDE_FILES, find_files, hold_folder, is_run_name
+from ttalight.files.run_folder import RUN_FILES, SIDE_FILES, find_files, hold_folder, is_run_name
 from ttalight.reporting import domain_table, protocol_header
 from ttalight.reporting.compare import main as compare
 from ttalight.reporting.text import printable
@@ -43,6 +44,7 @@ from ttalight.trainer import Trainer
 
 __all__ = ["CLI", "main"]
 
+_RUNS = "runs"
 #: Environment variable that shows the traceback of every error.
 _TRACEBACK = "TTALIGHT_TRACEBACK"
 
@@ -60,9 +62,7 @@ def _doctor(words: Sequence[str]) -> None:
 
 
 def _sweep(words: Sequence[str]) -> None:
-    from ttalight.sweep.command import main as sweep
-
-    sweep(words)
+    resolve_name("ttalight.sweep.command:main")(words)  # by its name: it is made of this command line
 
 
 _EXTRA_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
@@ -118,7 +118,7 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that say where a run leaves its files."""
         self._parsers.append(parser)
-        parser.add_argument("--name", type=str, default="default", help=f"Name of the run: its folder is {RUNS}/NAME.")
+        parser.add_argument("--name", type=str, default="default", help=f"Name of the run: its folder is {_RUNS}/NAME.")
         parser.add_argument("--overwrite", action="store_true", help="Replace an existing run of that name.")
         parser.add_argument("--quiet", type=bool, default=False, help="Write progress, warnings and errors only.")
         parser.add_argument(
@@ -155,12 +155,12 @@ class CLI(LightningCLI):
         given = resume or config.trainer.default_root_dir
         if given is None and not is_run_name(config.name):
             parser.error(
-                f"--name {config.name!r:.60} is no name of a folder in {RUNS}: use letters, digits, '-' and '_', and "
+                f"--name {config.name!r:.60} is no name of a folder in {_RUNS}: use letters, digits, '-' and '_', and "
                 "--trainer.default_root_dir for a folder elsewhere"
             )
         if "\0" in (given or ""):
             parser.error(f"{given!r:.60} is no path of a folder: it has a null byte")
-        self.folder = Path(given or Path(RUNS) / config.name)
+        self.folder = Path(given or Path(_RUNS) / config.name)
         if config.predictions and self.config.subcommand in ("fit", "predict"):
             parser.error(f"{self.config.subcommand} takes no --predictions: adapt, test and validate do")
         self._ckpt_path = self._find_checkpoint(parser, config.get("ckpt_path"))

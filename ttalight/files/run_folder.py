@@ -19,10 +19,8 @@ try:
 except ImportError:  # pragma: no cover  (Windows)
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RUNS", "RUN_FILES", "SIDE_FILES", "UNFINISHED", "find_files", "hold_folder", "is_run_name", "remove"]
+__all__ = ["RUN_FILES", "SIDE_FILES", "UNFINISHED", "find_files", "hold_folder", "is_run_name", "remove"]
 
-#: Folder of the folders of runs.
-RUNS = "runs"
 #: What tells that a folder has a run. Results that say they are complete go first, and what a run is resumed by last.
 RUN_FILES = (
     "results.json", "domains.csv", "predictions.npz", "stream.npz", "ranks", "adaptation", "checkpoints", "config.yaml",

@@ -16,9 +16,12 @@ from typing import Any
 import yaml
 
 from ttalight.errors import InputError, MissingFileError
-from ttalight.files.run_folder import RUN_FILES, RUNS, find_files, is_run_name
+from ttalight.files.run_folder import RUN_FILES, find_files, is_run_name
 
-__all__ = ["Run", "Sweep", "read_sweep"]
+__all__ = ["RUNS", "Run", "Sweep", "read_sweep"]
+
+#: Folder of the folders of runs, as that of ``ttalight adapt``.
+RUNS = "runs"
 
 _KEYS = ("name", "config", "grid")
 #: Options of ``adapt`` that the sweep sets for each run, without their dots.

@@ -25,8 +25,8 @@ from ttalight.cli.command import CLI
 from ttalight.cli.error_messages import expected_message, one_line, without_parser
 from ttalight.errors import InputError
 from ttalight.files.atomic import write_files
-from ttalight.files.run_folder import RUNS
 from ttalight.reporting import read_results
+from ttalight.sweep.grid import RUNS
 from ttalight.trainer import Trainer
 
 __all__ = ["Job", "attempt", "check", "read_config", "state"]
@@ -57,11 +57,6 @@ class _RunCLI(CLI):
     def __init__(self, words: list[str], show: Callable[[float], None] | None = None) -> None:
         self._show = show
         super().__init__(words)
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return ``adapt`` alone."""
-        return {"adapt": CLI.subcommands()["adapt"]}
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         """Make the parser, or take the one of the run before."""
