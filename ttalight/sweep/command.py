@@ -100,7 +100,7 @@ def _run(sweep: Sweep, jobs: Sequence[Job], options: Namespace) -> None:
     """
     own = _part(jobs, options.part)
     left = [job for job in own if state(job.folder) != "finished"]
-    failed = execute(left, options.jobs, SweepProgress(sweep.name, len(left)))
+    failed = execute(left, options.jobs, SweepProgress(sweep.name, len(left))) if left else {}
     for fault, runs in failed.items():
         sys.stderr.write(printable(f"failed: {fault}") + f"\n  in {' '.join(str(job.folder) for job in runs)}\n")
     if failed:

@@ -27,8 +27,14 @@ class SweepProgress:
         self.name, self.runs, self.ended, self.failed = name, runs, 0, 0
         self._begun, self._shown = time.monotonic(), 0.0
         self._writes_lines = not sys.stdout.isatty()
-        form = "{desc} |{bar}| {percentage:.0f}% {elapsed}<{remaining}"
-        self._bar = tqdm(total=runs, bar_format=form, smoothing=0, disable=self._writes_lines, file=sys.stdout)
+        self._bar = tqdm(
+            desc=f"{name}: 0/{runs} runs",
+            total=runs,
+            bar_format="{desc} |{bar}| {percentage:.0f}% {elapsed}<{remaining}",
+            smoothing=0,
+            disable=self._writes_lines,
+            file=sys.stdout,
+        )
 
     def show(self, shares: Sequence[float]) -> None:
         """Show the bar, at most a few times a second.
