@@ -51,6 +51,7 @@ COMMANDS = {
     "corrupt": Command("Write a corrupted copy of a labelled image set.", "ttalight.cli.corrupt:main"),
     "doctor": Command("Say without labels what a network and images need.", "ttalight.doctor.command:main"),
     "reproduce": Command("Run what the tables of CTA's paper need.", "ttalight.reproduce.command:main"),
+    "sweep": Command("Run a grid of adaptations in one process.", "ttalight.sweep.command:main"),
 }
 
 

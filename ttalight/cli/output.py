@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 
-__all__ = ["be_quiet", "drop_remarks"]
+__all__ = ["be_quiet", "drop_remarks", "quiet"]
 
 #: Beginnings of what Lightning tells about the machine and itself.
 _REMARKS = ("💡 Tip", "TPU available", "HPU available", "GPU available: False", "Seed set to", "`Trainer.", "Loading `")
@@ -29,6 +31,19 @@ def be_quiet() -> None:
     """Drop all of Lightning's messages below warnings."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Be quiet as long as the context lasts."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    be_quiet()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _is_worth_telling(record: logging.LogRecord) -> bool:

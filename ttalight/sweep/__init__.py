@@ -1,0 +1,1 @@
+"""Grids of adaptations (``ttalight sweep``): the file, the runs, the choice of hyper-parameters."""
