@@ -275,7 +275,7 @@ class TestNothingPassesForComplete:
                 default_root_dir=str(tmp_path), accelerator="cpu", enable_progress_bar=False, callbacks=[*callbacks]
             )
             data = DigitsDataModule(batch_size=5, domains=["clean"], limit=10)
-            return trainer.adapt(SupervisedTask(encoder="cifar_resnet8"), data, Tent())
+            return trainer.adapt(SupervisedTask(encoder="cifar_resnet8"), data, Tent(), overwrite=True)
 
         monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
         assert adapt()["complete"] is True

@@ -101,7 +101,7 @@ def adapt(folder, adapter, *callbacks, every=None, resume=False, order=None, pre
         callbacks=[Recorder(predictions=predictions), AdaptationCheckpoint(every=every), *callbacks], **kwargs,
     )  # fmt: skip
     module = Module() if module is None else module
-    return trainer.adapt(module, stream(order), adapter, resume=str(folder) if resume else None)
+    return trainer.adapt(module, stream(order), adapter, resume=str(folder) if resume else None, overwrite=True)
 
 
 def interrupt(folder, adapter, at, *callbacks, begins=False, **kwargs):
@@ -232,7 +232,7 @@ def test_trainer_and_adapter_are_reusable(tmp_path):
         trainer.adapt(Module(), data, adapter, resume=str(tmp_path))
     trainer.callbacks.remove(stop)
     module = Module()
-    results = trainer.adapt(module, data, adapter)
+    results = trainer.adapt(module, data, adapter, overwrite=True)
     assert module.numbers == list(range(BATCHES))
     assert results["complete"] is True
     assert data.start_batch == 0

@@ -153,7 +153,7 @@ def test_a_resumed_run_keeps_what_was_finished(make_task, make_data, make_traine
     def run(*callbacks, **kwargs):
         collector = FeatureCollector(source_images=30, keep=["clean", "contrast"])
         trainer = make_trainer(collector, *callbacks)
-        trainer.adapt(make_task(), make_data(), TestTimeTraining(steps=2, lr=1e-2), **kwargs)
+        trainer.adapt(make_task(), make_data(), TestTimeTraining(steps=2, lr=1e-2), overwrite=True, **kwargs)
         return collector
 
     whole = run()

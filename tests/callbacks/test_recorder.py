@@ -215,7 +215,7 @@ class TestProbes:
             data.order = order
             fresh = DigitsDataModule(batch_size=32, domains=["contrast", "gaussian_noise"], limit=80, stream=order)
             trainer = run()
-            trainer.adapt(Module(), fresh, Tent(lr=0.05, reset="never"))
+            trainer.adapt(Module(), fresh, Tent(lr=0.05, reset="never"), overwrite=True)
             return written(trainer)
 
         return adapt
@@ -414,9 +414,9 @@ def test_announced_boundaries_reset_and_others_do_not(run, data):
     data.order.shuffle = False
     alone = DigitsDataModule(batch_size=32, domains=["contrast"], limit=80)
     alone.order.shuffle = False
-    single = run().adapt(module, alone, Tent(lr=0.1))
-    both = run().adapt(module, data, Tent(lr=0.1))
-    never = run().adapt(module, data, Tent(lr=0.1, reset="never"))
+    single = run().adapt(module, alone, Tent(lr=0.1), overwrite=True)
+    both = run().adapt(module, data, Tent(lr=0.1), overwrite=True)
+    never = run().adapt(module, data, Tent(lr=0.1, reset="never"), overwrite=True)
     assert both["domains"][1]["nll"] == single["domains"][0]["nll"]
     assert never["domains"][1]["nll"] != single["domains"][0]["nll"]
     assert never["domains"][0]["nll"] == both["domains"][0]["nll"]

@@ -162,7 +162,8 @@ def run(
         callbacks=callbacks, limit_test_batches=limit_test_batches,
     )  # fmt: skip
     options = {"batch_size": 8, "domains": DOMAINS, "limit": 40} | options
-    results = trainer.adapt(Module(), data(stream=order() if order else None, **options), adapter, shard=shard)
+    stream = data(stream=order() if order else None, **options)
+    results = trainer.adapt(Module(), stream, adapter, shard=shard, overwrite=True)
     return {"results": results, "state": saved.state}
 
 

@@ -70,7 +70,10 @@ def adapt(make_trainer, make_data, tmp_path):
         logits = []
         handle = task.register_forward_hook(lambda module, args, output: logits.append(output))
         results = make_trainer(tmp_path).adapt(
-            task, make_data(**({"domains": ["contrast"], "limit": 16, "batch_size": 10} | data)), adapter
+            task,
+            make_data(**({"domains": ["contrast"], "limit": 16, "batch_size": 10} | data)),
+            adapter,
+            overwrite=True,
         )
         handle.remove()
         return results, torch.cat(logits)

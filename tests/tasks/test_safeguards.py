@@ -71,7 +71,8 @@ def test_labels_of_the_stream_change_no_prediction(task, make_trainer, tmp_path)
         logits = []
         handle = task.register_forward_hook(lambda module, inputs, output: logits.append(output))
         data = kind(batch_size=10, limit=20, domains=["contrast"])
-        results = make_trainer(tmp_path).adapt(task, data, TestTimeTraining(steps=2, lr=1e-3, reset="domain"))
+        adapter = TestTimeTraining(steps=2, lr=1e-3, reset="domain")
+        results = make_trainer(tmp_path).adapt(task, data, adapter, overwrite=True)
         handle.remove()
         return results["mean"]["nll"], torch.cat(logits)
 

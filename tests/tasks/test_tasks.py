@@ -373,7 +373,7 @@ class TestCrossTaskTTT:
             logits = []
             handle = task.register_forward_hook(lambda module, args, output: logits.append(output))
             results = make_trainer(tmp_path).adapt(
-                task, datamodule=datamodule or make_data(domains=["contrast"], **data), adapter=adapter
+                task, datamodule or make_data(domains=["contrast"], **data), adapter, overwrite=True
             )
             handle.remove()
             return results, torch.cat(logits)
