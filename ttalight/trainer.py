@@ -159,14 +159,12 @@ class Trainer(lightning.Trainer):
             model: The module to adapt, with trained weights.
             datamodule: Delivers the stream; or ``dataloaders``.
             adapter: The method; by default the one that the model's ``default_adapter()`` returns.
-            resume: Folder of a stopped run of the same model, data and adapter, which is also this trainer's: it goes
-                on from its last checkpoint, in the middle of the stream. Processes that divide domains write none, and
-                begin with the first batch.
+            resume: Folder of a stopped run of the same model, data and adapter, which is also this trainer's. It
+                continues from its last checkpoint. Processes that divide domains begin with the first batch.
             shard: How several processes divide the run, with the numbers of one: ``domain`` gives each whole domains
-                (or stretches of batches with ``reset="batch"``), ``batch`` a slice of every batch. One process
-                ignores it.
-            dataloaders: Instead of a data module a loader of batches ``(image, label)``, or several, as Lightning's
-                ``test`` takes them; each is a domain, which is announced to the adapter. Such a run cannot be resumed.
+                (or stretches of batches with ``reset="batch"``), ``batch`` a slice of every batch.
+            dataloaders: Instead of a data module, one or several loaders of batches ``(image, label)``. Each is a
+                domain, which is announced to the adapter. Such a run cannot be resumed.
             weights: File whose weights are loaded into the model first: a checkpoint that ``fit`` has written, or a
                 state dict, with all of the model's keys and no others. Results name it with its SHA-256.
             overwrite: Replace the results of an earlier run in this trainer's folder.
@@ -185,28 +183,30 @@ class Trainer(lightning.Trainer):
         data = _data_arguments(datamodule, dataloaders)
         if model is None or not data:
             raise InputError("adapt needs a model and a datamodule, or a model and dataloaders")
-        _check_kinds(model, adapter, resume)
-        if shard not in (None, "domain", "batch"):
-            raise InputError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
+        _check_kinds(model, adapter, resume, shard)
         recorder = get_callback(self, Recorder)
         taken = [folder for folder in self._folders() if not holds(folder)]  # the command line has asked for its own
         with self._hold_folder():
             if resume is None and not overwrite and self.is_global_zero:
                 check_unused(taken)
-            if resume is not None and Path(resume).resolve() in self._folders():
-                if self.is_global_zero:  # which may have finished it before the others look
-                    check_resumable(Path(resume))
-                recorder.results = finish(Path(resume), clean=self.is_global_zero)
-                if recorder.results is not None:
-                    return recorder.results
-            recorder.source = load_module(getattr(model, "_orig_mod", model), weights)
-            try:
-                self._adapt(model, data, adapter, resume, shard)
-            finally:
-                recorder.source = None
+            if not self._is_finished(recorder, resume):
+                recorder.source = load_module(getattr(model, "_orig_mod", model), weights)
+                try:
+                    self._adapt(model, data, adapter, resume, shard)
+                finally:
+                    recorder.source = None
         if recorder.results is None:
             recorder.results = self._spawned_results(recorder)
         return recorder.results
+
+    def _is_finished(self, recorder: Recorder, resume: str | None) -> bool:
+        """Return whether the run to resume has come to its end; its results are the recorder's then."""
+        if resume is None or Path(resume).resolve() not in self._folders():
+            return False
+        if self.is_global_zero:  # which may have finished it before the others look
+            check_resumable(Path(resume))
+        recorder.results = finish(Path(resume), clean=self.is_global_zero)
+        return recorder.results is not None
 
     def _spawned_results(self, recorder: Recorder) -> Results:
         """Return what processes that Lightning spawned have measured, which have ended."""
@@ -333,8 +333,10 @@ def _with_batch_norm_sync(plugins: Any) -> list[Any]:
     return given if any(isinstance(plugin, LayerSync) for plugin in given) else [*given, BatchNormSync()]
 
 
-def _check_kinds(model: Any, adapter: Any, resume: Any) -> None:
+def _check_kinds(model: Any, adapter: Any, resume: Any, shard: Any) -> None:
     """Refuse arguments of ``adapt`` of another kind."""
+    if shard not in (None, "domain", "batch"):
+        raise InputError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
     plain = getattr(model, "_orig_mod", model)  # of a compiled one
     kinds: dict[str, tuple[Any, Any]] = {
         "model": (plain, LightningModule),

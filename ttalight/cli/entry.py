@@ -92,9 +92,7 @@ def _run(args: ArgsType) -> None:
     words = sys.argv[1:] if args is None else args
     if isinstance(words, list) and _run_without_lightning(words):
         return
-    from ttalight.cli.command import CLI
-
-    CLI(args)
+    resolve_name("ttalight.cli.command:CLI")(args)  # by its name: it knows the list of commands
 
 
 def _run_without_lightning(words: list[str]) -> bool:
