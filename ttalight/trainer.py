@@ -195,8 +195,7 @@ class Trainer(lightning.Trainer):
                     self._adapt(model, data, adapter, resume, shard)
                 finally:
                     recorder.source = None
-        if recorder.results is None:
-            recorder.results = self._spawned_results(recorder)
+        recorder.results = recorder.results or self._spawned_results(recorder)
         return recorder.results
 
     def _is_finished(self, recorder: Recorder, resume: str | None) -> bool:
