@@ -128,12 +128,13 @@ def html_table(
     head = "".join(f"<th{note}>{escape(name)}</th>" for name, note in zip(names, notes, strict=True))
     lines = []
     for index, row in enumerate(rows):
-        shown = [(html_key(index) if colored else "") + _breakable(escape(row[0])), *map(_value, row[1:])]
+        label = _breakable(escape(row[0])) if pinned else escape(row[0])
+        shown = [(html_key(index) if colored else "") + label, *map(_value, row[1:])]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in shown) + "</tr>")
     kind = " ".join(filter(None, ["words" * words, "pinned" * (pinned > 0), "three" * (pinned > 2)]))
-    label, mean = (max((len(row[column].strip(BEST)) for row in rows), default=0) for column in (0, 1))
+    first, mean = (max((len(row[column].strip(BEST)) for row in rows), default=0) for column in (0, 1))
     # Widths in rem: ch would differ between the bold head and the rows, and the offsets with it.
-    style = f' style="--label:{_LETTER * label + 1.7:.1f}rem;--mean:{_LETTER * mean + 1:.1f}rem"' if pinned else ""
+    style = f' style="--label:{_LETTER * first + 1.7:.1f}rem;--mean:{_LETTER * mean + 1:.1f}rem"' if pinned else ""
     body = "\n".join(lines)
     table = "<table" + (f' class="{kind}"' if kind else "") + f"{style}>"
     return html_wide(f"{table}\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
