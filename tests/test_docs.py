@@ -28,7 +28,7 @@ FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TINY = {
     "fit": [
         "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
-        "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
+        "--data.batch_size", "16", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
     ],
     "adapt": ["--data.limit", "10", "--trainer.enable_progress_bar", "false"],
     "corrupt": ["--data.limit", "30"],

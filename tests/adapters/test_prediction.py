@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten
 from ttalight.adapters import EATA, MEMO, PTBN, ROID, T3A, TIPI, Adapter, Tent, TestTimeTraining
 
 #: One step an image and few views, which are enough here.
-METHODS = methods(MEMO={"views": 2})
+METHODS = methods(MEMO={"views": 2}, CoTTA={"confidence": 0.0})
 METHODS |= {"Test-time training": lambda **more: TestTimeTraining(steps=2, lr=1e-2, **more)}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")

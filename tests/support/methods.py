@@ -31,6 +31,7 @@ SETTINGS: Settings = {
     "RDumb": _OPEN,
     "SAR": {"margin": 1.0},
     "DeYO": {"margin": 1.0, "threshold": -1.0},
+    "CoTTA": {"views": 2},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
 }

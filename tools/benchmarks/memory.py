@@ -37,6 +37,7 @@ SETTINGS = {
     "RDumb": {"margin": 1.0, "redundancy": 0.99995},
     "SAR": {"margin": 1.0},
     "DeYO": {"margin": 1.0, "threshold": -1.0},
+    "CoTTA": {"views": 2},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
     "MEMO": {"views": 2},

@@ -5,6 +5,7 @@ from ttalight.adapters.components.pixel_space import PixelSpace
 from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.cmf import CMF
+from ttalight.adapters.methods.cotta import CoTTA
 from ttalight.adapters.methods.deyo import DeYO
 from ttalight.adapters.methods.eata import EATA
 from ttalight.adapters.methods.ema_bn import EMABN
@@ -61,6 +62,7 @@ __all__ = [
     "TIPI",
     "ROID",
     "CMF",
+    "CoTTA",
     "MEMO",
     "NCTTA",
     "MoETTA",

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ttalight.models.vectors import flatten
+from ttalight.models.vectors import divide, flatten
 
-__all__ = ["ema_update_", "ewc_penalty_and_gradient"]
+__all__ = ["ema_update_", "ewc_penalty_and_gradient", "restore_at_random_"]
 
 
 @torch.no_grad()
@@ -22,6 +22,26 @@ def ema_update_(weights: Sequence[Tensor], targets: Sequence[Tensor], share: flo
         share: In [0, 1].
     """
     torch._foreach_lerp_(list(weights), list(targets), share)
+
+
+@torch.no_grad()
+def restore_at_random_(
+    weights: Sequence[Tensor], source: Sequence[Tensor], probability: float, generator: torch.Generator
+) -> None:
+    """Restore each number among weights, in place, to its source value with a probability.
+
+    Q. Wang, O. Fink, L. Van Gool, D. Dai, *Continual Test-Time Domain Adaptation*, CVPR 2022, arXiv 2203.13591.
+
+    Args:
+        weights: Tensors to change, on one device.
+        source: As many of the same shapes.
+        probability: In [0, 1].
+        generator: Of the device of the weights. One draw is made for all of them.
+    """
+    count = sum(weight.numel() for weight in weights)
+    chosen = torch.rand(count, generator=generator, device=generator.device) < probability
+    for weight, value, mask in zip(weights, source, divide(chosen, weights), strict=True):
+        weight.copy_(torch.where(mask, value, weight))
 
 
 @torch.no_grad()
