@@ -184,28 +184,25 @@ class Trainer(lightning.Trainer):
         data = _data_arguments(datamodule, dataloaders)
         if model is None or not data:
             raise InputError("adapt needs a model and a datamodule, or a model and dataloaders")
-        _check_kinds(model, adapter, resume)
-        if shard not in (None, "domain", "batch"):
-            raise InputError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
+        _check_kinds(model, adapter, resume, shard)
         recorder = get_callback(self, Recorder)
-        taken = [folder for folder in self._folders() if not holds(folder)]  # the command line has asked for its own
-        with self._hold_folder():
-            if resume is None and not overwrite and self.is_global_zero:
-                check_unused(taken)
-            if resume is not None and Path(resume).resolve() in self._folders():
-                if self.is_global_zero:  # which may have finished it before the others look
-                    check_resumable(Path(resume))
-                recorder.results = finish(Path(resume), clean=self.is_global_zero)
-                if recorder.results is not None:
-                    return recorder.results
+        with self._hold_unused(overwrite or resume is not None):
+            if (finished := self._finish(resume)) is not None:
+                recorder.results = finished
+                return finished
             recorder.source = load_module(getattr(model, "_orig_mod", model), weights)
-            try:
-                self._adapt(model, data, adapter, resume, shard)
-            finally:
-                recorder.source = None
+            self._adapt(model, data, adapter, resume, shard)
         if recorder.results is None:
             recorder.results = self._spawned_results(recorder)
         return recorder.results
+
+    def _finish(self, resume: str | None) -> Results | None:
+        """Return the results of a run that was stopped when they were complete already."""
+        if resume is None or Path(resume).resolve() not in self._folders():
+            return None
+        if self.is_global_zero:  # which may have finished it before the others look
+            check_resumable(Path(resume))
+        return finish(Path(resume), clean=self.is_global_zero)
 
     def _spawned_results(self, recorder: Recorder) -> Results:
         """Return what processes that Lightning spawned have measured, which have ended."""
@@ -257,6 +254,7 @@ class Trainer(lightning.Trainer):
             raise
         finally:
             self.callbacks, adapter.shard = before, None
+            get_callback(self, Recorder).source = None
             if isinstance(datamodule, ImageDataModule):
                 datamodule.share = None
             if checkpoint is not None:
@@ -297,6 +295,15 @@ class Trainer(lightning.Trainer):
             yield
 
     @contextlib.contextmanager
+    def _hold_unused(self, used: bool) -> Iterator[None]:
+        """Hold the run's folder; unless it may be used, refuse one that has results."""
+        taken = [folder for folder in self._folders() if not holds(folder)]  # the command line has asked for its own
+        with self._hold_folder():
+            if not used and self.is_global_zero:
+                check_unused(taken)
+            yield
+
+    @contextlib.contextmanager
     def _run_in_folder(self) -> Iterator[None]:
         """Hold the run's folder while the loops run; a run that fails before it begins leaves nothing there."""
         own = self._folders() if self.is_global_zero else []
@@ -332,8 +339,10 @@ def _with_batch_norm_sync(plugins: Any) -> list[Any]:
     return given if any(isinstance(plugin, LayerSync) for plugin in given) else [*given, BatchNormSync()]
 
 
-def _check_kinds(model: Any, adapter: Any, resume: Any) -> None:
+def _check_kinds(model: Any, adapter: Any, resume: Any, shard: Any) -> None:
     """Refuse arguments of ``adapt`` of another kind."""
+    if shard not in (None, "domain", "batch"):
+        raise InputError(f"shard must be 'domain', 'batch' or None, got {shard!r}")
     plain = getattr(model, "_orig_mod", model)  # of a compiled one
     kinds: dict[str, tuple[Any, Any]] = {
         "model": (plain, LightningModule),
