@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from ttalight.cli import main
-from ttalight.cli.entry import COMMANDS
+from ttalight.cli.commands import COMMANDS
 from ttalight.reporting.figures import can_plot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

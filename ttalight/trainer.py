@@ -185,27 +185,23 @@ class Trainer(lightning.Trainer):
             raise InputError("adapt needs a model and a datamodule, or a model and dataloaders")
         _check_kinds(model, adapter, resume, shard)
         recorder = get_callback(self, Recorder)
-        taken = [folder for folder in self._folders() if not holds(folder)]  # the command line has asked for its own
-        with self._hold_folder():
-            if resume is None and not overwrite and self.is_global_zero:
-                check_unused(taken)
-            if not self._is_finished(recorder, resume):
-                recorder.source = load_module(getattr(model, "_orig_mod", model), weights)
-                try:
-                    self._adapt(model, data, adapter, resume, shard)
-                finally:
-                    recorder.source = None
-        recorder.results = recorder.results or self._spawned_results(recorder)
+        with self._hold_unused(overwrite or resume is not None):
+            if (finished := self._finish(resume)) is not None:
+                recorder.results = finished
+                return finished
+            recorder.source = load_module(getattr(model, "_orig_mod", model), weights)
+            self._adapt(model, data, adapter, resume, shard)
+        if recorder.results is None:
+            recorder.results = self._spawned_results(recorder)
         return recorder.results
 
-    def _is_finished(self, recorder: Recorder, resume: str | None) -> bool:
-        """Return whether the run to resume has come to its end; its results are the recorder's then."""
+    def _finish(self, resume: str | None) -> Results | None:
+        """Return the results of a run that was stopped when they were complete already."""
         if resume is None or Path(resume).resolve() not in self._folders():
-            return False
+            return None
         if self.is_global_zero:  # which may have finished it before the others look
             check_resumable(Path(resume))
-        recorder.results = finish(Path(resume), clean=self.is_global_zero)
-        return recorder.results is not None
+        return finish(Path(resume), clean=self.is_global_zero)
 
     def _spawned_results(self, recorder: Recorder) -> Results:
         """Return what processes that Lightning spawned have measured, which have ended."""
@@ -257,6 +253,7 @@ class Trainer(lightning.Trainer):
             raise
         finally:
             self.callbacks, adapter.shard = before, None
+            get_callback(self, Recorder).source = None
             if isinstance(datamodule, ImageDataModule):
                 datamodule.share = None
             if checkpoint is not None:
@@ -294,6 +291,15 @@ class Trainer(lightning.Trainer):
         with contextlib.ExitStack() as held:
             for folder in self._folders():
                 held.enter_context(hold_folder(folder, first=self.is_global_zero))
+            yield
+
+    @contextlib.contextmanager
+    def _hold_unused(self, used: bool) -> Iterator[None]:
+        """Hold the run's folder; unless it may be used, refuse one that has results."""
+        taken = [folder for folder in self._folders() if not holds(folder)]  # the command line has asked for its own
+        with self._hold_folder():
+            if not used and self.is_global_zero:
+                check_unused(taken)
             yield
 
     @contextlib.contextmanager

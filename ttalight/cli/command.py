@@ -22,7 +22,7 @@ from ttalight.callbacks import Recorder, ResumedCheckpoint
 from ttalight.callbacks.adaptation_files import check_resumable, list_checkpoints
 from ttalight.callbacks.run_results import source_of
 from ttalight.callbacks.search import callbacks_of, find_callback
-from ttalight.cli.entry import COMMANDS
+from ttalight.cli.commands import COMMANDS
 from ttalight.cli.output import be_quiet
 from ttalight.cli.parser_messages import parser_message
 from ttalight.cli.preparsing import add_resumed_config, reset_adapter_arguments

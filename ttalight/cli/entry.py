@@ -10,10 +10,11 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Mapping
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jsonargparse import set_parsing_settings
 
+from ttalight.cli.commands import COMMANDS, Command
 from ttalight.cli.error_messages import expected_message, without_parser
 from ttalight.cli.output import drop_remarks
 from ttalight.cli.parser_messages import parser_message, unknown_command
@@ -23,36 +24,10 @@ from ttalight.version import __version__
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
-__all__ = ["COMMANDS", "TRACEBACK", "main"]
+__all__ = ["TRACEBACK", "main"]
 
 #: Environment variable that shows the traceback of every error.
 TRACEBACK = "TTALIGHT_TRACEBACK"
-
-
-class Command(NamedTuple):
-    """A command.
-
-    Attributes:
-        about: One line for the help.
-        main: Module and function that take its words. None for those of Lightning's command line.
-    """
-
-    about: str
-    main: str | None = None
-
-
-COMMANDS = {
-    "fit": Command("Train a model."),
-    "validate": Command("Evaluate a model on the validation data."),
-    "test": Command("Evaluate a model on the test data, without adapting it."),
-    "predict": Command("Predict the labels of images."),
-    "adapt": Command("Adapt a model to a stream while measuring it."),
-    "compare": Command("Set the results of several runs side by side.", "ttalight.reporting.compare:main"),
-    "corrupt": Command("Write a corrupted copy of a labelled image set.", "ttalight.cli.corrupt:main"),
-    "doctor": Command("Say without labels what a network and images need.", "ttalight.doctor.command:main"),
-    "reproduce": Command("Run what the tables of CTA's paper need.", "ttalight.reproduce.command:main"),
-    "sweep": Command("Run a grid of adaptations in one process.", "ttalight.sweep.command:main"),
-}
 
 
 def main(args: ArgsType = None) -> None:
