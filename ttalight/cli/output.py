@@ -19,12 +19,13 @@ _LOGGERS = (
 
 
 def drop_remarks() -> None:
-    """Drop what libraries remark about themselves, and a warning of Lightning's own code."""
+    """Drop what libraries remark about themselves, and two warnings of Lightning that no user can act on."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if _is_worth_telling not in logger.filters:
             logger.addFilter(_is_worth_telling)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # the frozen parts of tasks
 
 
 def be_quiet() -> None:

@@ -101,7 +101,7 @@ class _Share(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Tell it."""
+        """Show the share of batches that are done."""
         batches = trainer.num_test_batches
         if self.show is not None:
             self.show(min(1.0, (sum(batches[:dataloader_idx]) + batch_idx + 1) / sum(batches)))
