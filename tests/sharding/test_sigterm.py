@@ -123,11 +123,12 @@ def start(tmp_path):
         run.kill()
 
 
-def test_second_of_launched_processes(start, tmp_path):
-    run = start([*ADAPT, "--shard", "batch"], external=False)
+@pytest.mark.parametrize("external", [False, True])
+def test_the_second_process(external, start, tmp_path):
+    run = start([*ADAPT, "--shard", "batch"], external)
     processes = run.processes()
     os.kill(processes[1], signal.SIGTERM)
-    assert run.end() == [128 + signal.SIGTERM]
+    assert run.end() == [128 + signal.SIGTERM] * len(run.started)
     assert not any(is_there(process) for process in processes)
     assert list_checkpoints(tmp_path / "runs" / "stopped")[0][0] >= 3
 
@@ -147,7 +148,8 @@ def test_a_run_goes_on(shard, start, tmp_path, monkeypatch):
     stopped, whole = tmp_path / "runs" / "stopped", tmp_path / "runs" / "whole"
     run = start(words, external=shard == "batch")
     processes = run.processes()
-    os.kill(processes[1 if shard == "batch" else 0], signal.SIGTERM)
+    for process in processes if shard == "batch" else processes[:1]:
+        os.kill(process, signal.SIGTERM)
     assert run.end() == [128 + signal.SIGTERM] * len(run.started)
     assert not any(is_there(process) for process in processes)
     assert [number >= 3 for number, _ in list_checkpoints(stopped)[:1]] == [True] * (shard == "batch")
