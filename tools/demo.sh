@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The main job on embedded data: train the stages of CTA on scanned digits, adapt to corruptions, compare.
+# The main job on what travels inside the package: a network trained on MNIST meets digits from another scanner, clean
+# and corrupted, and is adapted six ways.
 # Needs Python 3.10 or newer and, the first time, a package index. SEED=1 tools/demo.sh runs with another seed.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -19,16 +20,16 @@ free_cores() {
 began=$SECONDS
 seed="${SEED:-0}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(free_cores)}" OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
-echo "Training three stages and adapting five ways, $OMP_NUM_THREADS thread(s)"
-for stage in source simclr align; do
-    ttalight fit --config "configs/digits/$stage.yaml" --overwrite --quiet true --seed_everything "$seed"
-done
-for method in unadapted ptbn tent ema_bn cta; do
-    ttalight adapt --config "configs/digits/$method.yaml" --overwrite --quiet true --seed_everything "$seed"
+runs=()
+echo "Adapting six ways, $OMP_NUM_THREADS thread(s)"
+for method in unadapted ptbn tent ema_bn cta cta_consistency; do
+    ttalight adapt --config "configs/mnist_to_digits/$method.yaml" --overwrite --quiet true --seed_everything "$seed"
+    runs+=("runs/mnist_to_digits/$method")
 done
 echo
-ttalight compare runs/digits/unadapted runs/digits/ptbn runs/digits/tent runs/digits/ema_bn runs/digits/cta \
-    --output runs/digits/table
+ttalight compare "${runs[@]}" --output runs/mnist_to_digits/table
 echo
-echo "The table is in runs/digits/table. Watch the runs: tensorboard --logdir runs/digits"
+echo "What to see: statistics repair most of the shift (PTBN), and learning from the consistency of views adds several"
+echo "points (last row). CTA at the paper's rate equals EMABN, its control without a gradient."
+echo "The table is in runs/mnist_to_digits/table. Watch the runs: tensorboard --logdir runs/mnist_to_digits"
 echo "Done in $((SECONDS - began)) s."

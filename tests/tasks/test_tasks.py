@@ -11,7 +11,7 @@ from lightning import Callback
 from torch.nn.functional import cross_entropy
 
 from ttalight.adapters import EMABN, PTBN, Source, TestTimeTraining
-from ttalight.losses import alignment_loss, barlow_twins_loss, contrastive_loss
+from ttalight.losses import alignment_loss, barlow_twins_loss, consistency_loss, contrastive_loss
 from ttalight.tasks import (
     AlignmentTask,
     ClusT3,
@@ -380,6 +380,32 @@ class TestCrossTaskTTT:
 
         return run
 
+    @pytest.mark.parametrize("contrast", [0.0, 0.5])
+    def test_consistency_joins_views_and_images(self, stages, contrast):
+        weights = {"contrast_weight": contrast, "consistency_weight": 2.0}
+        task = CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8", **weights).eval()
+        images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        views = task.views(images, torch.Generator().manual_seed(3))
+        expected = 2 * consistency_loss(torch.stack([task(images), *task(views).chunk(2)]))
+        expected = expected + contrast * task.contrast(views)
+        torch.testing.assert_close(task.auxiliary_loss(images, torch.Generator().manual_seed(3)), expected)
+        assert task.auxiliary_views == 3
+
+    def test_what_adapts(self):
+        names = {
+            chosen: _adapted_names(CrossTaskTTT(encoder="cifar_resnet8", parameters=chosen))
+            for chosen in ("all", "encoder", "norm")
+        }
+        assert {name.split(".")[0] for name in names["all"]} == {"encoder", "projector"}
+        assert names["encoder"] == {name for name in names["all"] if name.startswith("encoder.")}
+        assert names["norm"] == {name for name in names["encoder"] if "bn" in name or name.endswith("downsample.1")}
+        with pytest.raises(ValueError, match="parameters must be 'all', 'encoder' or 'norm', got 'some'"):
+            CrossTaskTTT(encoder="cifar_resnet8", parameters="some")
+
+    def test_one_of_the_losses_must_count(self):
+        with pytest.raises(ValueError, match=r"one of them above, got 0\.0 and 0\.0"):
+            CrossTaskTTT(encoder="cifar_resnet8", contrast_weight=0.0)
+
     @pytest.mark.parametrize("reset", ["batch", "domain"])
     def test_zero_rate_is_the_control_on_the_same_views(self, task, adapt, reset):
         _, trained = adapt(task, TestTimeTraining(steps=3, lr=0.0, reset=reset))
@@ -587,3 +613,8 @@ def test_images_have_the_precision_of_the_trainer(precision, dtype, make_trainer
     results = trainer.adapt(task, make_data(domains=["contrast"]), PTBN())
     assert results["complete"]
     assert seen == {dtype}
+
+
+def _adapted_names(task):
+    chosen = {id(parameter) for parameter in task.adaptable_parameters()}
+    return {name for name, parameter in task.named_parameters() if id(parameter) in chosen}

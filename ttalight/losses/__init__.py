@@ -4,6 +4,7 @@ from ttalight.losses.alignment import AlignmentLoss, alignment_loss
 from ttalight.losses.barlow_twins import barlow_twins_loss
 from ttalight.losses.class_alignment import class_alignment, hybrid_targets
 from ttalight.losses.clustering import clustering_loss
+from ttalight.losses.consistency import consistency_loss
 from ttalight.losses.contrastive import ContrastiveLoss, contrastive_loss
 from ttalight.losses.entropy import entropy
 from ttalight.losses.moments import (
@@ -32,6 +33,7 @@ __all__ = [
     "barlow_twins_loss",
     "class_alignment",
     "clustering_loss",
+    "consistency_loss",
     "contrastive_loss",
     "covariance_distance",
     "entropy",

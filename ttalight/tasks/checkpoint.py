@@ -19,6 +19,8 @@ from ttalight.models.weight_files import numbers_allowed
 
 __all__ = ["check_architecture", "check_weights", "file_sha256", "load_weights", "read_checkpoint", "select"]
 
+#: What names of files inside the package begin with.
+_PACKAGED = "ttalight:"
 #: What checkpoints say of their task, where they do.
 _NOTE = {"task": str, "image_size": Between(1, 1 << 20)}
 
@@ -27,21 +29,22 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
     """Read a checkpoint or weight file; nothing in it can run code.
 
     Args:
-        path: A local file.
+        path: A local file, or ``ttalight:NAME`` for one that travels inside the package.
         argument: The task argument that named it, for messages.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, or holds anything but tensors and plain values.
     """
-    if not Path(path).is_file():
+    file = _located(path)
+    if not file.is_file():
         raise MissingFileError(
             f"{argument}: there is no file {path}. Run the stage that writes it first, or name another file with "
             f"--model.{argument}"
         )
     try:
         with numbers_allowed():
-            content: Any = load_file(path) if path.endswith(".safetensors") else load_tensors(Path(path))
+            content: Any = load_file(file) if file.suffix == ".safetensors" else load_tensors(file)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{argument}: {path} was refused: it holds something other than tensors and plain values, or is damaged "
@@ -161,9 +164,15 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, arg
         raise InputError(f"{argument}: {path} does not fit this {type(module).__name__}: {listing}")
 
 
+def _located(path: str) -> Path:
+    """Return the path of a file, of one inside the package for ``ttalight:NAME``."""
+    inside = path.startswith(_PACKAGED)
+    return Path(__file__).parents[1] / "data" / path.removeprefix(_PACKAGED) if inside else Path(path)
+
+
 def file_sha256(path: str) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with Path(path).expanduser().open("rb") as file:
+    with _located(path).expanduser().open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ttalight.errors import InputError
 from ttalight.files.difference import difference
+from ttalight.losses import consistency_loss
+from ttalight.models.norm import find_norms
 from ttalight.tasks.contrastive_ttt import ContrastiveTTT
 
 __all__ = ["CrossTaskTTT"]
@@ -23,12 +25,20 @@ class CrossTaskTTT(ContrastiveTTT):
     aligned file was made, unless ``objective`` says otherwise; its temperature is this task's own ``temperature``, by
     default the paper's 0.01, whatever that of training was.
 
+    The contrastive objective never sees the classifier. ``consistency_weight``, which is ours and not the paper's, adds
+    ``consistency_loss``: views and un-augmented images, in one forward, have to agree on a class, so that features stay
+    aligned with the rows of h, the prototypes that alignment has given them. With ``contrast_weight=0`` it is alone.
+
     Args:
         aligned: Checkpoint of an ``AlignmentTask``.
         num_classes: Number of classes C.
         rescale_features: Bring pi(g(x)) to the mean norm of f(x) before the classifier. The cosine losses leave that
             norm free, so confidences, and with them NLL and ECE, mean little without it; accuracy hardly changes.
         symmetric: Whether both views are anchors of the loss; see ``ContrastiveTask``.
+        contrast_weight: Factor of the self-supervised objective, at least 0.
+        consistency_weight: Factor of the consistency of predictions, at least 0.
+        parameters: What adapts: ``all`` of g and pi, as in the paper, the ``encoder`` g, or the affines of its ``norm``
+            layers.
         kwargs: See ``TwoViewTask`` and ``BaseTask``.
 
     Raises:
@@ -44,9 +54,23 @@ class CrossTaskTTT(ContrastiveTTT):
         stem: Literal["cifar", "imagenet"] = "cifar",
         rescale_features: bool = False,
         symmetric: bool = True,
+        contrast_weight: float = 1.0,
+        consistency_weight: float = 0.0,
+        parameters: Literal["all", "encoder", "norm"] = "all",
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder=encoder, stem=stem, **kwargs)
+        if min(contrast_weight, consistency_weight) < 0 or max(contrast_weight, consistency_weight) == 0:
+            raise InputError(
+                "contrast_weight and consistency_weight must be at least 0, and one of them above, got "
+                f"{contrast_weight} and {consistency_weight}"
+            )
+        if parameters not in ("all", "encoder", "norm"):
+            raise InputError(f"parameters must be 'all', 'encoder' or 'norm', got {parameters!r}")
+        self.adapted = parameters
+        self.contrast_weight = contrast_weight
+        self.consistency_weight = consistency_weight
+        self.auxiliary_views = 3 if consistency_weight else 2
         self.num_classes = num_classes
         self.rescale_features = rescale_features
         self.symmetric = symmetric
@@ -63,7 +87,26 @@ class CrossTaskTTT(ContrastiveTTT):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits h(pi(g(x))), (B, C), of images in [0, 1], (B, 3, H, W)."""
-        features = self.project(images)
+        return self._classify(self.project(images))
+
+    def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the loss that adaptation minimises, a scalar; see ``ContrastiveTTT``."""
+        if not self.consistency_weight:
+            return self.contrast_weight * super().auxiliary_loss(images, generator)
+        features = self.project(torch.cat((self.crop(images), self.views(images, generator))))
+        logits = self._classify(features).view(3, len(images), -1)
+        loss = self.consistency_weight * consistency_loss(logits)
+        if self.contrast_weight and len(images) > 1:
+            loss = loss + self.contrast_weight * self.compare(*features[len(images) :].chunk(2))
+        return loss
+
+    def adaptable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that adapt."""
+        if self.adapted == "norm":
+            return [parameter for norm in find_norms(self.encoder) for parameter in norm.affine]
+        return list(self.encoder.parameters()) if self.adapted == "encoder" else super().adaptable_parameters()
+
+    def _classify(self, features: Tensor) -> Tensor:
         if self.rescale_features:
             features = features * (self.feature_norms[0] / self.feature_norms[1])
         logits: Tensor = self.classifier(features)
