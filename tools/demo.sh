@@ -23,7 +23,8 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(free_cores)}" OMP_WAIT_POLICY="${OM
 runs=()
 echo "Adapting six ways, $OMP_NUM_THREADS thread(s)"
 for method in unadapted ptbn tent ema_bn cta cta_consistency; do
-    ttalight adapt --config "configs/mnist_to_digits/$method.yaml" --overwrite --quiet true --seed_everything "$seed"
+    ttalight adapt --config "configs/mnist_to_digits/$method.yaml" --overwrite --quiet true \
+        --seed_everything "$seed" --data.seed "$seed"
     runs+=("runs/mnist_to_digits/$method")
 done
 echo

@@ -391,6 +391,13 @@ class TestCrossTaskTTT:
         torch.testing.assert_close(task.auxiliary_loss(images, torch.Generator().manual_seed(3)), expected)
         assert task.auxiliary_views == 3
 
+    def test_results_say_which_loss_was_minimised(self, stages, adapt):
+        weights = {"contrast_weight": 0.0, "consistency_weight": 1.0}
+        task = CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8", **weights)
+        results, _ = adapt(task, TestTimeTraining(steps=1))
+        assert {name: results["protocol"][name] for name in weights} == weights
+        assert CrossTaskTTT(encoder="cifar_resnet8").adaptation_protocol() == {}
+
     def test_what_adapts(self):
         names = {
             chosen: _adapted_names(CrossTaskTTT(encoder="cifar_resnet8", parameters=chosen))

@@ -165,9 +165,10 @@ def _protocol(
         "batch_size": measurement.largest_batch,
         "sharding": adapter.shard if adapter is not None and trainer.world_size > 1 else None,
         **_data_protocol(data),
+        **_loss_protocol(trainer.lightning_module),
         **(adapter.protocol() if adapter is not None else dict.fromkeys(_METHOD_FIELDS)),
     }
-    whole: RunProtocol = protocol  # methods and data modules add keys of their own
+    whole: RunProtocol = protocol  # methods, tasks and data modules add keys of their own
     return whole
 
 
@@ -179,6 +180,13 @@ def _data_protocol(data: Any) -> dict[str, Any]:
     described = getattr(data, "protocol", None) if isinstance(data, ImageDataModule) else None
     own = described() if callable(described) else {}
     return {"data": name if isinstance(name, str) else type(data).__name__, **own}
+
+
+def _loss_protocol(module: Any) -> dict[str, Any]:
+    """Return what a task says of the loss that it adapts by, where that is not its usual one."""
+    described = getattr(module, "adaptation_protocol", None)
+    own: dict[str, Any] = described() if callable(described) else {}
+    return own
 
 
 def _curve(measurement: Measurement, rows: list[DomainResult]) -> Curve:

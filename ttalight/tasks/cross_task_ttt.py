@@ -100,6 +100,15 @@ class CrossTaskTTT(ContrastiveTTT):
             loss = loss + self.contrast_weight * self.compare(*features[len(images) :].chunk(2))
         return loss
 
+    def adaptation_protocol(self) -> dict[str, Any]:
+        """Return the settings of the loss that are saved with a result, where they are not the paper's."""
+        own = {
+            "contrast_weight": self.contrast_weight,
+            "consistency_weight": self.consistency_weight,
+            "parameters": self.adapted,
+        }
+        return {} if own == {"contrast_weight": 1.0, "consistency_weight": 0.0, "parameters": "all"} else own
+
     def adaptable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that adapt."""
         if self.adapted == "norm":
