@@ -396,7 +396,17 @@ class TestCrossTaskTTT:
         task = CrossTaskTTT(aligned=stages["align"], encoder="cifar_resnet8", **weights)
         results, _ = adapt(task, TestTimeTraining(steps=1))
         assert {name: results["protocol"][name] for name in weights} == weights
+        assert "consistency_weight" not in adapt(task, PTBN())[0]["protocol"]
         assert CrossTaskTTT(encoder="cifar_resnet8").adaptation_protocol() == {}
+
+    def test_consistency_of_images_that_are_not_square(self):
+        task = CrossTaskTTT(encoder="cifar_resnet8", consistency_weight=1.0)
+        assert torch.isfinite(task.auxiliary_loss(torch.rand(4, 3, 24, 40), torch.Generator().manual_seed(0)))
+
+    def test_consistency_of_one_image(self):
+        task = CrossTaskTTT(encoder="cifar_resnet8", contrast_weight=0.0, consistency_weight=1.0)
+        with pytest.warns(UserWarning, match="a batch of one image has nothing to be compared with"):
+            assert task.auxiliary_loss(torch.rand(1, 3, 32, 32), torch.Generator().manual_seed(0)) == 0
 
     def test_what_adapts(self):
         names = {

@@ -31,6 +31,8 @@ def main() -> None:
     parser.add_argument("--labels", nargs="+", help="a name for each run; by default the folder's")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    if len(options.runs) > len(COLOURS) or (options.labels and len(options.labels) != len(options.runs)):
+        parser.error(f"give at most {len(COLOURS)} runs, and as many labels as runs")
     results = [read_results(path) for path in options.runs]
     draw(results, options.labels or [path.name for path in options.runs]).savefig(options.output, dpi=140)
 
@@ -39,14 +41,15 @@ def draw(results: list[Any], labels: list[str]) -> Any:
     """Return the figure: a row of images above the curves, domain by domain."""
     domains = results[0]["domains"]
     total = sum(row["samples"] for row in domains)
+    severity = max(row["severity"] or 0 for row in domains) or 5
     figure = pyplot.figure(figsize=(10, 4.2), layout="constrained")
     grid = figure.add_gridspec(2, SHOWN * len(domains), height_ratios=[1, 4.5])
-    for place, image in enumerate(images([row["name"] for row in domains], domains[0]["severity"] or 5)):
+    for place, image in enumerate(images([row["name"] for row in domains], severity)):
         axes = figure.add_subplot(grid[0, place])
         axes.imshow(image, interpolation="nearest")
         axes.axis("off")
     axes = figure.add_subplot(grid[1, :])
-    for result, label, colour in zip(results, labels, COLOURS, strict=False):
+    for result, label, colour in zip(results, labels, COLOURS[: len(results)], strict=True):
         ends, accuracy = result["curve"]["images"], result["curve"]["accuracy"]
         for row in domains:  # a line of its own for each, since the methods start again
             chosen = [i for i, end in enumerate(ends) if row["start"] < end <= row["start"] + row["samples"]]
@@ -63,7 +66,7 @@ def draw(results: list[Any], labels: list[str]) -> Any:
 
 
 def images(names: list[str], severity: int) -> list[Any]:
-    """Return some test images of every domain, as they arrive."""
+    """Return the first test images in every domain."""
     data = DigitsDataModule(domains=names, severity=severity, limit=SHOWN)
     return [image.permute(1, 2, 0).numpy() for _, domain in data.load_domains() for image in domain.images]
 

@@ -10,7 +10,7 @@ import lightning
 import torch
 from lightning import Trainer
 
-from ttalight.adapters import Adapter
+from ttalight.adapters import Adapter, TestTimeTraining
 from ttalight.callbacks.measurement import Measurement
 from ttalight.data import ImageDataModule
 from ttalight.data.streams import StreamOrder
@@ -165,7 +165,7 @@ def _protocol(
         "batch_size": measurement.largest_batch,
         "sharding": adapter.shard if adapter is not None and trainer.world_size > 1 else None,
         **_data_protocol(data),
-        **_loss_protocol(trainer.lightning_module),
+        **(_loss_protocol(trainer.lightning_module) if isinstance(adapter, TestTimeTraining) else {}),
         **(adapter.protocol() if adapter is not None else dict.fromkeys(_METHOD_FIELDS)),
     }
     whole: RunProtocol = protocol  # methods, tasks and data modules add keys of their own

@@ -29,7 +29,7 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
     """Read a checkpoint or weight file; nothing in it can run code.
 
     Args:
-        path: A local file, or ``ttalight:NAME`` for one that travels inside the package.
+        path: A local file; as the file of a stage also ``ttalight:NAME``, one that travels inside the package.
         argument: The task argument that named it, for messages.
 
     Raises:
@@ -166,8 +166,9 @@ def check_weights(module: nn.Module, state: Mapping[str, Tensor], path: str, arg
 
 def _located(path: str) -> Path:
     """Return the path of a file, of one inside the package for ``ttalight:NAME``."""
-    inside = path.startswith(_PACKAGED)
-    return Path(__file__).parents[1] / "data" / path.removeprefix(_PACKAGED) if inside else Path(path)
+    if not path.startswith(_PACKAGED):
+        return Path(path)
+    return Path(__file__).parents[1] / "data" / Path(path.removeprefix(_PACKAGED)).name
 
 
 def file_sha256(path: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ttalight.errors import InputError
 from ttalight.files.difference import difference
@@ -30,7 +32,8 @@ class CrossTaskTTT(ContrastiveTTT):
     aligned with the rows of h, the prototypes that alignment has given them. With ``contrast_weight=0`` it is alone.
 
     Args:
-        aligned: Checkpoint of an ``AlignmentTask``.
+        aligned: Checkpoint of an ``AlignmentTask``; ``ttalight:mnist.ckpt`` is one that travels inside the package, of
+            a ``cifar_resnet8`` on MNIST.
         num_classes: Number of classes C.
         rescale_features: Bring pi(g(x)) to the mean norm of f(x) before the classifier. The cosine losses leave that
             norm free, so confidences, and with them NLL and ECE, mean little without it; accuracy hardly changes.
@@ -60,9 +63,10 @@ class CrossTaskTTT(ContrastiveTTT):
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder=encoder, stem=stem, **kwargs)
-        if min(contrast_weight, consistency_weight) < 0 or max(contrast_weight, consistency_weight) == 0:
+        weights = (contrast_weight, consistency_weight)
+        if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
             raise InputError(
-                "contrast_weight and consistency_weight must be at least 0, and one of them above, got "
+                "contrast_weight and consistency_weight must be finite and at least 0, and one of them above, got "
                 f"{contrast_weight} and {consistency_weight}"
             )
         if parameters not in ("all", "encoder", "norm"):
@@ -91,12 +95,15 @@ class CrossTaskTTT(ContrastiveTTT):
 
     def auxiliary_loss(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the loss that adaptation minimises, a scalar; see ``ContrastiveTTT``."""
-        if not self.consistency_weight:
+        if not self.consistency_weight or len(images) == 1:
             return self.contrast_weight * super().auxiliary_loss(images, generator)
-        features = self.project(torch.cat((self.crop(images), self.views(images, generator))))
+        clean, views = self.crop(images), self.views(images, generator)
+        if clean.shape[2:] != views.shape[2:]:  # views are square
+            clean = interpolate(clean, views.shape[2:], mode="bilinear", align_corners=False, antialias=True)
+        features = self.project(torch.cat((clean, views)))
         logits = self._classify(features).view(3, len(images), -1)
         loss = self.consistency_weight * consistency_loss(logits)
-        if self.contrast_weight and len(images) > 1:
+        if self.contrast_weight:
             loss = loss + self.contrast_weight * self.compare(*features[len(images) :].chunk(2))
         return loss
 
@@ -105,9 +112,9 @@ class CrossTaskTTT(ContrastiveTTT):
         own = {
             "contrast_weight": self.contrast_weight,
             "consistency_weight": self.consistency_weight,
-            "parameters": self.adapted,
+            "adapted": self.adapted,
         }
-        return {} if own == {"contrast_weight": 1.0, "consistency_weight": 0.0, "parameters": "all"} else own
+        return {} if own == {"contrast_weight": 1.0, "consistency_weight": 0.0, "adapted": "all"} else own
 
     def adaptable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that adapt."""
