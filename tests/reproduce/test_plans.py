@@ -62,7 +62,7 @@ class TestPlans:
         starts = {name: config["model"]["init_args"].get("pretrained") for name, config in jobs.items()}
         assert {name for name, start in starts.items() if start != "lite0.pth"} == {"align", "probe"}
         epochs = {name: config["trainer"]["max_epochs"] for name, config in jobs.items()}
-        assert epochs == dict.fromkeys(jobs, 20) | {"source": 10, "simclr": 10}
+        assert epochs == dict.fromkeys(jobs, 20) | {"source": 8, "simclr": 5, "align": 4}
 
     def test_control_and_method_share_views_and_images(self, plan_of):
         jobs = {job.name: job.config for job in plan_of(2).jobs}
