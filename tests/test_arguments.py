@@ -7,10 +7,11 @@ import inspect
 import pytest
 import torch
 from lightning import LightningModule
+from support.methods import EVERY_CLASS
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ttalight import Trainer, adapters
+from ttalight import Trainer
 from ttalight.adapters import (
     CMF,
     EATA,
@@ -24,7 +25,6 @@ from ttalight.adapters import (
     STAG,
     T3A,
     TIPI,
-    Adapter,
     AlphaBN,
     CoTTA,
     DeYO,
@@ -52,7 +52,6 @@ from ttalight.data import (
 from ttalight.tasks import NCTTT, BaseTask, ClusT3, JointTask, RotationTTT, SupervisedTask, TTTPlusPlus
 
 WRONG = ("1e-3", float("nan"), [1], True, {}, torch.zeros(2), 1 << 70)
-CLASSES = [getattr(adapters, name) for name in adapters.__all__]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 TASK, LOADER = LightningModule(), DataLoader(TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4).long()))
 
@@ -61,10 +60,7 @@ def adapt(*args, **kwargs):
     return Trainer(logger=False, enable_progress_bar=False).adapt(*args, **kwargs)
 
 
-METHODS = [cls for cls in CLASSES if isinstance(cls, type) and issubclass(cls, Adapter) and not inspect.isabstract(cls)]
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY_CLASS.values())
 def test_every_number_of_every_method(method):
     owners = [cls for cls in method.__mro__ if "__init__" in vars(cls)]
     parameters = {name: value for cls in owners for name, value in inspect.signature(cls).parameters.items()}

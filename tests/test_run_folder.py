@@ -282,6 +282,16 @@ class TestTrainer:
         assert adapt(tmp_path / "run", adapter=PTBN(), overwrite=True)["method"] == "PTBN"
         assert read_results(tmp_path / "run")["method"] == "PTBN"
 
+    def test_evaluations_say_what_they_replace(self, tmp_path):
+        run, task, data = trainer(tmp_path), SupervisedTask(encoder="cifar_resnet8"), DigitsDataModule(limit=10)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "this evaluation replaces")
+            run.test(task, datamodule=data)
+            adapt(tmp_path, adapter=PTBN(), overwrite=True)  # it was asked to
+        for evaluate in (run.test, trainer(tmp_path).validate):
+            with pytest.warns(UserWarning, match=f"replaces the results in {tmp_path}: give another default_root_dir"):
+                evaluate(task, datamodule=data)
+
     def test_a_folder_that_fit_has_written_is_used(self, tmp_path):
         runner = ttalight.Trainer(
             default_root_dir=tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, accelerator="cpu",

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from ttalight.adapters import Adapter
 from ttalight.adapters.sharding import Shard
 from ttalight.callbacks import AdaptationCheckpoint, Progress, Recorder, ResumedCheckpoint, Termination
-from ttalight.callbacks.adaptation_files import check_resumable, check_unused, finish, list_checkpoints
+from ttalight.callbacks.adaptation_files import check_resumable, check_unused, finish, list_checkpoints, warn_of_results
 from ttalight.callbacks.search import callbacks_of, find_callback, find_callbacks, get_callback
 from ttalight.callbacks.termination import spawned
 from ttalight.data import ImageDataModule
@@ -124,11 +124,13 @@ class Trainer(lightning.Trainer):
 
     def validate(self, *args: Any, **kwargs: Any) -> Any:
         """Perform one evaluation epoch over the validation set; arguments as Lightning's."""
+        self._warn_of_results()
         with self._run_in_folder():
             return super().validate(*args, **kwargs)
 
     def test(self, *args: Any, **kwargs: Any) -> Any:
         """Perform one evaluation epoch over the test set; arguments as Lightning's."""
+        self._warn_of_results()
         with self._run_in_folder():
             return super().test(*args, **kwargs)
 
@@ -301,6 +303,11 @@ class Trainer(lightning.Trainer):
             if not used and self.is_global_zero:
                 check_unused(taken)
             yield
+
+    def _warn_of_results(self) -> None:
+        """Warn where an evaluation replaces results and nothing has asked for that."""
+        if self.is_global_zero:
+            warn_of_results(folder for folder in self._folders() if not holds(folder))
 
     @contextlib.contextmanager
     def _run_in_folder(self) -> Iterator[None]:

@@ -107,6 +107,15 @@ def tent_loss(net: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
     return entropy_of(net[8](features))
 
 
+def come_loss(net: nn.Sequential, features: torch.Tensor) -> torch.Tensor:
+    row = net[8](features)
+    length = sum(value**2 for value in row).sqrt()
+    evidence = [(value / length * length.item()).exp() for value in row]
+    total = sum(evidence) + 4
+    shares = [*(value / total for value in evidence), 4 / total]
+    return -sum(share * share.log() for share in shares)
+
+
 def rpl_loss(net: nn.Sequential, features: torch.Tensor, q: float = 0.8) -> torch.Tensor:
     row = net[8](features)
     likely = max(range(4), key=row.tolist().__getitem__)
@@ -132,7 +141,13 @@ def stag_loss(net: nn.Sequential, features: torch.Tensor, weight: float = 0.7) -
 
 @pytest.mark.parametrize(("steps", "prediction"), [(1, "before"), (1, "after"), (3, "before"), (3, "after")])
 @pytest.mark.parametrize(
-    ("method", "loss_of"), [(Tent, tent_loss), (RPL, rpl_loss), (partial(Tent, terms=[STAG(0.7)]), stag_loss)]
+    ("method", "loss_of"),
+    [
+        (Tent, tent_loss),
+        (partial(Tent, entropy="opinion"), come_loss),
+        (RPL, rpl_loss),
+        (partial(Tent, terms=[STAG(0.7)]), stag_loss),
+    ],
 )
 def test_methods_that_keep_every_sample(net, batches, method, loss_of, steps, prediction):
     net[8].weight.data *= 0.25  # gradients that STAG would leave out as too short have no place in its reference

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from ttalight import adapters
-from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter, Tent, TestTimeTraining
+from ttalight.adapters import Adapter, EntropyAdapter, GradientAdapter, SelfTrainingAdapter, Tent, TestTimeTraining
 
 Settings = Mapping[str, Mapping[str, Any]]
 
-BASES = {Adapter, GradientAdapter, SelfTrainingAdapter}
+BASES = {Adapter, GradientAdapter, SelfTrainingAdapter, EntropyAdapter}
 #: All methods by name, test-time training among them.
 EVERY_CLASS: dict[str, type[Adapter]] = {
     name: value

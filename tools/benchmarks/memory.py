@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight import adapters
-from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter, Tent
+from ttalight.adapters import Adapter, EntropyAdapter, GradientAdapter, SelfTrainingAdapter, Tent
 
 #: Arguments with which methods have something to do, and not much, on single images of a network with random weights.
 SETTINGS = {
@@ -44,7 +44,7 @@ SETTINGS = {
     "T3A": {"supports": 20},
     "TestTimeTraining": {"steps": 1},
 }
-BASES = (Adapter, GradientAdapter, SelfTrainingAdapter)
+BASES = (Adapter, GradientAdapter, SelfTrainingAdapter, EntropyAdapter)
 #: The last entry adapts with a window.
 WINDOW = "Tent, window of 8"
 

@@ -11,11 +11,11 @@ from timm.models import VisionTransformer, create_model
 from torch import nn
 
 from ttalight import adapters
-from ttalight.adapters import Adapter, GradientAdapter, SelfTrainingAdapter
+from ttalight.adapters import Adapter, EntropyAdapter, GradientAdapter, SelfTrainingAdapter
 from ttalight.models.cifar.cifar_resnet import cifar_resnet20
 from ttalight.tasks import CrossTaskTTT
 
-NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter)
+NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter, EntropyAdapter)
 METHODS: dict[str, type[Adapter]] = {
     name: value
     for name in adapters.__all__

@@ -2,6 +2,7 @@
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.pixel_space import PixelSpace
+from ttalight.adapters.entropy import EntropyAdapter
 from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.cmf import CMF
@@ -38,6 +39,7 @@ __all__ = [
     "Adapter",
     "GradientAdapter",
     "SelfTrainingAdapter",
+    "EntropyAdapter",
     "AdaptedNetwork",
     "AdaptiveNetwork",
     "FastPass",

@@ -129,6 +129,16 @@ def check_unused(folders: Iterable[Path]) -> None:
             )
 
 
+def warn_of_results(folders: Iterable[Path]) -> None:
+    """Warn where an evaluation is about to replace the results of an earlier one."""
+    for folder in folders:
+        if (folder / "results.json").is_file():
+            warnings.warn(
+                f"this evaluation replaces the results in {folder}: give another default_root_dir to keep them",
+                stacklevel=3,
+            )
+
+
 def finish(run: Path, clean: bool = True) -> Results | None:
     """Clean up a run that was stopped when its results were complete already.
 

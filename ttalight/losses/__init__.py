@@ -15,6 +15,7 @@ from ttalight.losses.moments import (
     mean_distance,
 )
 from ttalight.losses.noise_contrast import in_distribution_loss, noise_contrastive_loss, noise_logits
+from ttalight.losses.opinion import opinion_entropy
 from ttalight.losses.reconstruction import mutual_divergence, reconstruction_loss
 from ttalight.losses.self_training import (
     generalized_cross_entropy,
@@ -47,6 +48,7 @@ __all__ = [
     "mutual_divergence",
     "noise_contrastive_loss",
     "noise_logits",
+    "opinion_entropy",
     "reconstruction_loss",
     "soft_likelihood_ratio",
     "structural_alignment",

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttalight.adapters.components.filters import confidence_weight, entropy_margins, probability_drop
+from ttalight.adapters.entropy import EntropyAdapter
 from ttalight.adapters.methods.sar import SAR
-from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.models.network import Outputs, Selection
@@ -18,7 +18,7 @@ from ttalight.models.network import Outputs, Selection
 __all__ = ["DeYO", "occlude", "shuffle_patches", "shuffle_pixels"]
 
 
-class DeYO(SelfTrainingAdapter):
+class DeYO(EntropyAdapter):
     """Minimises the weighted entropy of confident predictions that suffer when objects are destroyed.
 
     A sample counts if its entropy H is below ``margin`` ln C and its likeliest class loses more than ``threshold`` of
@@ -41,7 +41,7 @@ class DeYO(SelfTrainingAdapter):
         destroy: What happens to objects: ``patch`` and ``pixel`` shuffle, ``occlusion`` hides the middle.
         patches: Patches in a row and in a column.
         occlusion: Share of height and width that is hidden, in (0, 1].
-        kwargs: See ``SelfTrainingAdapter``. By default the affines in front of the last block adapt, see above.
+        kwargs: See ``EntropyAdapter``. By default the affines in front of the last block adapt, see above.
 
     Raises:
         ValueError: If an argument is out of range; at the first batch, if the network does not give one prediction an
@@ -102,15 +102,11 @@ class DeYO(SelfTrainingAdapter):
                 f"DeYO needs one prediction an image, logits of shape (B, C), got {tuple(logits.shape)}: shuffling "
                 "patches moves pixels away from their labels. Use Tent or SAR for dense predictions"
             )
-        entropies = outputs.entropies.detach()
+        entropies = self.entropies(outputs).detach()
         confident = entropies < entropy_margins(self.margin, logits)
         drops = self._drops(net, images, logits, confident)
         weights = confidence_weight(entropies, entropy_margins(self.weight_margin, logits)) + drops.exp()
         return weights.where(confident & (drops > self.threshold), 0)
-
-    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return the entropy of each prediction."""
-        return outputs.entropies
 
     def _drops(self, net: AdaptiveNetwork, images: Tensor, logits: Tensor, confident: Tensor) -> Tensor:
         """Return what the confident samples lose when objects are destroyed, minus infinity for the others: (B,)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.components.filters import confidence_weight, entropy_margins, redundancy, update_mean
-from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
+from ttalight.adapters.entropy import EntropyAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.models.network import Outputs
@@ -16,7 +16,7 @@ from ttalight.models.network import Outputs
 __all__ = ["ETA"]
 
 
-class ETA(SelfTrainingAdapter):
+class ETA(EntropyAdapter):
     """Minimises the weighted entropy of the predictions that are confident and unlike those before.
 
     A sample counts if its entropy H is below E0 = ``margin`` ln C and the cosine of its prediction to the running mean
@@ -36,7 +36,7 @@ class ETA(SelfTrainingAdapter):
         margin: E0 as a share of ln C, in (0, 1].
         redundancy: Samples at least this similar to the running mean are dropped, in (0, 1]; 1 drops
             exact repetitions only.
-        kwargs: See ``SelfTrainingAdapter``.
+        kwargs: See ``EntropyAdapter``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -72,17 +72,13 @@ class ETA(SelfTrainingAdapter):
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return exp(E0 - H) of the samples that count, 0 for the others, and update the mean prediction."""
         logits = outputs.logits.detach()
-        entropies = per_image(outputs.entropies.detach())
+        entropies = self.entropies(outputs).detach()
         margin = entropy_margins(self.margin, logits)
         predictions = logits.softmax(1).flatten(2).mean(2) if logits.ndim > 2 else logits.softmax(1)
         # Of a sample that is not a number the entropy is none either; before the first mean the cosine is none.
         kept = (entropies < margin) & (redundancy(predictions, self._mean) >= self.redundancy).logical_not_()
         update_mean(self._mean, predictions, kept)
         return confidence_weight(entropies, margin).where(kept, 0)
-
-    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return the entropy of each prediction."""
-        return per_image(outputs.entropies)
 
     def protocol(self) -> dict[str, Any]:
         """Return what a result must say about this method to be comparable."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttalight.adapters.components.filters import entropy_margins, update_mean
-from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
+from ttalight.adapters.entropy import EntropyAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.models.network import Outputs, Selection
@@ -18,7 +18,7 @@ from ttalight.models.vectors import divide, flatten, gradient_vector
 __all__ = ["SAR", "sam_perturbation"]
 
 
-class SAR(SelfTrainingAdapter):
+class SAR(EntropyAdapter):
     """Minimises the entropy of reliable samples at the worst weights nearby, and starts again when it has collapsed.
 
     A step goes forward, keeps the samples with an entropy below E0 = ``margin`` ln C, and goes backward; moves up by
@@ -49,7 +49,7 @@ class SAR(SelfTrainingAdapter):
         rho: Length of the perturbation.
         recovery: Entropy, in nats, below which the running mean tells a collapse; 0 never recovers. The authors' 0.2 is
             for 1000 classes: on ten, an ordinary confident network may lie below.
-        kwargs: See ``SelfTrainingAdapter``. By default the affines in front of the last block adapt, see above.
+        kwargs: See ``EntropyAdapter``. By default the affines in front of the last block adapt, see above.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -89,12 +89,8 @@ class SAR(SelfTrainingAdapter):
 
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return 1 for the samples with an entropy below E0, 0 for the others."""
-        entropies = per_image(outputs.entropies.detach())
+        entropies = self.entropies(outputs).detach()
         return (entropies < entropy_margins(self.margin, outputs.logits)).to(entropies.dtype)
-
-    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return the entropy of each prediction."""
-        return per_image(outputs.entropies)
 
     def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
         """Make one step, with the gradient at the worst weights nearby; see ``SelfTrainingAdapter``."""

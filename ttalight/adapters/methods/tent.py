@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from ttalight.adapters.self_training import SelfTrainingAdapter, per_image
-from ttalight.engine.adaptive_network import AdaptiveNetwork
-from ttalight.models.network import Outputs
+from ttalight.adapters.entropy import EntropyAdapter
 
 __all__ = ["Tent"]
 
 
-class Tent(SelfTrainingAdapter):
+class Tent(EntropyAdapter):
     """Minimises the entropy of the predictions over the weights and biases of the normalisation layers.
 
     BatchNorm layers normalise with the batch's statistics; LayerNorm and GroupNorm are adapted as they are. The
@@ -26,7 +22,7 @@ class Tent(SelfTrainingAdapter):
 
     Args:
         lr: Learning rate of Adam (betas 0.9 and 0.999, no weight decay); 1e-3 by default.
-        kwargs: See ``SelfTrainingAdapter``.
+        kwargs: See ``EntropyAdapter``.
     """
 
     shards_batches = True
@@ -35,7 +31,3 @@ class Tent(SelfTrainingAdapter):
         "cifar": {"optimizer": "Adam", "lr": 1e-3, "batch_size": 200},
         "imagenet": {"optimizer": "SGD", "momentum": 0.9, "lr": 2.5e-4, "batch_size": 64},
     }
-
-    def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return the entropy of each prediction."""
-        return per_image(outputs.entropies)
