@@ -27,6 +27,7 @@ from ttalight.adapters import (
     Adapter,
     AlphaBN,
     MoETTA,
+    RetrievalFusion,
     Source,
     Tent,
 )
@@ -44,7 +45,7 @@ METHODS |= {
     "Test-time training": lambda **more: TTT(steps=2, lr=1e-2, **more),
     "Test-time training batch": lambda **more: TTT(steps=2, norm="batch", **more),
 }
-del METHODS["LAME"]
+del METHODS["LAME"], METHODS["RetrievalFusion"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
 
@@ -303,6 +304,7 @@ class Replacing(Adapter):
     ("adapter", "message"),
     [
         (LAME(), "no network to export"),
+        (RetrievalFusion(), "no network to export"),
         (Own(), "define export"),
         (Replacing(), "layer 1 is normalised by a function of the method"),
     ],

@@ -18,6 +18,7 @@ from ttalight.adapters.methods.moetta import MoETTA
 from ttalight.adapters.methods.nctta import NCTTA
 from ttalight.adapters.methods.ptbn import PTBN
 from ttalight.adapters.methods.rdumb import RDumb
+from ttalight.adapters.methods.retrieval_fusion import RetrievalFusion
 from ttalight.adapters.methods.roid import ROID
 from ttalight.adapters.methods.rpl import RPL
 from ttalight.adapters.methods.sar import SAR
@@ -53,6 +54,7 @@ __all__ = [
     "FIND",
     "T3A",
     "LAME",
+    "RetrievalFusion",
     "RPL",
     "Tent",
     "ETA",

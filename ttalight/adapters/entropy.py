@@ -19,6 +19,7 @@ class EntropyAdapter(SelfTrainingAdapter):
     """Steps on the entropy of predictions.
 
     Args:
+        lr: See ``GradientAdapter``.
         entropy: ``softmax`` for the entropy of the predicted probabilities, or ``opinion`` for COME's, which has a
             share of uncertainty beside the classes; see ``opinion_entropy``. Filters and weights use the same one.
         kwargs: See ``SelfTrainingAdapter``.
@@ -27,8 +28,10 @@ class EntropyAdapter(SelfTrainingAdapter):
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, entropy: Literal["softmax", "opinion"] = "softmax", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self, lr: float | None = None, *, entropy: Literal["softmax", "opinion"] = "softmax", **kwargs: Any
+    ) -> None:
+        super().__init__(lr, **kwargs)
         if entropy not in ("softmax", "opinion"):
             raise InputError(f"entropy must be 'softmax' or 'opinion', got {entropy!r}")
         self.entropy = entropy

@@ -1,0 +1,189 @@
+"""RetrievalFusion: the network's prediction fused with those of the nearest features in a memory."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ttalight.adapters.components.inference import check_inference
+from ttalight.adapters.source_data import SourceDataAdapter
+from ttalight.engine.adaptive_network import AdaptiveNetwork
+from ttalight.errors import InputError, InputTypeError
+from ttalight.losses.entropy import bounded, entropy, is_masked, log_probabilities
+from ttalight.models.network import Network
+
+__all__ = ["RetrievalFusion", "fuse_by_entropy", "retrieved_log_probabilities"]
+
+
+class RetrievalFusion(SourceDataAdapter):
+    """Fuses each prediction with those of the nearest features in a memory. Nothing is learned.
+
+    The memory holds unit vectors of features, and class probabilities. For each image the ``neighbors`` entries with
+    the largest cosines are fetched and weighed by a softmax of cosine / ``temperature``. Their mean probabilities are a
+    second prediction. Logarithms of both are added with shares that grow as the entropy of a prediction falls. Of the
+    stream, each batch enters the memory with the network's own predictions after it is predicted, in place of the
+    oldest entries. One forward, and one product of (B, D) with (D, M), a batch.
+
+    The fusion by entropy and the fetching of nearest entries are those of ReAd, a recommender: arXiv 2604.05379, WWW
+    2026. Its attention, which is trained on the source, is left out. Weights by similarity stand in for it. This is no
+    published method for images.
+
+    Args:
+        memory: ``stream`` for a memory of the stream, or ``source`` for one of source images that does not change.
+            Source images have their labels where they come with them, and else the network's predictions.
+        entries: Largest number M of entries.
+        neighbors: Entries that are fetched for an image.
+        temperature: Of the weights, above 0.
+        norm: Statistics of BatchNorm layers, ``source`` or ``batch``.
+        kwargs: See ``SourceDataAdapter``.
+
+    Raises:
+        ValueError: If an argument is out of range. At the first batch, if the classifier cannot be found.
+    """
+
+    def __init__(
+        self,
+        memory: Literal["stream", "source"] = "stream",
+        entries: int = 4096,
+        neighbors: int = 10,
+        temperature: float = 0.1,
+        norm: Literal["source", "batch"] = "source",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if memory not in ("stream", "source"):
+            raise InputError(f"memory must be 'stream' or 'source', got {memory!r}")
+        for name, value in (("entries", entries), ("neighbors", neighbors)):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        if neighbors > entries:
+            raise InputError(f"neighbors must be at most entries ({entries}), got {neighbors}")
+        if not temperature > 0:
+            raise InputError(f"temperature must be positive, got {temperature}")
+        if norm not in ("source", "batch"):
+            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
+        self.memory, self.entries, self.neighbors = memory, entries, neighbors
+        self.temperature, self.norm = temperature, norm
+
+    def check(self, net: Network) -> None:
+        """Check that there can be a classifier, and layers whose statistics can be chosen."""
+        check_inference(net, self.norm)
+
+    def configure(self, net: AdaptiveNetwork) -> None:
+        """Begin with an empty memory, or with that of source images."""
+        net.set_norm_mode("batch" if self.norm == "batch" else "source")
+        weight = net.head.weight
+        self._features = weight.new_zeros(self.entries, weight.shape[1])
+        self._predictions = weight.new_zeros(self.entries, len(weight))
+        self._seen = torch.zeros((), dtype=torch.int64, device=net.device)
+        if self.memory == "source" and net.images is not None:
+            self._read_source(net)
+
+    def _read_source(self, net: AdaptiveNetwork) -> None:
+        """Fill the memory with source images."""
+        batches = self._images.batches(self.entries, net.seed)
+        if batches is None:
+            warnings.warn(
+                "RetrievalFusion found no source images, so it predicts as the network does: give source= (an iterable "
+                "of image batches), a data module with validation images, or memory='stream'",
+                stacklevel=2,
+            )
+            return
+        for batch in batches:
+            logits, features = self._pass(net, batch.images.to(net.device))
+            predictions = logits.softmax(1)
+            if batch.labels is not None:
+                predictions = F.one_hot(batch.labels.to(net.device), logits.shape[1]).to(logits.dtype)
+            self._insert(features, predictions)
+
+    def method_state(self) -> dict[str, Tensor]:
+        """Return the memory, and the number of images that have entered it."""
+        return {"features": self._features, "predictions": self._predictions, "seen": self._seen}
+
+    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Predict the batch by the network and the memory, then insert it."""
+        logits, features = self._pass(net, images)
+        fused = self._fuse(logits, features)
+        if self.memory == "stream":
+            self._insert(features, logits.softmax(1))
+        return fused
+
+    def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
+        """Predict the batch by the network and the present memory."""
+        return self._fuse(*self._pass(net, images))
+
+    @torch.no_grad()
+    def _pass(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = net(images)
+        assert features is not None
+        if logits.ndim != 2:
+            raise InputError(
+                f"RetrievalFusion classifies images, logits (B, C); the network returned {tuple(logits.shape)}"
+            )
+        return logits, F.normalize(features.flatten(1).to(self._features.dtype), dim=1)
+
+    def _fuse(self, logits: Tensor, features: Tensor) -> Tensor:
+        filled = torch.arange(self.entries, device=logits.device) < self._seen
+        retrieved = retrieved_log_probabilities(
+            features, self._features, self._predictions, filled, self.neighbors, self.temperature
+        ).to(logits.dtype)
+        fused = fuse_by_entropy(logits, retrieved).masked_fill(is_masked(logits), -torch.inf)
+        return torch.where(self._seen > 0, fused, logits)
+
+    @torch.no_grad()
+    def _insert(self, features: Tensor, predictions: Tensor) -> None:
+        """Put a batch in the place of the oldest entries; of one larger than the memory, its last images."""
+        places = (self._seen + torch.arange(len(features), device=features.device)) % self.entries
+        self._seen += len(features)
+        last = slice(-self.entries, None)
+        self._features.index_copy_(0, places[last], features[last])
+        self._predictions.index_copy_(0, places[last], predictions[last].to(self._predictions.dtype))
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Raise a TypeError: the prediction is no network's."""
+        raise InputTypeError(
+            "RetrievalFusion fuses predictions with those of a memory behind the network, so there is no network to "
+            "export"
+        )
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings that are saved with a result, so that results can be compared."""
+        names = ("memory", "entries", "neighbors", "temperature")
+        return super().protocol() | {name: getattr(self, name) for name in names}
+
+
+def retrieved_log_probabilities(
+    features: Tensor, memory: Tensor, predictions: Tensor, filled: Tensor, neighbors: int, temperature: float
+) -> Tensor:
+    """Return the logarithm of the mean prediction of each image's nearest entries, weighed by their similarity, (B, C).
+
+    Args:
+        features: Unit vectors, (B, D).
+        memory: Unit vectors, (M, D).
+        predictions: Class probabilities of the entries, (M, C).
+        filled: Which places of the memory hold an entry, (M,).
+        neighbors: Entries that count for an image, at most M.
+        temperature: Entries weigh in proportion to exp(cosine / temperature).
+    """
+    cosines = (features @ memory.T).masked_fill(~filled, -torch.inf)
+    nearest, places = cosines.topk(neighbors, dim=1)
+    weights = (nearest / temperature).softmax(1)
+    return torch.einsum("bk,bkc->bc", weights, predictions[places]).log()
+
+
+def fuse_by_entropy(logits: Tensor, others: Tensor) -> Tensor:
+    """Return the weighted mean of the log-probabilities of two predictions, (B, C).
+
+    A prediction of entropy H weighs in proportion to exp(1 / (1 + H)).
+
+    Args:
+        logits: (B, C).
+        others: (B, C).
+    """
+    shares = torch.stack([1 / (1 + entropy(each)) for each in (logits, others)]).softmax(0)
+    first, second = (bounded(log_probabilities(each)) for each in (logits, others))
+    return shares[0, :, None] * first + shares[1, :, None] * second
