@@ -18,7 +18,7 @@ from ttalight.callbacks import AdaptationCheckpoint, Recorder
 from ttalight.data import DigitsDataModule
 from ttalight.tasks import SupervisedTask
 
-METHODS = methods({}, MEMO={"views": 3})
+METHODS = methods({}, MEMO={"views": 3}, TTAug={"views": 2})
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*runs with its settings for CIFAR", "ignore:.*source", "ignore:.*on_bad_batch", "ignore:.*statistics"

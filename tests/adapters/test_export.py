@@ -30,6 +30,7 @@ from ttalight.adapters import (
     RetrievalFusion,
     Source,
     Tent,
+    TTAug,
 )
 from ttalight.adapters import TestTimeTraining as TTT
 
@@ -45,7 +46,8 @@ METHODS |= {
     "Test-time training": lambda **more: TTT(steps=2, lr=1e-2, **more),
     "Test-time training batch": lambda **more: TTT(steps=2, norm="batch", **more),
 }
-del METHODS["LAME"], METHODS["RetrievalFusion"]
+for without_network in ("LAME", "RetrievalFusion", "TTAug"):
+    del METHODS[without_network]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
 
@@ -305,6 +307,7 @@ class Replacing(Adapter):
     [
         (LAME(), "no network to export"),
         (RetrievalFusion(), "no network to export"),
+        (TTAug(), "no network to export"),
         (Own(), "define export"),
         (Replacing(), "layer 1 is normalised by a function of the method"),
     ],

@@ -22,6 +22,7 @@ OPEN: dict[str, dict] = {
     "NCTTA": {"margin": 0.19},
     "MoETTA": {"margin": 0.19},
     "MEMO": {"views": 4},
+    "TTAug": {"views": 2},
 }
 METHODS = methods(OPEN)
 

@@ -1,4 +1,4 @@
-"""SHOT, TIPI, ROID, CMF and MEMO against plain loops over their formulas, in float64 over several batches."""
+"""SHOT, TIPI, ROID, CMF, MEMO and TTAug against plain loops over their formulas, in float64 over several batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from support.networks import small_net
 from torch import nn
 
-from ttalight.adapters import CMF, MEMO, ROID, SHOT, TIPI
+from ttalight.adapters import CMF, MEMO, ROID, SHOT, TIPI, TTAug
 from ttalight.seeding import derive_seed
 from ttalight.transforms import AugMixViews, RandomJitterAffineFlip
 
@@ -302,3 +302,22 @@ def test_memo(joint, reset):
     assert engine.net.forwards == pytest.approx(4 * (steps * views + 1))
     assert engine.backwards == pytest.approx(4 * steps * views)
     assert engine.updates == (4 * steps if joint else 20 * steps)
+
+
+class TestTTAug:
+    def test_against_loops(self):
+        net, augmentation = make_net(), AugMixViews()
+        adapted = TTAug(views=3, seed=0).wrap(make_net())
+        for number, images in enumerate(batches()):
+            generator, total = draws(number), 0
+            for _ in range(3):
+                views = augmentation(images, generator, 1)
+                total = total + run(net, views, len(images) / (len(images) + 16))
+            torch.testing.assert_close(adapted(images), (total / 3).detach(), **CLOSE)
+            assert adapted.engine.net.forwards == 3 * (number + 1)
+        check_weights(adapted.module, net)
+
+    def test_refuses_predictions_of_pixels(self):
+        dense = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)).eval()
+        with pytest.raises(ValueError, match=r"TTAug averages .* got logits of shape \(2, 5, 14, 14\)"):
+            TTAug(views=2).wrap(dense)(torch.rand(2, 3, 16, 16))

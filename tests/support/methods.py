@@ -34,6 +34,7 @@ SETTINGS: Settings = {
     "CoTTA": {"views": 2},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
+    "TTAug": {"views": 2},
 }
 
 

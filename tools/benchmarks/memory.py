@@ -41,6 +41,7 @@ SETTINGS = {
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
     "MEMO": {"views": 2},
+    "TTAug": {"views": 2},
     "T3A": {"supports": 20},
     "TestTimeTraining": {"steps": 1},
 }

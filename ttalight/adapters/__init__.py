@@ -29,6 +29,7 @@ from ttalight.adapters.methods.t3a import T3A
 from ttalight.adapters.methods.tent import Tent
 from ttalight.adapters.methods.test_time_training import TestTimeTraining
 from ttalight.adapters.methods.tipi import TIPI
+from ttalight.adapters.methods.ttaug import TTAug
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.adapters.term import Term
 from ttalight.adapters.wrapper import AdaptedNetwork
@@ -55,6 +56,7 @@ __all__ = [
     "T3A",
     "LAME",
     "RetrievalFusion",
+    "TTAug",
     "RPL",
     "Tent",
     "ETA",

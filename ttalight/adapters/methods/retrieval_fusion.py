@@ -28,9 +28,10 @@ class RetrievalFusion(SourceDataAdapter):
     stream, each batch enters the memory with the network's own predictions after it is predicted, in place of the
     oldest entries. One forward, and one product of (B, D) with (D, M), a batch.
 
-    The fusion by entropy and the fetching of nearest entries are those of ReAd, a recommender: arXiv 2604.05379, WWW
-    2026. Its attention, which is trained on the source, is left out. Weights by similarity stand in for it. This is no
-    published method for images.
+    Source: the fusion by entropy and the fetching of nearest entries are those of X. Tang et al., *Retrieve-then-Adapt:
+    Retrieval-Augmented Test-Time Adaptation for Sequential Recommendation*, WWW 2026, arXiv 2604.05379. Its attention,
+    which is trained on the source, is left out: weights by similarity stand in for it. It is a method for sequences of
+    items, and no paper has tried this on images.
 
     Args:
         memory: ``stream`` for a memory of the stream, or ``source`` for one of source images that does not change.
