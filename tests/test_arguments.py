@@ -29,6 +29,7 @@ from ttalight.adapters import (
     CoTTA,
     DeYO,
     MoETTA,
+    RoTTA,
     Tent,
     TestTimeTraining,
 )
@@ -158,6 +159,9 @@ OUT_OF_RANGE = [
     (CoTTA, {"restore": 2.0}, r"restore must lie in \[0, 1\], got 2"),
     (CoTTA, {"views": 0}, "views must be at least 1, got 0"),
     (CoTTA, {"mean": MEAN}, "give mean and std together, got mean=.* and std=None"),
+    (RoTTA, {"memory": 0}, "memory must be at least 1, got 0"),
+    (RoTTA, {"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
+    (RoTTA, {"timeliness": -1.0}, "timeliness must be at least 0, got -1"),
     (MEMO, {"views": 0}, "views must be at least 1, got 0"),
     (MEMO, {"steps": 0}, "steps must be at least 1, got 0"),
     (MEMO, {"prior": -1.0}, "prior must be at least 0, got -1"),

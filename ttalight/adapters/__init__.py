@@ -20,6 +20,7 @@ from ttalight.adapters.methods.ptbn import PTBN
 from ttalight.adapters.methods.rdumb import RDumb
 from ttalight.adapters.methods.retrieval_fusion import RetrievalFusion
 from ttalight.adapters.methods.roid import ROID
+from ttalight.adapters.methods.rotta import RoTTA
 from ttalight.adapters.methods.rpl import RPL
 from ttalight.adapters.methods.sar import SAR
 from ttalight.adapters.methods.shot import SHOT
@@ -67,6 +68,7 @@ __all__ = [
     "ROID",
     "CMF",
     "CoTTA",
+    "RoTTA",
     "MEMO",
     "NCTTA",
     "MoETTA",
