@@ -37,6 +37,7 @@ PUBLIC = {
     **{("CoTTA", name): ADAM for name in ("cifar", "cifar100")},
     ("CoTTA", "imagenet"): ("SGD", 0.01, 0.9, True),
     **{("RoTTA", name): ADAM for name in ("cifar", "imagenet")},
+    **{("NOTE", name): ("Adam", 1e-4, 0, False) for name in ("cifar", "imagenet")},
     ("TestTimeTraining", "cifar"): ("Adam", 1e-6, 0, False),
 }
 

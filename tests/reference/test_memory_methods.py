@@ -10,7 +10,7 @@ import torch
 from support.networks import small_net
 from torch import nn
 
-from ttalight.adapters import RoTTA
+from ttalight.adapters import NOTE, RoTTA
 from ttalight.seeding import derive_seed
 from ttalight.transforms import RandomJitterAffineFlip
 
@@ -176,3 +176,97 @@ def test_rotta():
     expected = reference.predict(batches()[0]).detach()
     close(adapted(batches()[0], adapt=False), expected)
     close(adapted.export()(batches()[0]), expected)
+
+
+# -- NOTE
+
+K, SHARE = 1.5, 0.2
+
+
+def shrunk(value, limit):
+    return torch.sign(value) * max(abs(value) - limit, torch.zeros(()))
+
+
+def instance_aware(net, images, learns):
+    """Run a network whose BatchNorm layers correct the statistics of all by those of an image, one channel at a time.
+
+    The statistics of all are those of the batch if it learns, which also move the running ones.
+    """
+    x = images
+    for layer in net:
+        if not isinstance(layer, nn.BatchNorm2d):
+            x = layer(x)
+            continue
+        means, variances = layer.running_mean, layer.running_var
+        if learns:
+            means, variances = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=True)
+            layer.running_mean = (1 - SHARE) * layer.running_mean + SHARE * means.detach()
+            layer.running_var = (1 - SHARE) * layer.running_var + SHARE * variances.detach()
+        pixels, rows = x[0, 0].numel(), []
+        for image in x:
+            channels = []
+            for channel, mean, var, weight, bias in zip(image, means, variances, layer.weight, layer.bias, strict=True):
+                error = ((var + layer.eps) / pixels).sqrt()
+                spread = (var + layer.eps) * math.sqrt(2 / (pixels - 1))
+                own = mean + shrunk(channel.mean() - mean, K * error)
+                around = torch.relu(var + shrunk(channel.var(unbiased=True) - var, K * spread))
+                channels.append((channel - own) / (around + layer.eps).sqrt() * weight + bias)
+            rows.append(torch.stack(channels))
+        x = torch.stack(rows)
+    return x
+
+
+class ReferenceNOTE(Reference):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+        affines = [value for layer in self.net if isinstance(layer, nn.BatchNorm2d) for value in layer.parameters()]
+        self.optimizer = SGD(affines)
+        self.memory = Memory(lambda value, age: value, SIZE)
+
+    def predict(self, images):
+        return instance_aware(self.net, images, learns=False)
+
+    def values(self, logits):
+        return torch.rand(len(logits), generator=draws(self.batch, 0)).tolist()
+
+    def update(self, step):
+        p = instance_aware(self.net, self.memory.images(), learns=True).softmax(1)
+        self.loss = -(p * p.log()).sum() / len(p)
+        self.optimizer.zero_grad()
+        self.loss.backward()
+        self.optimizer.step()
+
+
+def test_note():
+    method = NOTE(memory=SIZE, k=K, momentum=SHARE, seed=0, reset="never", optimizer=SGD)
+    adapted, reference = method.wrap(make_net()), ReferenceNOTE()
+    for images in batches():
+        close(adapted(images), reference.step(images))
+        if "loss" in adapted.engine.last:
+            assert adapted.engine.last["loss"] == pytest.approx(reference.loss.item(), rel=1e-6)
+        reference.check(adapted)
+    assert reference.updates == 4
+    forwards = adapted.engine.net.forwards
+    assert (forwards, adapted.engine.backwards) == pytest.approx((4 + reference.passes, reference.passes))
+    tensors = adapted.module.state_dict()
+    for name, value in reference.net.state_dict().items():
+        close(tensors[name], value)
+    expected = reference.predict(batches()[0]).detach()
+    close(adapted(batches()[0], adapt=False), expected)
+    close(adapted.export()(batches()[0]), expected)
+
+
+@pytest.mark.parametrize("k", [0.0, 1e9])
+def test_note_ends_at_statistics_of_the_image_and_at_running_ones(k):
+    net, images = make_net(), batches()[0]
+    first = net[1]
+    x = net[0](images)
+    var, mean = torch.var_mean(x, (2, 3), keepdim=True, correction=1)
+    if k:
+        mean, var = first.running_mean[:, None, None], first.running_var[:, None, None]
+    expected = (x - mean) / (var + first.eps).sqrt() * first.weight[:, None, None] + first.bias[:, None, None]
+    seen = []
+    net[2].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    NOTE(k=k).wrap(net)(images)
+    close(seen[-1], expected.detach())

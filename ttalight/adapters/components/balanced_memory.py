@@ -66,14 +66,17 @@ class BalancedMemory:
         """Return images, entries and count by name, as part of a method's state."""
         return {"memory.images": self.images, "memory.entries": self.entries, "memory.pending": self.pending}
 
+    @property
+    def ages(self) -> Tensor:
+        """Ages of the images, (N,), at least 1; 0 where there is none."""
+        return self.entries[:, 2]
+
     def count(self) -> Tensor:
         """Return the number of images that there are, a scalar."""
-        return (self.entries[:, 2] > 0).sum()
+        return (self.ages > 0).sum()
 
-    def fill(
-        self, net: AdaptiveNetwork, images: Tensor, classes: Tensor, values: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Insert images, and give the content each time that the memory is due.
+    def fill(self, net: AdaptiveNetwork, images: Tensor, classes: Tensor, values: Tensor) -> Iterator[Tensor]:
+        """Insert images, and give those in the memory each time that it is due.
 
         How many images the memory is short of an update is read with the first checks of the batch; until it is full,
         the number of its images is read once for each update.
@@ -85,7 +88,7 @@ class BalancedMemory:
             values: (B,).
 
         Yields:
-            The images, (K, 3, H, W), and their ages, (K,), at least 1. They change with the next ones.
+            (K, 3, H, W), K at most N, as a view that changes with the next ones. ``ages`` begins with theirs.
         """
         if images.shape[1:] != self.images.shape[1:]:
             raise InputError(
@@ -102,13 +105,13 @@ class BalancedMemory:
             self.pending.fill_((self.size - missing) % self.size)
             if missing == 0:
                 missing, count = self.size, self.size if count == self.size else int(self.count())
-                yield self.images[:count], self.entries[:count, 2]
+                yield self.images[:count]
 
     @torch.no_grad()
     def insert(self, images: Tensor, classes: Tensor, values: Tensor) -> None:
         """Insert images, in the order of their arrival. No host synchronisation; see ``fill`` for the arguments."""
         entries, count = self.entries, len(images)
-        ages = torch.where(entries[:, 2] > 0, entries[:, 2] + count, 0)
+        ages = torch.where(self.ages > 0, self.ages + count, 0)
         new = torch.arange(count, 0, -1, dtype=entries.dtype, device=entries.device)
         classes = torch.cat([entries[:, 0], classes.to(entries.dtype)])
         values = torch.cat([entries[:, 1], values.to(entries.dtype)])

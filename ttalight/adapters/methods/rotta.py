@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.adapters.components.balanced_memory import BalancedMemory, check_call, check_classes
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.components.teacher import Teacher
-from ttalight.adapters.self_training import SelfTrainingAdapter
+from ttalight.adapters.memory_training import MemoryAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.losses import entropy, symmetric_cross_entropy
 from ttalight.models.batch_statistics import normalize_by_moved
-from ttalight.models.network import Network, Outputs
+from ttalight.models.network import Outputs
 from ttalight.models.norm import NormLayer
 from ttalight.transforms import RandomJitterAffineFlip
 
 __all__ = ["RoTTA"]
 
 
-class RoTTA(SelfTrainingAdapter):
+class RoTTA(MemoryAdapter):
     """Updates on a class-balanced memory of the stream, for streams whose classes come together and domains change.
 
     A teacher, the running mean of the weights, predicts every batch with running statistics of its own, so that a
@@ -51,20 +49,17 @@ class RoTTA(SelfTrainingAdapter):
     weights that adapt, since the others never move; and GroupNorm and LayerNorm adapt too.
 
     Args:
-        memory: Images N that the memory holds, and new ones from one update to the next; at least 1.
+        memory: See ``MemoryAdapter``.
         alpha: Share of the memory's statistics in each move of the running ones, in [0, 1].
         teacher_momentum: Share of the teacher that stays in each update, in [0, 1].
         timeliness: Factor of the age in the score, at least 0.
         uncertainty: Factor of the entropy in the score, at least 0.
         mean: Channel means of a normalisation outside the network; see ``pixel_space``.
         std: Channel standard deviations of it.
-        kwargs: See ``SelfTrainingAdapter``. ``steps`` is the number of steps in each update.
+        kwargs: See ``MemoryAdapter``.
 
     Raises:
-        ValueError: If an argument is out of range; at the first batch, if the network predicts pixel by pixel; later,
-            if images have another size than those in the memory.
-        TypeError: In ``wrap``, if a BatchNorm layer carries a forward of its own; if the network is called with other
-            tensors than the images.
+        ValueError: If an argument is out of range; see ``MemoryAdapter`` for networks and images.
     """
 
     norm = "robust"
@@ -84,9 +79,7 @@ class RoTTA(SelfTrainingAdapter):
         std: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if memory < 1:
-            raise InputError(f"memory must be at least 1, got {memory}")
+        super().__init__(memory=memory, **kwargs)
         for name, value in {"alpha": alpha, "teacher_momentum": teacher_momentum}.items():
             if not 0 <= value <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {value}")
@@ -94,88 +87,61 @@ class RoTTA(SelfTrainingAdapter):
             if value < 0:
                 raise InputError(f"{name} must be at least 0, got {value}")
         check_normalization(mean, std)
-        self.memory, self.alpha, self.teacher_momentum = memory, alpha, teacher_momentum
+        self.alpha, self.teacher_momentum = alpha, teacher_momentum
         self.timeliness, self.uncertainty = timeliness, uncertainty
         self.mean, self.std = mean, std
         self._augmentation = RandomJitterAffineFlip.with_blur_and_noise()
         self._space = PixelSpace()
-        #: Logits of the teacher for the images in the memory, (K, C), and the weights of their losses, (K,).
-        self._targets = self._weights = torch.empty(0)
-
-    def check(self, net: Network) -> None:
-        """Check that there are parameters to adapt, and that the normalisation of BatchNorm layers can be replaced."""
-        super().check(net)
-        for layer in net.norms:
-            if layer.is_batch_norm:
-                layer.check_replaceable()
+        #: Logits of the teacher for the images in the memory, (K, C).
+        self._targets = torch.empty(0)
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Set the trainable parameters and the normalisation, and begin with the source and an empty memory."""
-        net.set_trainable(net.select(self.parameters))
-        self._layers = [layer for layer in net.norms if layer.is_batch_norm and layer.statistics]
-        for layer in self._layers:
-            layer.replace(partial(self._normalize, layer))
+        super().configure(net)
         self._teacher = Teacher(net, self._layers)
         self._space = pixel_space(net, self.mean, self.std)
-        classes = int(net.possible_classes.sum())
-        self._largest_entropy = math.log(max(2, classes))
-        self._memory = BalancedMemory(net, self.memory, self._score, math.ceil(self.memory / classes))
+        self._largest_entropy = math.log(max(2, int(net.possible_classes.sum())))
 
     def method_state(self) -> dict[str, Tensor]:
-        """Return the statistics of the student, the teacher and the memory."""
-        values = [value for layer in self._layers for value in layer.statistics]
-        statistics = {f"statistics.{number}": value for number, value in enumerate(values)}
-        return statistics | self._teacher.state() | self._memory.state()
+        """Return the statistics of the student, the memory and the teacher."""
+        return super().method_state() | self._teacher.state()
 
-    def _normalize(self, layer: NormLayer, x: Tensor) -> Tensor:
+    def normalize(self, layer: NormLayer, x: Tensor) -> Tensor:
+        """Normalise by running statistics, in an update by moved ones; see ``normalize_by_moved``."""
         module: Any = layer.module
         if layer.mode != "source" and x.numel() != x.shape[1]:
             return normalize_by_moved(x, module, self.alpha, moves=not layer.passes.repeating)
         mean, var = module.running_mean, module.running_var
         return F.batch_norm(x, mean, var, module.weight, module.bias, False, 0.0, module.eps)
 
-    def _score(self, entropies: Tensor, ages: Tensor) -> Tensor:
+    def values(self, net: AdaptiveNetwork, logits: Tensor) -> Tensor:
+        """Return the entropies of the predictions."""
+        return entropy(logits)
+
+    def score(self, values: Tensor, ages: Tensor) -> Tensor:
+        """Return the weighted sum of age and entropy, each as a number up to 1."""
         age = (ages / self.memory).sigmoid()
-        return self.timeliness * age + self.uncertainty / self._largest_entropy * entropies
+        return self.timeliness * age + self.uncertainty / self._largest_entropy * values
 
-    def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
-        """Predict the batch, insert it in the memory, and update each time that this is due."""
-        name = type(self).__name__
-        check_call(net, name)
-        logits = self.predict(net, images)
-        check_classes(logits, name)
-        step = 0
-        for kept, ages in self._memory.fill(net, images, logits.argmax(1), entropy(logits)):
-            for _ in range(self.steps):
-                self._update(net, kept, ages, len(kept) / len(images), step)
-                step += 1
-        return logits if self.prediction == "before" else self.predict(net, images)
+    def class_limit(self, net: AdaptiveNetwork) -> int:
+        """Return the share of a class in the memory, rounded up."""
+        return math.ceil(self.memory / int(net.possible_classes.sum()))
 
-    def _update(self, net: AdaptiveNetwork, images: Tensor, ages: Tensor, batches: float, step: int) -> None:
-        """Make one step.
-
-        Args:
-            net: The network.
-            images: Those in the memory, (K, 3, H, W).
-            ages: (K,).
-            batches: The images as a share of the batch, for the cost.
-            step: Number of the step within the batch, from 0.
-        """
+    def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
+        """Make one step on the augmented images, towards the teacher's predictions of the images."""
         with torch.no_grad():
             with self._teacher.active(net):
-                self._targets = net(images, norm="ema", batches=batches).logits
-            self._weights = (-ages / self.memory).sigmoid()
+                self._targets = net(images, norm="ema", batches=self.share(net, images)).logits
             views = self._space.from_pixels(self._augmentation(self._space.to_pixels(images), net.draws(step)))
         try:
-            outputs = net(views, norm="ema", batches=batches)
-            self.backward(net, self.losses(net, views, outputs), None, outputs)
+            return super().update(net, views, step)
         finally:
-            self._targets = self._weights = torch.empty(0)
-        self.optimizer_step(net)
+            self._targets = torch.empty(0)
 
     def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
-        """Return the weighted cross-entropy of each prediction to the teacher's."""
-        return symmetric_cross_entropy(self._targets, outputs.logits, 1.0) * self._weights
+        """Return the cross-entropy of each prediction to the teacher's, weighted by age."""
+        weights = (-self._memory.ages[: len(images)] / self.memory).sigmoid()
+        return symmetric_cross_entropy(self._targets, outputs.logits, 1.0) * weights
 
     def after_step(self, net: AdaptiveNetwork) -> None:
         """Move the teacher towards the student."""
@@ -192,6 +158,6 @@ class RoTTA(SelfTrainingAdapter):
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""
-        own = {"memory": self.memory, "alpha": self.alpha, "teacher_momentum": self.teacher_momentum}
+        own = {"alpha": self.alpha, "teacher_momentum": self.teacher_momentum}
         scores = {"timeliness": self.timeliness, "uncertainty": self.uncertainty}
         return super().protocol() | own | scores | self._space.protocol()
