@@ -128,8 +128,10 @@ def test_waits_for_the_device_once_a_step(name, method, make_net, batches, waits
         adapted(batches[1])
     steps = engine.updates - steps
     assert (steps > 0) == bool(engine.net.parameters)
-    # The look at pixels and weights is part of the first. CoTTA reads whether the source is sure.
-    assert len(waits.read) == max(1, steps) + (name == "CoTTA"), waits.read
+    # The look at pixels and weights is part of the first. CoTTA reads whether the source is sure, methods with a memory
+    # how many images it is short of an update and, until it is full, how many it has.
+    more = {"CoTTA": 1, "RoTTA": 1 + steps, "NOTE": 1}
+    assert len(waits.read) == max(1, steps) + more.get(name, 0), waits.read
     assert len(waits.masked) == (name in MASKED), waits.masked
     if name in MASKED:
         assert engine.net.forwards - passes > 1  # the pass of the samples that a mask picks was made

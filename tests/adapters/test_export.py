@@ -20,6 +20,7 @@ from ttalight.adapters import (
     FIND,
     LAME,
     MEMO,
+    NOTE,
     PTBN,
     ROID,
     T3A,
@@ -319,7 +320,7 @@ def test_predictions_that_are_no_networks_are_refused(adapter, message, batches)
         adapted.export()
 
 
-@pytest.mark.parametrize("adapter", [FIND(), MEMO(views=2)])
+@pytest.mark.parametrize("adapter", [FIND(), MEMO(views=2), NOTE()])
 def test_statistics_that_images_do_not_share_are_not_folded(adapter, batches):
     adapted = adapter.wrap(small_net())
     adapted(batches[0])

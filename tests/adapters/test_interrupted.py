@@ -17,6 +17,7 @@ from ttalight.adapters import PTBN, GradientAdapter, Tent
 OPEN = {
     **SETTINGS,
     "EATA": {**SETTINGS["EATA"], "fisher_samples": 20},
+    **{name: {"memory": 3} for name in ("RoTTA", "NOTE")},  # an update in every batch, also after a reset
     "MEMO": {"views": 2, "reset": "domain"},
     "TestTimeTraining": {"reset": "domain"},
 }

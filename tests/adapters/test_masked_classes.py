@@ -21,6 +21,7 @@ OPEN: dict[str, dict] = {
     "DeYO": {"margin": 0.19, "threshold": -1.0},
     "NCTTA": {"margin": 0.19},
     "MoETTA": {"margin": 0.19},
+    **{name: {"memory": 6} for name in ("RoTTA", "NOTE")},
     "MEMO": {"views": 4},
     "TTAug": {"views": 2},
 }

@@ -36,6 +36,8 @@ PUBLIC = {
     **{("MEMO", "cifar"): ("SGD", 5e-3, 0, False), ("MEMO", "imagenet"): ("SGD", 2.5e-4, 0, False)},
     **{("CoTTA", name): ADAM for name in ("cifar", "cifar100")},
     ("CoTTA", "imagenet"): ("SGD", 0.01, 0.9, True),
+    **{("RoTTA", name): ADAM for name in ("cifar", "imagenet")},
+    **{("NOTE", name): ("Adam", 1e-4, 0, False) for name in ("cifar", "imagenet")},
     ("TestTimeTraining", "cifar"): ("Adam", 1e-6, 0, False),
 }
 

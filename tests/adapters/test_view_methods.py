@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import timm
@@ -10,14 +11,14 @@ import torch
 import torchvision
 from torch import nn
 
-from ttalight.adapters import CMF, EMABN, MEMO, PTBN, ROID, SHOT, TIPI, CoTTA, PixelSpace
+from ttalight.adapters import CMF, EMABN, MEMO, PTBN, ROID, SHOT, TIPI, CoTTA, PixelSpace, RoTTA
 from ttalight.adapters.components.pixel_space import pixel_space
 from ttalight.adapters.methods.cmf import filter_gain
 from ttalight.adapters.methods.roid import certainty_diversity_weights, smoothed_prior
 from ttalight.models import Normalize
 from ttalight.models.network import Network
 
-WITH_PIXELS = [TIPI, ROID, CMF, MEMO, CoTTA]
+WITH_PIXELS = [TIPI, ROID, CMF, MEMO, CoTTA, partial(RoTTA, memory=2)]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 

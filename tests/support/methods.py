@@ -32,6 +32,8 @@ SETTINGS: Settings = {
     "SAR": {"margin": 1.0},
     "DeYO": {"margin": 1.0, "threshold": -1.0},
     "CoTTA": {"views": 2},
+    "RoTTA": {"memory": 4},
+    "NOTE": {"memory": 4},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
     "TTAug": {"views": 2},

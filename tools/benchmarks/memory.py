@@ -38,6 +38,8 @@ SETTINGS = {
     "SAR": {"margin": 1.0},
     "DeYO": {"margin": 1.0, "threshold": -1.0},
     "CoTTA": {"views": 2},
+    "RoTTA": {"memory": 4},
+    "NOTE": {"memory": 4},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
     "MEMO": {"views": 2},

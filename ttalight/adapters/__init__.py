@@ -16,10 +16,12 @@ from ttalight.adapters.methods.lame import LAME
 from ttalight.adapters.methods.memo import MEMO
 from ttalight.adapters.methods.moetta import MoETTA
 from ttalight.adapters.methods.nctta import NCTTA
+from ttalight.adapters.methods.note import NOTE
 from ttalight.adapters.methods.ptbn import PTBN
 from ttalight.adapters.methods.rdumb import RDumb
 from ttalight.adapters.methods.retrieval_fusion import RetrievalFusion
 from ttalight.adapters.methods.roid import ROID
+from ttalight.adapters.methods.rotta import RoTTA
 from ttalight.adapters.methods.rpl import RPL
 from ttalight.adapters.methods.sar import SAR
 from ttalight.adapters.methods.shot import SHOT
@@ -69,6 +71,8 @@ __all__ = [
     "ROID",
     "CMF",
     "CoTTA",
+    "RoTTA",
+    "NOTE",
     "MEMO",
     "NCTTA",
     "MoETTA",

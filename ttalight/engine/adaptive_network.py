@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,8 @@ class AdaptiveNetwork(Network):
         self.backwards = 0.0
         #: Loss, gradient norm and fraction of samples kept of the last step, and whether it asked for a reset.
         self.last: dict[str, float] = {}
+        #: Tensors of a saved state by name, while ``configure`` runs without images because that state follows.
+        self.saved: Mapping[str, Any] = {}
         #: Restores the source; the engine sets it.
         self.restore_source: Callable[[], None] = lambda: None
         #: Whether no step of the present batch may update anything.

@@ -364,8 +364,12 @@ class Engine:
         check_states(self.schedules, state["schedules"])
         if state["configured"] and self.state is None:
             self.net.classifier.know(state["facts"], self.net.device)
-            with torch.inference_mode(False), torch.enable_grad():
-                self._configure()
+            self.net.saved = state["tensors"]
+            try:
+                with torch.inference_mode(False), torch.enable_grad():
+                    self._configure()
+            finally:
+                self.net.saved = {}
         saved_as = None if self.net.joined is None else self.net.joined.divide_state
         for part in (state, state["before_probe"]):
             if self.state is not None and part is not None and part["configured"]:

@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["moments", "move_running_statistics", "normalize_by_batch", "normalize_each", "normalized"]
+__all__ = [
+    "moments",
+    "move_running_statistics",
+    "normalize_by_batch",
+    "normalize_by_moved",
+    "normalize_each",
+    "normalized",
+]
 
 
 def moments(x: Tensor, dimensions: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -76,6 +83,30 @@ def normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps
     return x if bias is None else x + bias.view(shape)
 
 
+def normalize_by_moved(x: Tensor, layer: Any, share: float, moves: bool = True) -> Tensor:
+    """Move a layer's running statistics towards those of ``x``, and normalise by the moved ones: RobustBN.
+
+    Gradients flow through the share that ``x`` has in the statistics. The variance of ``x`` is the biased one.
+
+    L. Yuan, B. Xie, S. Li, *Robust Test-Time Adaptation in Dynamic Scenarios*, CVPR 2023, arXiv 2303.13899.
+
+    Args:
+        x: (B, C, *).
+        layer: Has ``running_mean``, ``running_var``, ``weight``, ``bias`` and ``eps``.
+        share: Share of ``x`` in the statistics, in [0, 1].
+        moves: False where the statistics have been moved by ``x`` already.
+    """
+    full = x.to(torch.promote_types(x.dtype, torch.float32))
+    seen_mean, seen_var = moments(full.detach(), [0, *range(2, x.ndim)])
+    mean, var = layer.running_mean.to(full.dtype, copy=True), layer.running_var.to(full.dtype, copy=True)
+    if moves:
+        mean, var = mean.lerp_(seen_mean, share), var.lerp_(seen_var, share)
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
+    made: Tensor = _MovedNormalization.apply(full, layer.weight, layer.bias, mean, var, seen_mean, share, layer.eps)  # type: ignore[no-untyped-call]
+    return made.to(x.dtype)
+
+
 @torch.no_grad()
 def move_running_statistics(layer: Any, mean: Tensor, var: Tensor, count: Tensor, momentum: float) -> None:
     """Move a layer's running mean and variance, the latter unbiased, towards those of ``count`` values a channel."""
@@ -100,3 +131,34 @@ class _BatchNormalization(torch.autograd.Function):
             gradient, x, weight, None, None, mean, scale, True, ctx.eps, wanted
         )
         return (*(own if want else None for own, want in zip(gradients, wanted, strict=True)), None)
+
+
+class _MovedNormalization(torch.autograd.Function):
+    """Normalises by statistics of which those of the input are a share; gradients flow through that share."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, seen: Tensor, share: float, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, var, seen)
+        ctx.share, ctx.eps = share, eps
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, var, seen = ctx.saved_tensors
+        own, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        )
+        if ctx.needs_input_grad[0] and ctx.share:
+            scale = (var + ctx.eps).rsqrt()
+            factor = scale * (-ctx.share * x.shape[1] / x.numel())
+            factor = factor if weight is None else factor * weight
+            # The derivatives by mean and variance are -scale * weight times these sums, the latter over 2 and times
+            # scale; those of mean and variance by a value are 1 / n and 2 (x - seen) / n.
+            slope = factor * scale * of_weight
+            shape = (1, -1, *[1] * (x.ndim - 2))
+            own = own.add_((factor * of_bias - slope * seen).view(shape)).addcmul_(x, slope.view(shape))
+        wanted = ctx.needs_input_grad[1:3]
+        return own, of_weight if wanted[0] else None, of_bias if wanted[1] else None, *[None] * 5

@@ -19,6 +19,7 @@ from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, PassState, find_norms
 from ttalight.models.outputs import Select, logits_of, map_tensors, possible_classes, with_logits
 from ttalight.models.passes.batch_shard import BatchShard
+from ttalight.models.vectors import other_values
 
 __all__ = ["Head", "Network", "Outputs", "Selection"]
 
@@ -307,21 +308,13 @@ class Network:
                 layers.enter_context(layer.as_source())
             yield
 
-    @contextmanager
-    def with_weights(self, weights: Sequence[Tensor]) -> Iterator[None]:
+    def with_weights(self, weights: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Run temporarily with other values of the trainable parameters: teachers, anchors, averages.
 
         Args:
             weights: One tensor for each of ``parameters``, of the same shape; used as they are, not copied.
         """
-        own = [parameter.data for parameter in self.parameters]
-        try:
-            for parameter, value in zip(self.parameters, weights, strict=True):
-                parameter.data = value
-            yield
-        finally:
-            for parameter, value in zip(self.parameters, own, strict=True):
-                parameter.data = value
+        return other_values(self.parameters, weights)
 
     # -- the classifier
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ttalight.errors import UsageError
 
-__all__ = ["JoinedParameters", "can_join", "divide", "flatten", "gradient_vector"]
+__all__ = ["JoinedParameters", "can_join", "divide", "flatten", "gradient_vector", "other_values"]
 
 
 @torch.no_grad()
@@ -37,6 +38,24 @@ def divide(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 def gradient_vector(parameters: Sequence[Tensor]) -> Tensor:
     """Return the gradients of parameters as one vector, (N,); that of a parameter without one is zero."""
     return flatten([torch.zeros_like(value) if value.grad is None else value.grad for value in parameters])
+
+
+@contextmanager
+def other_values(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Let tensors have other values temporarily.
+
+    Args:
+        tensors: Parameters or buffers.
+        values: One for each, of the same shape; used as they are, not copied.
+    """
+    own = [tensor.data for tensor in tensors]
+    try:
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.data = value
+        yield
+    finally:
+        for tensor, value in zip(tensors, own, strict=True):
+            tensor.data = value
 
 
 class JoinedParameters:

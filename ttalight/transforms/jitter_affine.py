@@ -27,10 +27,10 @@ class RandomJitterAffineFlip(nn.Module):
     """Random colour jitter with gamma, turn, shift, scale and flip, drawn for every image; blur and noise on request.
 
     The augmentation of R. Marsden, M. Döbler, B. Yang, *Universal Test-time Adaptation through Weight Ensembling,
-    Diversity Weighting, and Prior Correction*, WACV 2024, arXiv 2306.00650. With ``outside="border"``, ``blur`` of
-    (0.001, 0.5) and ``noise`` 0.005 it is that of Q. Wang et al., *Continual Test-Time Domain Adaptation*, CVPR 2022,
-    arXiv 2203.13591. Two differences: the authors draw one augmentation for a whole batch, here every image has its
-    own; and they blur a padded image before cropping it, here the crop is blurred.
+    Diversity Weighting, and Prior Correction*, WACV 2024, arXiv 2306.00650. ``with_blur_and_noise`` makes that of Q.
+    Wang et al., *Continual Test-Time Domain Adaptation*, CVPR 2022, arXiv 2203.13591. Two differences: the authors draw
+    one augmentation for a whole batch, here every image has its own; and they blur a padded image before cropping it,
+    here the crop is blurred.
 
     Args:
         jitter: Strengths of brightness, contrast, saturation and hue; see `draw_color_jitter`.
@@ -73,6 +73,11 @@ class RandomJitterAffineFlip(nn.Module):
         self.flip = probability("flip", flip)
         self.outside: Literal["reflection", "border"] = outside
         self.blur = None if blur is None else positive_range("blur", blur)
+
+    @classmethod
+    def with_blur_and_noise(cls) -> RandomJitterAffineFlip:
+        """Return the augmentation of CoTTA and RoTTA."""
+        return cls(outside="border", blur=(0.001, 0.5), noise=0.005)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Augment a batch.

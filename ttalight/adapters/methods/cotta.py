@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
-from ttalight.adapters.components.regularization import ema_update_, restore_at_random_
+from ttalight.adapters.components.regularization import restore_at_random_
+from ttalight.adapters.components.teacher import Teacher
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
@@ -85,22 +86,20 @@ class CoTTA(SelfTrainingAdapter):
         self.confidence, self.views, self.symmetric = confidence, views, symmetric
         self.teacher_momentum, self.restore = teacher_momentum, restore
         self.mean, self.std = mean, std
-        self._augmentation = RandomJitterAffineFlip(outside="border", blur=(0.001, 0.5), noise=0.005)
+        self._augmentation = RandomJitterAffineFlip.with_blur_and_noise()
         self._space = PixelSpace()
-        #: Weights of the teacher, one tensor for each trainable parameter.
-        self._teacher: list[Tensor] = []
         #: Logits of the teacher for the present batch, (B, C).
         self._targets = torch.empty(0)
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Set the trainable parameters and the batch's statistics, and begin with the source as the teacher."""
         super().configure(net)
-        self._teacher = [parameter.detach().clone() for parameter in net.parameters]
+        self._teacher = Teacher(net)
         self._space = pixel_space(net, self.mean, self.std)
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the weights of the teacher."""
-        return {f"teacher.{number}": weight for number, weight in enumerate(self._teacher)}
+        return self._teacher.state()
 
     def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
         """Make one step, and return the logits of the teacher from before it; see ``SelfTrainingAdapter``."""
@@ -123,7 +122,7 @@ class CoTTA(SelfTrainingAdapter):
         if self.confidence > 0:
             with net.with_weights(net.source):
                 is_sure = bool(net(images).logits.softmax(1).amax(1).mean() >= self.confidence)
-        with net.with_weights(self._teacher):
+        with self._teacher.active(net):
             if is_sure:
                 logits = net(images).logits
             else:
@@ -145,21 +144,18 @@ class CoTTA(SelfTrainingAdapter):
 
     def after_step(self, net: AdaptiveNetwork) -> None:
         """Move the teacher towards the student, and restore weights of the student."""
-        ema_update_(self._teacher, net.parameters, 1 - self.teacher_momentum)
+        self._teacher.follow(net, self.teacher_momentum)
         restore_at_random_(net.parameters, net.source, self.restore, net.generator)
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict with the teacher, without views."""
-        with net.with_weights(self._teacher):
+        with self._teacher.active(net):
             return super().predict(net, images)
 
     def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
         """Give a copy of the network the weights of the teacher; see ``Method.export``."""
         super().export(net, module)
-        names = {id(parameter): name for name, parameter in net.module.named_parameters()}
-        with torch.no_grad():
-            for parameter, weight in zip(net.parameters, self._teacher, strict=True):
-                module.get_parameter(names[id(parameter)]).copy_(weight)
+        self._teacher.export(net, module)
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""
