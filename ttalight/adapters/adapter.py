@@ -44,8 +44,7 @@ class Adapter(CheckedArguments, EvaluationCallback, Method):
             pixels that are not finite are 0, bytes are divided by 255, other sizes are scaled to the usual one.
         passes: A way to compute the network's passes in less time (``FastPass``) or memory (``RecomputedBlocks``).
         adapt_every: Adapt to the first of every so many batches of a visit, and only predict the others.
-        max_milliseconds: Longest time for a batch. Batches that are expected to take more are predicted only; now and
-            then one is tried.
+        max_milliseconds: Longest time for a batch. Of those that are expected to take more, most are predicted only.
     """
 
     def __init__(

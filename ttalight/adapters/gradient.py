@@ -25,8 +25,7 @@ class GradientAdapter(PublishedSettings, Adapter):
         lr: Learning rate of the published optimizer.
         optimizer: Another optimizer, with its own learning rate; not together with ``lr``.
         steps: Gradient steps for each batch.
-        clip_norm: Norm that the gradient of all trainable parameters together is clipped to in each step; no limit by
-            default.
+        clip_norm: Norm that the whole gradient of a step is clipped to. No limit by default.
         terms: Plug-in terms that are added to the loss of each sample.
         kwargs: See ``Adapter``.
 

@@ -118,7 +118,7 @@ class AdaptiveNetwork(Network):
         self.backwards = 0.0
         #: Loss, gradient norm and fraction of samples kept of the last step, and whether it asked for a reset.
         self.last: dict[str, float] = {}
-        #: Tensors of a saved state by name, while ``configure`` runs without images because that state follows.
+        #: Tensors of a saved state by name, where ``configure`` has no images because that state follows.
         self.saved: Mapping[str, Any] = {}
         #: Restores the source; the engine sets it.
         self.restore_source: Callable[[], None] = lambda: None
@@ -252,7 +252,7 @@ class AdaptiveNetwork(Network):
         """Drop references to the last batch, and its gradients."""
         super().clear_cache()
         self.zero_grad()
-        self._reset_if = None
+        self._reset_if, self.saved = None, {}
 
 
 @torch.no_grad()

@@ -36,8 +36,7 @@ MANY = 50
 class Engine:
     """Runs a method on a network, and releases the network as it was.
 
-    A batch is a transaction. It is adapted to and its logits are returned, or, whatever exception ends it, nothing has
-    changed.
+    A batch is a transaction: whatever exception ends it, nothing has changed.
 
     Args:
         method: The method.
@@ -365,11 +364,8 @@ class Engine:
         if state["configured"] and self.state is None:
             self.net.classifier.know(state["facts"], self.net.device)
             self.net.saved = state["tensors"]
-            try:
-                with torch.inference_mode(False), torch.enable_grad():
-                    self._configure()
-            finally:
-                self.net.saved = {}
+            with torch.inference_mode(False), torch.enable_grad():
+                self._configure()
         saved_as = None if self.net.joined is None else self.net.joined.divide_state
         for part in (state, state["before_probe"]):
             if self.state is not None and part is not None and part["configured"]:

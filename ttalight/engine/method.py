@@ -58,8 +58,7 @@ class Method(ABC):
     def configure(self, net: AdaptiveNetwork) -> None:
         """Set norm modes and trainable parameters, with the first batch in ``net.images``.
 
-        There are no images where a saved state follows: what is measured on images is part of that state, whose tensors
-        are in ``net.saved``.
+        There are no images where a saved state follows, whose tensors are in ``net.saved``: it has what was measured.
         """
 
     @abstractmethod
