@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ttalight.adapters import EATA, ETA, RPL, SAR, STAG, DeYO, Tent
+from ttalight.losses import decoupled_entropy
 from ttalight.seeding import derive_seed
 
 
@@ -170,6 +171,22 @@ def test_methods_that_keep_every_sample(net, batches, method, loss_of, steps, pr
         name for name, value in adapted.module.state_dict().items() if not torch.equal(value, net.state_dict()[name])
     ]
     assert moved == ["1.weight", "1.bias", "4.weight", "4.bias"]
+
+
+def test_the_decoupled_entropy_has_the_running_mean_of_predictions(net, batches):
+    adapted = Tent(lr=0.02, entropy="decoupled").wrap(copy.deepcopy(net))
+    reference, mean = on_batch_statistics(net), [0.25] * 4
+    optimizer = torch.optim.Adam(affines(reference), lr=0.02)
+    for images in batches:
+        logits = reference(images)
+        predictions = [probabilities(row) for row in logits]
+        mean = [0.9 * mean[c] + 0.1 * sum(p[c] for p in predictions) / len(images) for c in range(4)]
+        loss = sum(decoupled_entropy(row[None], torch.tensor(mean, dtype=row.dtype))[0] for row in logits) / len(images)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        torch.testing.assert_close(adapted(images), logits.detach(), rtol=1e-7, atol=1e-8)
+        same_affines(adapted.module, reference)
 
 
 # -- ETA and EATA

@@ -49,4 +49,7 @@ def methods(settings: Settings = SETTINGS, **more: Mapping[str, Any]) -> dict[st
     """
     arguments = {name: {**settings.get(name, {}), **more.get(name, {})} for name in CLASSES}
     made = {name: partial(cls, **arguments[name]) for name, cls in CLASSES.items()}
-    return made | {"Tent with STAG": partial(Tent, terms=[adapters.STAG()])}
+    return made | {
+        "Tent with STAG": partial(Tent, terms=[adapters.STAG()]),
+        "ETA decoupled": partial(adapters.ETA, entropy="decoupled", **arguments["ETA"]),
+    }

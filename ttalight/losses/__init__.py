@@ -6,6 +6,7 @@ from ttalight.losses.class_alignment import class_alignment, hybrid_targets
 from ttalight.losses.clustering import clustering_loss
 from ttalight.losses.consistency import consistency_loss
 from ttalight.losses.contrastive import ContrastiveLoss, contrastive_loss
+from ttalight.losses.decoupled import decoupled_entropy
 from ttalight.losses.entropy import entropy
 from ttalight.losses.moments import (
     MomentAlignment,
@@ -38,6 +39,7 @@ __all__ = [
     "consistency_loss",
     "contrastive_loss",
     "covariance_distance",
+    "decoupled_entropy",
     "entropy",
     "entropy_slopes",
     "feature_moments",

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from ttalight.losses.entropy import is_masked
 
-__all__ = ["confidence_weight", "entropy_margin", "entropy_margins", "probability_drop", "redundancy", "update_mean"]
+__all__ = [
+    "confidence_weight",
+    "entropy_margin",
+    "entropy_margins",
+    "image_probabilities",
+    "probability_drop",
+    "redundancy",
+    "update_mean",
+]
 
 
 def entropy_margin(fraction: float, classes: int) -> float:
@@ -58,6 +66,17 @@ def redundancy(probabilities: Tensor, mean: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(probabilities, dim=1) * torch.linalg.vector_norm(mean)
     cosines: Tensor = (probabilities @ mean.to(probabilities.dtype)) / lengths
     return cosines
+
+
+@torch.no_grad()
+def image_probabilities(logits: Tensor) -> Tensor:
+    """Return the probabilities of each image, (B, C), of dense predictions the mean over places.
+
+    Args:
+        logits: (B, C) or (B, C, ...).
+    """
+    probabilities = logits.softmax(1)
+    return probabilities.flatten(2).mean(2) if logits.ndim > 2 else probabilities
 
 
 @torch.no_grad()

@@ -7,7 +7,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ttalight.adapters.components.filters import confidence_weight, entropy_margins, redundancy, update_mean
+from ttalight.adapters.components.filters import (
+    confidence_weight,
+    entropy_margins,
+    image_probabilities,
+    redundancy,
+    update_mean,
+)
 from ttalight.adapters.entropy import EntropyAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
@@ -67,14 +73,14 @@ class ETA(EntropyAdapter):
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the running mean of predictions, NaN until the first sample counts."""
-        return {"mean_prediction": self._mean}
+        return super().method_state() | {"mean_prediction": self._mean}
 
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return exp(E0 - H) of the samples that count, 0 for the others, and update the mean prediction."""
         logits = outputs.logits.detach()
         entropies = self.entropies(outputs).detach()
         margin = entropy_margins(self.margin, logits)
-        predictions = logits.softmax(1).flatten(2).mean(2) if logits.ndim > 2 else logits.softmax(1)
+        predictions = image_probabilities(logits)
         # Of a sample that is not a number the entropy is none either; before the first mean the cosine is none.
         kept = (entropies < margin) & (redundancy(predictions, self._mean) >= self.redundancy).logical_not_()
         update_mean(self._mean, predictions, kept)

@@ -85,7 +85,7 @@ class SAR(EntropyAdapter):
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the running mean of the second entropy, NaN until the first step."""
-        return {"mean_entropy": self._mean}
+        return super().method_state() | {"mean_entropy": self._mean}
 
     def weigh(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return 1 for the samples with an entropy below E0, 0 for the others."""
