@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningDataModule, Trainer
@@ -13,7 +13,19 @@ from torch.utils.data import DataLoader, IterableDataset
 from ttalight.errors import InputError, InputTypeError
 from ttalight.seeding import derive_seed
 
-__all__ = ["SourceImages", "validation_batches"]
+__all__ = ["SourceBatch", "SourceImages", "validation_batches"]
+
+
+class SourceBatch(NamedTuple):
+    """A batch of the source.
+
+    Args:
+        images: (B, 3, H, W), as the network takes them.
+        labels: Classes, int64 (B,). None where the batch has none.
+    """
+
+    images: Tensor
+    labels: Tensor | None
 
 
 class SourceImages:
@@ -29,7 +41,7 @@ class SourceImages:
         self.trainer: Trainer | None = None
         self._are_read = False
 
-    def batches(self, count: int, seed: int) -> Iterator[Tensor] | None:
+    def batches(self, count: int, seed: int) -> Iterator[SourceBatch] | None:
         """Return batches of at most ``count`` images together; None where there is no source of them.
 
         Args:
@@ -45,25 +57,26 @@ class SourceImages:
         if batches is None and self.trainer is not None:
             generator = torch.Generator().manual_seed(derive_seed(seed, "source images"))
             batches = validation_batches(self.trainer, count, generator)
-        return None if batches is None else _first_images(batches, count)
+        return None if batches is None else _first(batches, count)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies of a network that is being adapted need the images no more, which often cannot be copied.
         return {"given": None if self._are_read else self.given, "trainer": None, "_are_read": self._are_read}
 
 
-def _first_images(batches: Iterable[Any], count: int) -> Iterator[Tensor]:
+def _first(batches: Iterable[Any], count: int) -> Iterator[SourceBatch]:
     seen = 0
     for batch in batches:
         images = _images_in(batch)[: count - seen]
+        labels = _labels_in(batch)
         seen += len(images)
-        yield images
+        yield SourceBatch(images, None if labels is None else labels[: len(images)])
         if seen >= count:
             return
     if seen == 0:
         raise InputError(
             "source gave no batch of images: give an iterable that can be read again for every run, such as a list or "
-            "a DataLoader, or fisher='stream'"
+            "a DataLoader"
         )
 
 
@@ -113,3 +126,11 @@ def _images_in(batch: Any) -> Tensor:
             f"that begin with them; got {seen}"
         )
     return images
+
+
+def _labels_in(batch: Any) -> Tensor | None:
+    """Return the labels of a batch, that is, whole numbers, one for each image, in the second place."""
+    labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != batch[0].shape[:1]:
+        return None
+    return labels.long()

@@ -8,12 +8,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from ttalight.adapters.components.regularization import ewc_penalty_and_gradient
-from ttalight.adapters.components.source_images import SourceImages
 from ttalight.adapters.methods.eta import ETA
+from ttalight.adapters.source_data import SourceDataAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.models.vectors import flatten, gradient_vector
@@ -21,7 +20,7 @@ from ttalight.models.vectors import flatten, gradient_vector
 __all__ = ["EATA"]
 
 
-class EATA(ETA):
+class EATA(SourceDataAdapter, ETA):
     """ETA with ``fisher_weight`` times the distance to the source weights, each weight by its Fisher information.
 
     The Fisher information is the mean over batches of the squared gradient of a batch's cross-entropy to the network's
@@ -67,14 +66,13 @@ class EATA(ETA):
         fisher_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(source=source, **kwargs)
         if fisher not in ("source", "stream"):
             raise InputError(f"fisher must be 'source' or 'stream', got {fisher!r}")
         if fisher_samples < 1:
             raise InputError(f"fisher_samples must be at least 1, got {fisher_samples}")
         if fisher_weight < 0:
             raise InputError(f"fisher_weight must be at least 0, got {fisher_weight}")
-        self._images = SourceImages(source)
         self.fisher = fisher
         self.fisher_samples = fisher_samples
         self.fisher_weight = fisher_weight
@@ -148,20 +146,8 @@ class EATA(ETA):
                 stacklevel=2,
             )
             return torch.full_like(flatten(net.parameters), torch.nan)
-        squares = [squared_gradient(net, images.to(net.device)) for images in batches]
+        squares = [squared_gradient(net, batch.images.to(net.device)) for batch in batches]
         return sum(squares, start=torch.zeros_like(squares[0])) / len(squares)
-
-    # -- a run
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make gradients possible in the coming evaluation, and note where source images are."""
-        super().setup(trainer, pl_module, stage)
-        self._images.trainer = trainer
-
-    def end(self) -> None:
-        """End the adaptation of a network, and keep its state."""
-        super().end()
-        self._images.trainer = None
 
 
 def squared_gradient(net: AdaptiveNetwork, images: Tensor) -> Tensor:
