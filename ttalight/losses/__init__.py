@@ -14,6 +14,7 @@ from ttalight.losses.moments import (
     feature_moments,
     mean_distance,
 )
+from ttalight.losses.multi_view import multi_view_contrastive_loss
 from ttalight.losses.noise_contrast import in_distribution_loss, noise_contrastive_loss, noise_logits
 from ttalight.losses.reconstruction import mutual_divergence, reconstruction_loss
 from ttalight.losses.self_training import (
@@ -44,6 +45,7 @@ __all__ = [
     "in_distribution_loss",
     "marginal_entropy",
     "mean_distance",
+    "multi_view_contrastive_loss",
     "mutual_divergence",
     "noise_contrastive_loss",
     "noise_logits",
