@@ -19,6 +19,7 @@ from ttalight.adapters.methods.ptbn import PTBN
 from ttalight.adapters.methods.rdumb import RDumb
 from ttalight.adapters.methods.roid import ROID
 from ttalight.adapters.methods.rpl import RPL
+from ttalight.adapters.methods.santa import SANTA
 from ttalight.adapters.methods.sar import SAR
 from ttalight.adapters.methods.shot import SHOT
 from ttalight.adapters.methods.source import Source
@@ -63,6 +64,7 @@ __all__ = [
     "ROID",
     "CMF",
     "CoTTA",
+    "SANTA",
     "MEMO",
     "NCTTA",
     "MoETTA",
