@@ -21,6 +21,7 @@ from ttalight.adapters import (
     LAME,
     MEMO,
     PTBN,
+    RMT,
     ROID,
     T3A,
     TIPI,
@@ -314,7 +315,7 @@ def test_predictions_that_are_no_networks_are_refused(adapter, message, batches)
         adapted.export()
 
 
-@pytest.mark.parametrize("adapter", [FIND(), MEMO(views=2)])
+@pytest.mark.parametrize("adapter", [FIND(), MEMO(views=2), RMT()])
 def test_statistics_that_images_do_not_share_are_not_folded(adapter, batches):
     adapted = adapter.wrap(small_net())
     adapted(batches[0])

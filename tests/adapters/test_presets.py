@@ -35,8 +35,8 @@ PUBLIC = {
     **{("MoETTA", name): ("SGD", 1e-3, 0.9, False) for name in ("cifar", "imagenet")},
     **{("MEMO", "cifar"): ("SGD", 5e-3, 0, False), ("MEMO", "imagenet"): ("SGD", 2.5e-4, 0, False)},
     **{("CoTTA", name): ADAM for name in ("cifar", "cifar100")},
-    ("SANTA", "cifar"): ADAM,
-    **{(name, "imagenet"): ("SGD", 0.01, 0.9, True) for name in ("CoTTA", "SANTA")},
+    **{(name, "cifar"): ADAM for name in ("SANTA", "RMT")},
+    **{(name, "imagenet"): ("SGD", 0.01, 0.9, True) for name in ("CoTTA", "SANTA", "RMT")},
     ("TestTimeTraining", "cifar"): ("Adam", 1e-6, 0, False),
 }
 

@@ -1,20 +1,22 @@
-"""SANTA: source images, prototypes, projector. The formulas are in tests/reference."""
+"""SANTA and RMT: source images, prototypes, projector, warm-up, replay. The formulas are in tests/reference."""
 
 from __future__ import annotations
 
+import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from ttalight import Trainer
-from ttalight.adapters import PTBN, SANTA
+from ttalight.adapters import PTBN, RMT, SANTA
 from ttalight.data import DigitsDataModule
 from ttalight.tasks import SupervisedTask
 
-METHODS = [SANTA]
-NO_SOURCE = "found no source images, so the rows of the classifier stand in"
+METHODS = [SANTA, partial(RMT, warm_up=12, replay_weight=0.0)]
+NO_SOURCE = "found no source images, so .*the rows of the classifier stand in"
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def tensors(adapted):
     return adapted.engine.capture()["tensors"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS, ids=["SANTA", "RMT"])
 class TestSource:
     def test_labels_make_the_prototypes(self, method, make_net, pixels, source):
         adapted = method(source=source).wrap(make_net())
@@ -82,14 +84,15 @@ class TestSource:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             results = trainer.adapt(task, data, method(source_samples=50))
-        assert not [str(each.message) for each in caught if NO_SOURCE in str(each.message)]
+        assert not [str(each.message) for each in caught if "found no source" in str(each.message)]
         assert results["protocol"]["prototypes"] == "source"
         assert results["protocol"]["source_samples"] == 50
 
 
-def test_no_source_is_named_once(make_net, pixels):
-    adapted = SANTA().wrap(make_net())
-    with pytest.warns(UserWarning, match=f"SANTA {NO_SOURCE}"):
+@pytest.mark.parametrize("method", [SANTA, RMT])
+def test_no_source_is_named_once(method, make_net, pixels):
+    adapted = method().wrap(make_net())
+    with pytest.warns(UserWarning, match=f"{method.__name__} {NO_SOURCE}"):
         adapted(pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -130,3 +133,55 @@ class TestSANTA:
         net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)).double()
         with pytest.raises(ValueError, match=r"SANTA compares .* got logits of shape \(\d, 4, 30, 30\): for dense"):
             SANTA(source=source).wrap(net)(pixels)
+
+
+class TestRMT:
+    def test_a_continued_state_replays_the_same_images(self, make_net, pixels, source):
+        method = partial(RMT, seed=0, warm_up=12, reset="never")
+        adapted = method(source=iter(source)).wrap(make_net())
+        adapted(pixels)
+        fresh, without = method(source=source).wrap(make_net()), method().wrap(make_net())
+        for other in (fresh, without):
+            other.load_state_dict(adapted.state_dict())
+        copied = copy.deepcopy(adapted)
+        for step in range(2):
+            logits = adapted(pixels[step:4])
+            assert torch.equal(fresh(pixels[step:4]), logits)
+            assert torch.equal(copied(pixels[step:4]), logits)
+        with pytest.warns(UserWarning, match=f"RMT {NO_SOURCE}"):
+            without(pixels[:4])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            without(pixels[1:4])
+
+    def test_a_warm_up_that_is_interrupted_leaves_no_trace(self, make_net, pixels, source, state_of, same_state):
+        net, passes = make_net(), []
+        before = state_of(net)
+        adapted, other = (RMT(source=source, warm_up=24, seed=0).wrap(each) for each in (net, make_net()))
+
+        def interrupt(module, inputs):
+            passes.append(len(inputs[0]))
+            if len(passes) == 8:
+                raise KeyboardInterrupt
+
+        with net.register_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
+            adapted(pixels)
+        assert all(torch.equal(value, before[0][name]) for name, value in net.state_dict().items())
+        assert torch.equal(adapted(pixels), other(pixels))
+        adapted.release()
+        same_state(net, before)
+
+    def test_other_outputs_are_those_of_the_student(self, make_net, pixels, source):
+        class Both(nn.Module):
+            def __init__(self, net):
+                super().__init__()
+                self.net = net
+
+            def forward(self, images):
+                logits = self.net(images)
+                return {"logits": logits, "doubled": 2 * logits}
+
+        student = PTBN().wrap(make_net())(pixels)
+        answer = RMT(source=source, warm_up=0).wrap(Both(make_net()))(pixels)
+        torch.testing.assert_close(answer["logits"], 2 * student)
+        torch.testing.assert_close(answer["doubled"], 2 * student)

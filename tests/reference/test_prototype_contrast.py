@@ -1,4 +1,4 @@
-"""SANTA against plain loops over its formulas, in float64 over several batches."""
+"""SANTA and RMT against plain loops over their formulas, in float64 over several batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from support.networks import small_net
 from torch import nn
 
-from ttalight.adapters import SANTA
+from ttalight.adapters import RMT, SANTA
 from ttalight.seeding import derive_seed
 from ttalight.transforms import RandomJitterAffineFlip
 
@@ -122,3 +122,98 @@ def test_santa(labels):
     sources = 0 if given is None else len(given)
     assert (adapted.engine.net.forwards, adapted.engine.backwards) == (4 * 3 + sources, 4 * 2)
     assert method.protocol()["prototypes"] == ("classifier" if given is None else "source")
+
+
+MOMENTUM, REPLAY, WARM_UP = 0.9, 0.6, 26
+
+
+class ReferenceRMT(ReferenceSANTA):
+    """Student and teacher as two networks in training mode; source images have labels where ``labels`` is given."""
+
+    def __init__(self, labels: str) -> None:
+        super().__init__(labels)
+        self.teacher = copy.deepcopy(self.student)
+        self.images, self.labels = (torch.cat(parts) for parts in zip(*source(), strict=True))
+        self.replays = labels == "given"
+        self.optimizer = SGD([*self.student.parameters(), *self.projector.parameters()])
+        if labels != "classifier":
+            self.warm_up(8)
+        self.warm = copy.deepcopy((self.student.state_dict(), self.teacher.state_dict()))
+        self.optimizer = SGD([*self.student.parameters(), *self.projector.parameters()])
+
+    def warm_up(self, size: int) -> None:
+        for step in range(WARM_UP // size):
+            self.optimizer.param_groups[0]["lr"] = 0.05 * (step + 1) / (WARM_UP // size)
+            images = self.images[self.drawn(size, "warm-up", step)]
+            self.learn(self.both_ways(self.student(images), self.teach(images)) / size)
+
+    def drawn(self, size: int, *place: object) -> torch.Tensor:
+        return torch.randperm(len(self.images), generator=torch.Generator().manual_seed(derive_seed(0, *place)))[:size]
+
+    @torch.no_grad()
+    def teach(self, images: torch.Tensor) -> torch.Tensor:
+        return self.teacher(images)
+
+    def both_ways(self, logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        loss = torch.zeros((), dtype=torch.float64)
+        for p, q in zip(logits.softmax(1), reference.softmax(1), strict=True):
+            loss = loss - (q * p.log()).sum() / 2 - (p * q.log()).sum() / 2
+        return loss
+
+    def learn(self, loss: torch.Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            for mean, weight in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                mean.copy_(MOMENTUM * mean + (1 - MOMENTUM) * weight)
+
+    def step(self, images: torch.Tensor) -> torch.Tensor:
+        draws = torch.Generator().manual_seed(derive_seed(0, "adapt", 0, self.batch, 0))
+        copies = RandomJitterAffineFlip(outside="border", blur=(0.001, 0.5), noise=0.005)(images, draws)
+        reference = self.teach(images)
+        features, augmented = self.student[:8](images), self.student[:8](copies)
+        logits, others = self.student[8](features), self.student[8](augmented)
+        agreement = self.both_ways(logits, reference) / 2 + self.both_ways(others, reference) / 2
+        self.loss = agreement / len(images) + WEIGHT * contrast(self.views(features, augmented))
+        if self.replays:
+            chosen = self.drawn(len(images), "replay", 0, self.batch, 0)
+            rows = self.student(self.images[chosen]).log_softmax(1)
+            picked = [row[label] for row, label in zip(rows, self.labels[chosen], strict=True)]
+            self.loss = self.loss - REPLAY * sum(picked) / len(picked)
+        self.learn(self.loss)
+        self.batch += 1
+        return (logits + reference).detach()
+
+
+@pytest.mark.filterwarnings("ignore:RMT found no source images")
+@pytest.mark.parametrize("labels", ["given", "predicted", "classifier"])
+def test_rmt(labels):
+    given = {"given": source(), "predicted": [images for images, _ in source()], "classifier": None}[labels]
+    method = RMT(
+        source=given, contrast_weight=WEIGHT, temperature=TEMPERATURE, seed=0, reset="never", optimizer=SGD,
+        teacher_momentum=MOMENTUM, replay_weight=REPLAY, warm_up=WARM_UP,
+    )  # fmt: skip
+    adapted, reference = method.wrap(make_net()), ReferenceRMT(labels)
+    for images in batches():
+        torch.testing.assert_close(adapted(images), reference.step(images), **CLOSE)
+        assert adapted.engine.last["loss"] == pytest.approx(reference.loss.item(), rel=1e-6)
+    state = adapted.state_dict()["tensors"]
+    for number, (value, student, teacher) in enumerate(
+        zip(adapted.module.parameters(), reference.student.parameters(), reference.teacher.parameters(), strict=True)
+    ):
+        torch.testing.assert_close(value, student, **CLOSE)
+        torch.testing.assert_close(state[f"method.teacher.{number}"], teacher.detach(), **CLOSE)
+    before = 0 if given is None else len(given) + 2 * (WARM_UP // 8)
+    assert adapted.engine.net.forwards == 4 * (4 if labels == "given" else 3) + before
+    with torch.no_grad():
+        expected = reference.student(batches()[0]) + reference.teacher(batches()[0])
+    torch.testing.assert_close(adapted(batches()[0], adapt=False), expected, **CLOSE)
+    torch.testing.assert_close(adapted.export()(batches()[0]), expected, **CLOSE)
+    adapted.reset()
+    with torch.no_grad():
+        for net, warm in zip((reference.student, reference.teacher), reference.warm, strict=True):
+            net.load_state_dict(warm)
+        expected = reference.student(batches()[1]) + reference.teacher(batches()[1])
+    for logits in (adapted(batches()[1], adapt=False), adapted.export()(batches()[1]), adapted(batches()[1])):
+        torch.testing.assert_close(logits, expected, **CLOSE)

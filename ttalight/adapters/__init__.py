@@ -17,6 +17,7 @@ from ttalight.adapters.methods.moetta import MoETTA
 from ttalight.adapters.methods.nctta import NCTTA
 from ttalight.adapters.methods.ptbn import PTBN
 from ttalight.adapters.methods.rdumb import RDumb
+from ttalight.adapters.methods.rmt import RMT
 from ttalight.adapters.methods.roid import ROID
 from ttalight.adapters.methods.rpl import RPL
 from ttalight.adapters.methods.santa import SANTA
@@ -65,6 +66,7 @@ __all__ = [
     "CMF",
     "CoTTA",
     "SANTA",
+    "RMT",
     "MEMO",
     "NCTTA",
     "MoETTA",
