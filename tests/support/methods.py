@@ -32,6 +32,7 @@ SETTINGS: Settings = {
     "SAR": {"margin": 1.0},
     "DeYO": {"margin": 1.0, "threshold": -1.0},
     "CoTTA": {"views": 2},
+    "AdaContrast": {"queue": 64, "refine_after": 6},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
 }

@@ -38,6 +38,7 @@ SETTINGS = {
     "SAR": {"margin": 1.0},
     "DeYO": {"margin": 1.0, "threshold": -1.0},
     "CoTTA": {"views": 2},
+    "AdaContrast": {"queue": 20, "refine_after": 6},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
     "MEMO": {"views": 2},

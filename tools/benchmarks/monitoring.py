@@ -34,7 +34,7 @@ from ttalight.tasks import SupervisedTask
 #: Methods with their authors' settings for CIFAR.
 METHODS = (
     "Source", "PTBN", "Tent", "AlphaBN", "EMABN", "FIND", "RPL", "ETA", "EATA", "RDumb", "SAR", "DeYO", "SHOT", "TIPI",
-    "ROID", "CMF", "CoTTA", "SANTA", "RMT", "NCTTA", "MoETTA",
+    "ROID", "CMF", "CoTTA", "SANTA", "RMT", "AdaContrast", "NCTTA", "MoETTA",
 )  # fmt: skip
 #: Learning rates of Tent at which it fails, at once or in the course of a stream.
 TOO_HIGH = (1.0, 0.1, 0.03, 0.01)

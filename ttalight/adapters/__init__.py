@@ -3,6 +3,7 @@
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.pixel_space import PixelSpace
 from ttalight.adapters.gradient import GradientAdapter
+from ttalight.adapters.methods.adacontrast import AdaContrast
 from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.cotta import CoTTA
@@ -67,6 +68,7 @@ __all__ = [
     "CoTTA",
     "SANTA",
     "RMT",
+    "AdaContrast",
     "MEMO",
     "NCTTA",
     "MoETTA",
