@@ -27,7 +27,7 @@ from ttalight.data import Continual, DigitsDataModule, Mixed, Probed, SingleSamp
 from ttalight.reporting import read_predictions, read_results
 from ttalight.reporting.compare import main as compare
 
-METHODS = methods({}) | {
+METHODS = methods({}, RMT={"warm_up": 12}) | {
     "TestTimeTraining": lambda: TestTimeTraining(steps=1, lr=0.01),
     "TestTimeTraining with readings": lambda: TestTimeTraining(steps=2, lr=0.01, read_at=[1]),
     "EATA on the stream": lambda: adapters.EATA(fisher="stream", fisher_samples=14),

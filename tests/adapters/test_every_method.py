@@ -117,9 +117,9 @@ def test_mixed_precision_changes_little(method, make_net, batches, precision):
 
 
 def test_waits_for_the_device_once_a_step(name, method, make_net, batches, waits, monkeypatch):
-    # EATA would count the images of the stream, on the host.
-    settings = {"fisher": "source", "source": batches[2:3]} if name == "EATA" else {}
-    adapted = method(**settings).wrap(make_net())
+    # EATA would count the images of the stream, and RMT its steps after a warm-up, both on the host.
+    settings = {"EATA": {"fisher": "source", "source": batches[2:3]}, "RMT": {"warm_up": 0}}
+    adapted = method(**settings.get(name, {})).wrap(make_net())
     adapted(batches[0])  # configured
     engine = adapted.engine
     steps, passes = engine.updates, engine.net.forwards

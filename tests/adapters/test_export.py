@@ -22,6 +22,7 @@ from ttalight.adapters import (
     MEMO,
     NOTE,
     PTBN,
+    RMT,
     ROID,
     T3A,
     TIPI,
@@ -320,7 +321,7 @@ def test_predictions_that_are_no_networks_are_refused(adapter, message, batches)
         adapted.export()
 
 
-@pytest.mark.parametrize("adapter", [FIND(), MEMO(views=2), NOTE()])
+@pytest.mark.parametrize("adapter", [FIND(), MEMO(views=2), NOTE(), RMT()])
 def test_statistics_that_images_do_not_share_are_not_folded(adapter, batches):
     adapted = adapter.wrap(small_net())
     adapted(batches[0])

@@ -35,9 +35,11 @@ PUBLIC = {
     **{("MoETTA", name): ("SGD", 1e-3, 0.9, False) for name in ("cifar", "imagenet")},
     **{("MEMO", "cifar"): ("SGD", 5e-3, 0, False), ("MEMO", "imagenet"): ("SGD", 2.5e-4, 0, False)},
     **{("CoTTA", name): ADAM for name in ("cifar", "cifar100")},
-    ("CoTTA", "imagenet"): ("SGD", 0.01, 0.9, True),
     **{("RoTTA", name): ADAM for name in ("cifar", "imagenet")},
     **{("NOTE", name): ("Adam", 1e-4, 0, False) for name in ("cifar", "imagenet")},
+    **{(name, "cifar"): ADAM for name in ("SANTA", "RMT")},
+    **{(name, "imagenet"): ("SGD", 0.01, 0.9, True) for name in ("CoTTA", "SANTA", "RMT")},
+    **{("AdaContrast", name): ("SGD", 2e-4, 0.9, True) for name in ("cifar", "imagenet")},
     ("TestTimeTraining", "cifar"): ("Adam", 1e-6, 0, False),
 }
 
@@ -55,7 +57,7 @@ def test_optimizers_are_those_of_public_code(name, benchmark):
     assert type(optimizer).__name__ == kind
     assert group["lr"] == pytest.approx(lr)
     assert (group.get("momentum", 0), group.get("nesterov", False)) == (momentum, nesterov)
-    assert group["weight_decay"] == 0
+    assert group["weight_decay"] == (1e-4 if name == "AdaContrast" else 0)
 
 
 @pytest.mark.parametrize(("name", "benchmark"), PRESETS)
@@ -65,7 +67,7 @@ def test_every_published_setting_is_applied(name, benchmark):
     optimizer = optimizer_of(method)
     assert type(optimizer).__name__ == settings["optimizer"]
     assert optimizer.param_groups[0]["lr"] == settings.get("lr", settings.get("lr_per_image", 0) * 16)
-    for option in ("momentum", "nesterov"):
+    for option in ("momentum", "nesterov", "weight_decay"):
         assert optimizer.param_groups[0].get(option, 0) == settings.get(option, 0)
     optional = ("optimizer", "lr", "lr_per_image", "momentum", "nesterov", "weight_decay", "batch_size")
     arguments = {name: value for name, value in settings.items() if name not in optional}

@@ -11,14 +11,28 @@ import torch
 import torchvision
 from torch import nn
 
-from ttalight.adapters import CMF, EMABN, MEMO, PTBN, ROID, SHOT, TIPI, CoTTA, PixelSpace, RoTTA
+from ttalight.adapters import (
+    CMF,
+    EMABN,
+    MEMO,
+    PTBN,
+    RMT,
+    ROID,
+    SANTA,
+    SHOT,
+    TIPI,
+    AdaContrast,
+    CoTTA,
+    PixelSpace,
+    RoTTA,
+)
 from ttalight.adapters.components.pixel_space import pixel_space
 from ttalight.adapters.methods.cmf import filter_gain
 from ttalight.adapters.methods.roid import certainty_diversity_weights, smoothed_prior
 from ttalight.models import Normalize
 from ttalight.models.network import Network
 
-WITH_PIXELS = [TIPI, ROID, CMF, MEMO, CoTTA, partial(RoTTA, memory=2)]
+WITH_PIXELS = [TIPI, ROID, CMF, MEMO, CoTTA, partial(RoTTA, memory=2), SANTA, RMT, AdaContrast]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
@@ -345,19 +359,22 @@ def mix_statistics(layer: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
         layer.running_var.lerp_(x.var((0, 2, 3), correction=0), 1 / 17)
 
 
-@pytest.mark.parametrize("method", [SHOT, TIPI, ROID, CMF, MEMO, CoTTA])
+@pytest.mark.parametrize("method", [SHOT, TIPI, ROID, CMF, MEMO, CoTTA, SANTA, RMT, AdaContrast])
 def test_what_a_result_says(method, net, pixels):
     adapter = method()
     assert adapter.wrap(net)(pixels).shape == (6, 4)
     protocol = adapter.protocol()
-    assert protocol["prediction"] == ("after" if method in (TIPI, MEMO) else "before")
-    assert protocol["optimizer"] == ("SGD" if method in (SHOT, MEMO) else "Adam")
+    assert protocol["prediction"] == ("after" if method in (TIPI, MEMO, AdaContrast) else "before")
+    assert protocol["optimizer"] == ("SGD" if method in (SHOT, MEMO, AdaContrast) else "Adam")
     expected = {
         SHOT: {"pseudo_weight": 0.3, "confidence": 0.9, "lr": 1e-3},
         TIPI: {"epsilon": 2 / 255, "entropy_weight": 0.0, "reverse": True, "large_batch": 64, "norm": "ema"},
         ROID: {"source_share": 0.01, "temperature": 1 / 3, "prior_correction": "log"},
         CMF: {"process_variance": 0.005, "hidden_share": 0.01},
         CoTTA: {"confidence": 0.92, "views": 32, "restore": 0.01},
+        SANTA: {"source_samples": 100_000, "contrast_weight": 1.0, "temperature": 0.1, "prototypes": "classifier"},
+        RMT: {"teacher_momentum": 0.999, "replay_weight": 1.0, "warm_up": 50_000, "source_samples": 5000},
+        AdaContrast: {"neighbors": 10, "queue": 16384, "refine_after": 1024, "temperature": 0.07, "lr": 2e-4},
         MEMO: {"views": 32, "prior": 16.0, "joint": False, "crop": "padded", "reset": "batch", "lr": 0.005},
     }[method]
     assert {name: protocol[name] for name in expected} == expected

@@ -34,6 +34,7 @@ SETTINGS: Settings = {
     "CoTTA": {"views": 2},
     "RoTTA": {"memory": 4},
     "NOTE": {"memory": 4},
+    "AdaContrast": {"queue": 64, "refine_after": 6},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
     "TTAug": {"views": 2},

@@ -40,6 +40,7 @@ SETTINGS = {
     "CoTTA": {"views": 2},
     "RoTTA": {"memory": 4},
     "NOTE": {"memory": 4},
+    "AdaContrast": {"queue": 20, "refine_after": 6},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
     "MEMO": {"views": 2},

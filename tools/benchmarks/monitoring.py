@@ -34,7 +34,7 @@ from ttalight.tasks import SupervisedTask
 #: Methods with their authors' settings for CIFAR.
 METHODS = (
     "Source", "PTBN", "Tent", "AlphaBN", "EMABN", "FIND", "RPL", "ETA", "EATA", "RDumb", "SAR", "DeYO", "SHOT", "TIPI",
-    "ROID", "CMF", "CoTTA", "RoTTA", "NOTE", "NCTTA", "MoETTA",
+    "ROID", "CMF", "CoTTA", "RoTTA", "NOTE", "SANTA", "RMT", "AdaContrast", "NCTTA", "MoETTA",
 )  # fmt: skip
 #: Learning rates of Tent at which it fails, at once or in the course of a stream.
 TOO_HIGH = (1.0, 0.1, 0.03, 0.01)
@@ -135,7 +135,7 @@ def record_case(path: Path, adapted: Any, batches: Batches, recording: Recording
 
 def make(name: str, source: Tensor, **more: Any) -> Any:
     options: dict[str, Any] = {"seed": 0} | ({} if name == "RDumb" else {"reset": "never"}) | more
-    if name == "EATA":
+    if name in ("EATA", "SANTA", "RMT"):
         options["source"] = [source[:BATCH]]
     return getattr(A, name)(**options)
 

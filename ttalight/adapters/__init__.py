@@ -4,6 +4,7 @@ from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.pixel_space import PixelSpace
 from ttalight.adapters.entropy import EntropyAdapter
 from ttalight.adapters.gradient import GradientAdapter
+from ttalight.adapters.methods.adacontrast import AdaContrast
 from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.cotta import CoTTA
@@ -20,9 +21,11 @@ from ttalight.adapters.methods.note import NOTE
 from ttalight.adapters.methods.ptbn import PTBN
 from ttalight.adapters.methods.rdumb import RDumb
 from ttalight.adapters.methods.retrieval_fusion import RetrievalFusion
+from ttalight.adapters.methods.rmt import RMT
 from ttalight.adapters.methods.roid import ROID
 from ttalight.adapters.methods.rotta import RoTTA
 from ttalight.adapters.methods.rpl import RPL
+from ttalight.adapters.methods.santa import SANTA
 from ttalight.adapters.methods.sar import SAR
 from ttalight.adapters.methods.shot import SHOT
 from ttalight.adapters.methods.source import Source
@@ -73,6 +76,9 @@ __all__ = [
     "CoTTA",
     "RoTTA",
     "NOTE",
+    "SANTA",
+    "RMT",
+    "AdaContrast",
     "MEMO",
     "NCTTA",
     "MoETTA",

@@ -18,6 +18,7 @@ from ttalight.losses.moments import (
 from ttalight.losses.multi_view import multi_view_contrastive_loss
 from ttalight.losses.noise_contrast import in_distribution_loss, noise_contrastive_loss, noise_logits
 from ttalight.losses.opinion import opinion_entropy
+from ttalight.losses.queue_contrast import queue_contrastive_loss
 from ttalight.losses.reconstruction import mutual_divergence, reconstruction_loss
 from ttalight.losses.self_training import (
     generalized_cross_entropy,
@@ -53,6 +54,7 @@ __all__ = [
     "noise_contrastive_loss",
     "noise_logits",
     "opinion_entropy",
+    "queue_contrastive_loss",
     "reconstruction_loss",
     "soft_likelihood_ratio",
     "structural_alignment",

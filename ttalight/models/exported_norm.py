@@ -186,12 +186,18 @@ def fold(norms: Sequence[NormLayer], module: nn.Module, images: Tensor) -> None:
         images: (B, 3, H, W).
 
     Raises:
-        TypeError: If a layer normalises images one by one or in groups, for which no statistics are those of all.
+        TypeError: If a layer normalises images one by one or in groups, for which no statistics are those of all, or
+            if it normalises several times.
     """
     layers = {norm: module.get_submodule(norm.name) for norm in norms}
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def note(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        if layer in seen:
+            raise InputTypeError(
+                "statistics cannot be folded into layers that normalise more than once in a pass, as those of a "
+                "network and of its teacher: export without statistics_from"
+            )
         seen[layer] = layer.folded(*inputs)
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers.values() if isinstance(layer, ExportedNorm)]

@@ -373,6 +373,10 @@ class Network:
         changed = with_logits(self._returned[-1][1], logits, self.output)
         return map_tensors(changed, lambda part: part if part is logits else None)
 
+    def drop_outputs(self) -> None:
+        """Drop what passes have returned so far, because they were of other images than the present batch."""
+        self._returned.clear()
+
     def clear_cache(self) -> None:
         """Drop references to the last batch."""
         self._returned.clear()
