@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 HEALTHY = "version = 'healthy'\nloaded = __import__('builtins').__dict__.setdefault('loads', []).append(1)\n"
 BROKEN = textwrap.dedent("""
@@ -62,7 +63,10 @@ def test_a_healthy_pair_is_untouched(run):
     assert "compiled part" not in done.stderr
 
 
-@pytest.mark.parametrize(("names", "loads"), [("'nms',", "2"), ("'nms', 'qnms'", "3")])
+ONE_ALONE = pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 lets an operator be registered once")
+
+
+@pytest.mark.parametrize(("names", "loads"), [("'nms',", "2"), pytest.param("'nms', 'qnms'", "3", marks=ONE_ALONE)])
 def test_missing_operators_are_declared(run, names, loads):
     done = run(BROKEN.format(names=names))
     assert done.stdout.split() == ["repaired", loads, "False"], done.stderr
@@ -70,6 +74,7 @@ def test_missing_operators_are_declared(run, names, loads):
     assert "DEBUG" in done.stderr
 
 
+@ONE_ALONE
 def test_it_gives_up_after_a_few(run):
     done = run(BROKEN.format(names="'a', 'b', 'c', 'd', 'e'"))
     assert done.returncode != 0

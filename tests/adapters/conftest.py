@@ -56,6 +56,7 @@ class DataclassNet(DictNet):
         return Answer(self.net(images), "seen")
 
 
+SMALL_VIT = {"img_size": 32, "embed_dim": 64, "depth": 6, "num_heads": 2}
 NETWORKS = {
     "batch_norm": conv_net,
     "group_norm": lambda: conv_net(lambda channels: nn.GroupNorm(2, channels)),
@@ -63,7 +64,7 @@ NETWORKS = {
     "dataclass": DataclassNet,
     "timm_resnet": lambda: timm.create_model("resnet10t", num_classes=4).double().eval(),
     "timm_bn_act": lambda: timm.create_model("tf_efficientnet_lite0", num_classes=4).double().eval(),
-    "timm_vit": lambda: timm.create_model("test_vit", num_classes=4, img_size=32).double().eval(),
+    "timm_vit": lambda: timm.create_model("vit_tiny_patch16_224", num_classes=4, **SMALL_VIT).double().eval(),
     "torchvision_resnet": lambda: torchvision.models.resnet18(num_classes=4).double().eval(),
 }
 TOO_BRIGHT = 1e6

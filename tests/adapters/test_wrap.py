@@ -342,6 +342,7 @@ class TestThreads:
         assert adapted.engine.updates == 20
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 7), reason="torch 2.6 does not trace a forward of another object")
 def test_a_compiled_network_moves_as_the_eager_one(net, images):
     adapted = Tent(lr=0.1).wrap(copy.deepcopy(net))
     compiled = torch.compile(net, backend="aot_eager")
