@@ -30,9 +30,9 @@ class NOTE(MemoryAdapter):
     entropy of its predictions, in which layers take the statistics of the memory in the place of the running ones and
     move these towards them by ``momentum``. Networks without BatchNorm are adapted as they are.
 
-    A batch costs one forward, and for every N images one forward and one backward of the images in the memory. Updates
-    fall within a batch; all its predictions are from before it. An update waits for the device once more until the
-    memory is full. No window is needed for single images.
+    A batch costs one forward, and for every N images one forward and one backward of the images in the memory: two and
+    one in all once it holds N. Updates fall within a batch; all its predictions are from before it. An update waits for
+    the device once more until the memory is full. No window is needed for single images.
 
     Source: T. Gong, J. Jeong, T. Kim, Y. Kim, J. Shin, S.-J. Lee, *NOTE: Robust Continual Test-time Adaptation Against
     Temporal Correlation*, NeurIPS 2022, arXiv 2208.05117. Settings are those of the authors' code (``published``). The

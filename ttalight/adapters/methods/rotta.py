@@ -37,10 +37,10 @@ class RoTTA(MemoryAdapter):
     move their running statistics by ``alpha`` towards those of the memory and normalise by the moved ones (RobustBN);
     student and teacher have statistics of their own. Networks without BatchNorm are adapted as they are.
 
-    A batch costs one forward, and for every N images two forwards and one backward of the images in the memory, at most
-    N. Updates fall within a batch; all its predictions are from before it. An update waits for the device once more
-    until the memory is full. There are N images and a copy of the trainable weights and of the statistics. No window is
-    needed for single images.
+    A batch costs one forward, and for every N images two forwards and one backward of the images in the memory: three
+    and one in all once it holds N. Updates fall within a batch; all its predictions are from before it. An update waits
+    for the device once more until the memory is full. There are N images and a copy of the trainable weights and of the
+    statistics. No window is needed for single images.
 
     Source: L. Yuan, B. Xie, S. Li, *Robust Test-Time Adaptation in Dynamic Scenarios*, CVPR 2023, arXiv 2303.13899.
     Settings are those of the authors' code for CIFAR (``published``), which does not reset: ``reset="never"``.
