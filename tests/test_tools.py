@@ -1,7 +1,8 @@
-"""The benches run, on the smallest settings."""
+"""The benches run, on the smallest settings; the check of versions names a missing interpreter."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,14 @@ def test_growth_has_a_row_for_each_point(tmp_path):
         assert int(row["MiB"]) > 0
         assert row["adapted parameters"] == "480"  # weight and bias of 16 + 2 (16 + 32 + 64) channels
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_versions_name_a_missing_interpreter(tmp_path):
+    (tmp_path / "uv").write_text("#!/bin/sh\n")
+    (tmp_path / "uv").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [str(TOOLS.parent / "check_versions.sh"), "3.99-newest"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 1
+    assert "Python 3.99 is missing" in run.stderr
+    assert run.stdout.splitlines()[-1] == "| 3.99 | newest | | | | | | | | missing |"

@@ -111,6 +111,8 @@ def test_state_dict_is_complete(adapted, batches):
 
 def test_torch_export_gives_the_same_numbers(adapted, batches):
     module = adapted.export()
+    if adapted.engine.method.__class__ is RMT and torch.__version__ < (2, 7):
+        pytest.skip("torch 2.6 does not trace the sum of two networks")
     torch.compiler.reset()  # torch 2.6 counts the exports of other tests
     program = torch.export.export(module, (batches[0],))
     torch.testing.assert_close(program.module()(batches[0]), module(batches[0]), rtol=1e-12, atol=1e-12)
