@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from ttalight.models.network import Outputs
 __all__ = ["EntropyAdapter"]
 
 
-class EntropyAdapter(SelfTrainingAdapter):
+class EntropyAdapter(SelfTrainingAdapter, ABC):
     """Steps on the entropy of predictions.
 
     Args:
