@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH
-python -c 'import lightning, torch' || { echo "activate an environment with the package's dependencies" >&2; exit 1; }
+python -c 'import ttalight, lightning, torch' || { echo "activate an environment with the package's dependencies" >&2; exit 1; }
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
