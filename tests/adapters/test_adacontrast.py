@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ttalight.adapters import AdaContrast, Source
-from ttalight.adapters.components.augmentation import moco_view
+from ttalight.adapters.components.moco_view import moco_view
 from ttalight.adapters.components.neighbors import FeatureBank
 
 

@@ -10,7 +10,7 @@ import torch
 from support.networks import small_net
 
 from ttalight.adapters import AdaContrast
-from ttalight.adapters.components.augmentation import moco_view
+from ttalight.adapters.components.moco_view import moco_view
 from ttalight.seeding import derive_seed
 from ttalight.transforms import random_horizontal_flip
 

@@ -106,11 +106,11 @@ class ReferenceSANTA:
 
 @pytest.mark.filterwarnings("ignore:SANTA found no source images")
 @pytest.mark.parametrize("labels", ["given", "predicted", "classifier"])
-def test_santa(labels):
+def test_santa(labels, monkeypatch):
     given = {"given": source(), "predicted": [images for images, _ in source()], "classifier": None}[labels]
-    method = SANTA(
-        source=given, contrast_weight=WEIGHT, temperature=TEMPERATURE, seed=0, reset="never", optimizer=SGD
-    )  # fmt: skip
+    monkeypatch.setattr(SANTA, "contrast_weight", WEIGHT)
+    monkeypatch.setattr(SANTA, "temperature", TEMPERATURE)
+    method = SANTA(source=given, seed=0, reset="never", optimizer=SGD)
     adapted, reference = method.wrap(make_net()), ReferenceSANTA(labels)
     for images in batches():
         torch.testing.assert_close(adapted(images), reference.step(images), **CLOSE)
@@ -188,12 +188,19 @@ class ReferenceRMT(ReferenceSANTA):
 
 @pytest.mark.filterwarnings("ignore:RMT found no source images")
 @pytest.mark.parametrize("labels", ["given", "predicted", "classifier"])
-def test_rmt(labels):
+def test_rmt(labels, monkeypatch):
     given = {"given": source(), "predicted": [images for images, _ in source()], "classifier": None}[labels]
+    monkeypatch.setattr(RMT, "contrast_weight", WEIGHT)
+    monkeypatch.setattr(RMT, "temperature", TEMPERATURE)
     method = RMT(
-        source=given, contrast_weight=WEIGHT, temperature=TEMPERATURE, seed=0, reset="never", optimizer=SGD,
-        teacher_momentum=MOMENTUM, replay_weight=REPLAY, warm_up=WARM_UP,
-    )  # fmt: skip
+        source=given,
+        seed=0,
+        reset="never",
+        optimizer=SGD,
+        teacher_momentum=MOMENTUM,
+        replay_weight=REPLAY,
+        warm_up=WARM_UP,
+    )
     adapted, reference = method.wrap(make_net()), ReferenceRMT(labels)
     for images in batches():
         torch.testing.assert_close(adapted(images), reference.step(images), **CLOSE)

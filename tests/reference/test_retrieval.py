@@ -83,7 +83,7 @@ def test_an_empty_memory_is_the_source():
     net, images = small_net(), batches()[0]
     expected = Source().wrap(copy.deepcopy(net))(images)
     assert torch.equal(RetrievalFusion().wrap(copy.deepcopy(net))(images), expected)
-    with pytest.warns(UserWarning, match="no source images, so it predicts as the network does: give source="):
+    with pytest.warns(UserWarning, match=r"no source images, so it predicts as the network does\. Give source="):
         assert torch.equal(RetrievalFusion(memory="source").wrap(net)(images), expected)
 
 
@@ -92,6 +92,6 @@ def test_memory_is_bounded_and_holds_the_last_images():
     for images in batches():
         adapted(images)
         state = adapted.engine.method.method_state()
-        assert len(state["features"]) == len(state["predictions"]) == 5
-    torch.testing.assert_close(state["predictions"].sum(1), torch.ones(5, dtype=torch.float64))
+        assert len(state["features"]) == len(state["values"]) == 5
+    torch.testing.assert_close(state["values"].sum(1), torch.ones(5, dtype=torch.float64))
     assert state["seen"] == sum(map(len, batches()))

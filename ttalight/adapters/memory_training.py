@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ttalight.adapters.components.balanced_memory import BalancedMemory, check_call, check_classes
+from ttalight.adapters.components.balanced_memory import BalancedMemory, check_call
+from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
@@ -88,7 +89,7 @@ class MemoryAdapter(SelfTrainingAdapter):
         name, step = type(self).__name__, 0
         check_call(net, name)
         logits = self.predict(net, images)
-        check_classes(logits, name)
+        check_image_predictions(logits, name, "keeps images by their predicted class", without="a memory")
         for kept in self._memory.fill(net, images, logits.argmax(1), self.values(net, logits)):
             for _ in range(self.steps):
                 self.update(net, kept, step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ttalight.adapters.components.augmentation import check_one_prediction, cotta_augmentation
+from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.components.projector import Projector
 from ttalight.adapters.components.source_images import SourceBatch
@@ -22,6 +21,7 @@ from ttalight.errors import InputError
 from ttalight.losses import multi_view_contrastive_loss
 from ttalight.models.network import Network, Outputs
 from ttalight.seeding import derive_seed
+from ttalight.transforms import RandomJitterAffineFlip
 
 __all__ = ["PrototypeContrastAdapter"]
 
@@ -46,6 +46,9 @@ class PrototypeContrastAdapter(SourceDataAdapter, SelfTrainingAdapter):
         source: This and the other arguments: see ``SANTA``, which has the same.
     """
 
+    #: Factor of the contrastive loss, and its temperature, as in the public code of RMT and SANTA.
+    contrast_weight: ClassVar[float] = 1.0
+    temperature: ClassVar[float] = 0.1
     #: What a method does without source images, for the warning.
     without_source: ClassVar[str] = "the rows of the classifier stand in for the mean features of its classes"
 
@@ -53,8 +56,6 @@ class PrototypeContrastAdapter(SourceDataAdapter, SelfTrainingAdapter):
         self,
         source: Iterable[Any] | None = None,
         source_samples: int = 100_000,
-        contrast_weight: float = 1.0,
-        temperature: float = 0.1,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         **kwargs: Any,
@@ -62,14 +63,9 @@ class PrototypeContrastAdapter(SourceDataAdapter, SelfTrainingAdapter):
         super().__init__(source=source, **kwargs)
         if source_samples < 1:
             raise InputError(f"source_samples must be at least 1, got {source_samples}")
-        if contrast_weight < 0:
-            raise InputError(f"contrast_weight must be at least 0, got {contrast_weight}")
-        if temperature <= 0:
-            raise InputError(f"temperature must be above 0, got {temperature}")
         check_normalization(mean, std)
-        self.source_samples, self.contrast_weight, self.temperature = source_samples, contrast_weight, temperature
-        self.mean, self.std = mean, std
-        self._augmentation = cotta_augmentation()
+        self.source_samples, self.mean, self.std = source_samples, mean, std
+        self._augmentation = RandomJitterAffineFlip.with_blur_and_noise()
         self._space = PixelSpace()
         #: Source prototypes, (C, D), 0 for classes without one; and the rows of the classifier in their place.
         self._prototypes = self._rows = torch.empty(0)
@@ -106,21 +102,14 @@ class PrototypeContrastAdapter(SourceDataAdapter, SelfTrainingAdapter):
         self._projector = Projector(self._rows.shape[1], _PROJECTION, generator, like=self._rows)
         net.set_trainable(net.parameters, own=self._projector.parameters)
         if net.images is not None and not net.is_bad:  # else they are part of the state that follows
-            batches = self.source_batches(net)
+            batches = self.read_source(net)
             if batches is not None:
                 means = source_prototypes(net, batches, type(self).__name__)
                 self._prototypes.copy_(means * net.possible_classes[:, None])
 
-    def source_batches(self, net: AdaptiveNetwork) -> Iterable[SourceBatch] | None:
+    def read_source(self, net: AdaptiveNetwork) -> Iterable[SourceBatch] | None:
         """Return batches of the source. Without any, warn and return None."""
-        batches = self._images.batches(self.source_samples, net.seed)
-        if batches is None:
-            warnings.warn(
-                f"{type(self).__name__} found no source images, so {self.without_source}. Give source= (an iterable of "
-                "batches of images, or of images and labels) or a data module with validation images",
-                stacklevel=2,
-            )
-        return batches
+        return self.source_batches(net, self.source_samples, self.without_source)
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the prototypes."""
@@ -133,7 +122,7 @@ class PrototypeContrastAdapter(SourceDataAdapter, SelfTrainingAdapter):
 
     def losses(self, net: AdaptiveNetwork, images: Tensor, outputs: Outputs) -> Tensor:
         """Return the disagreement with the reference and the weighted contrast of each image."""
-        check_one_prediction(type(self).__name__, outputs.logits)
+        check_image_predictions(outputs.logits, type(self).__name__, "compares predictions of altered images")
         with torch.no_grad():
             reference = self.reference(net, images)
             copies = self._augmentation(self._space.to_pixels(images), net.generator)
@@ -142,7 +131,7 @@ class PrototypeContrastAdapter(SourceDataAdapter, SelfTrainingAdapter):
         return both / 2 + self.contrast_weight * self._contrast(outputs, augmented)
 
     def _contrast(self, outputs: Outputs, augmented: Outputs) -> Tensor:
-        clean, copies = (_features(each).to(self._prototypes.dtype) for each in (outputs, augmented))
+        clean, copies = (each.vectors.to(self._prototypes.dtype) for each in (outputs, augmented))
         views = torch.stack([nearest_prototypes(clean, self._prototypes), clean, copies], dim=1)
         return multi_view_contrastive_loss(self._projector(views), self.temperature)
 
@@ -152,8 +141,3 @@ class PrototypeContrastAdapter(SourceDataAdapter, SelfTrainingAdapter):
         is_stand_in = self._rows.numel() > 0 and torch.equal(self._prototypes, self._rows)
         own["prototypes"] = "classifier" if is_stand_in else "source"
         return super().protocol() | own | self._space.protocol()
-
-
-def _features(outputs: Outputs) -> Tensor:
-    assert outputs.features is not None, "configure asks for the head, so that features are kept"
-    return outputs.features.flatten(1)

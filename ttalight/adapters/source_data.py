@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from lightning import LightningModule, Trainer
 
 from ttalight.adapters.adapter import Adapter
-from ttalight.adapters.components.source_images import SourceImages
+from ttalight.adapters.components.source_images import SourceBatch, SourceImages
+from ttalight.engine.adaptive_network import AdaptiveNetwork
 
 __all__ = ["SourceDataAdapter"]
 
@@ -25,6 +27,26 @@ class SourceDataAdapter(Adapter):
     def __init__(self, source: Iterable[Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._images = SourceImages(source)
+
+    def source_batches(
+        self, net: AdaptiveNetwork, count: int, without: str, instead: str = ""
+    ) -> Iterable[SourceBatch] | None:
+        """Return batches of at most ``count`` source images. Without any, warn and return None.
+
+        Args:
+            net: The network.
+            count: Number of images.
+            without: What the method does without them, for the warning.
+            instead: What else a user can do, for the warning.
+        """
+        batches = self._images.batches(count, net.seed)
+        if batches is None:
+            warnings.warn(
+                f"{type(self).__name__} found no source images, so {without}. Give source= (an iterable of batches of "
+                f"images, or of images and labels), or a data module with validation images{instead}",
+                stacklevel=2,
+            )
+        return batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make gradients possible in the coming evaluation, and note where source images are."""

@@ -42,6 +42,12 @@ class Outputs(_Outputs):
         features: What the classifier read, (B, D) or (B, D, H, W); None until ``net.head`` was asked for.
     """
 
+    @property
+    def vectors(self) -> Tensor:
+        """Features of images, (B, D), with gradients; there are some after ``net.head`` was asked for."""
+        assert self.features is not None, "passes keep features from the first use of net.head on"
+        return self.features.flatten(1)
+
     @cached_property
     def entropies(self) -> Tensor:
         """Entropies of the predictions, (B,) or (B, H, W), with gradients where the logits have them."""
@@ -335,7 +341,7 @@ class Network:
             raise UsageError("classifier and classes are found from a batch of images: ask in configure or adapt")
         few = torch.arange(min(2, len(self.images)), device=self.images.device)
         images, call = self.images.index_select(0, few), self.call
-        with torch.no_grad(), self.precision():
+        with torch.no_grad(), self.precision(), self.pass_state.repeat():  # which moves no statistics
             raw = self.original(images) if call is None else call.of(few, len(self.images))(self.original, images)
         return logits_of(raw, self.output)
 

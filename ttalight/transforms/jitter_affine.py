@@ -76,7 +76,7 @@ class RandomJitterAffineFlip(nn.Module):
 
     @classmethod
     def with_blur_and_noise(cls) -> RandomJitterAffineFlip:
-        """Return the augmentation of CoTTA and RoTTA."""
+        """Return the augmentation of CoTTA, RoTTA, SANTA and RMT."""
         return cls(outside="border", blur=(0.001, 0.5), noise=0.005)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
 from ttalight.models.outputs import map_tensors
 
-__all__ = ["BalancedMemory", "check_call", "check_classes", "select_balanced"]
+__all__ = ["BalancedMemory", "check_call", "select_balanced"]
 
 
 class BalancedMemory:
@@ -164,21 +164,4 @@ def check_call(net: AdaptiveNetwork, method: str) -> None:
         raise InputTypeError(
             f"{method} passes images of earlier calls again, and has none of the other tensors of these calls: pass "
             "images alone, or use a method without a memory"
-        )
-
-
-def check_classes(logits: Tensor, method: str) -> None:
-    """Check that there is one prediction an image, (B, C).
-
-    Args:
-        logits: Of the batch.
-        method: Name of the method.
-
-    Raises:
-        ValueError: If there is not.
-    """
-    if logits.ndim != 2:
-        raise InputError(
-            f"{method} keeps images by their predicted class and takes one prediction an image, (B, C); got logits of "
-            f"shape {tuple(logits.shape)}: for dense outputs use a method without a memory"
         )

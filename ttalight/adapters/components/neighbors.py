@@ -36,22 +36,28 @@ class FeatureBank:
             features: (B, D). Of more than K the last K are kept.
             values: (B, ...).
         """
-        features, values = features[-len(self.features) :], values[-len(self.features) :]
-        places = (self.seen + torch.arange(len(features), device=features.device)) % len(self.features)
-        self.features.index_copy_(0, places, features.to(self.features.dtype))
-        self.values.index_copy_(0, places, values.to(self.values.dtype))
+        last, size = slice(-len(self.features), None), len(self.features)
+        places = ((self.seen + torch.arange(len(features), device=features.device)) % size)[last]
+        self.features.index_copy_(0, places, features[last].to(self.features.dtype))
+        self.values.index_copy_(0, places, values[last].to(self.values.dtype))
         self.seen += len(features)
 
     @torch.no_grad()
-    def average_of_nearest(self, features: Tensor, count: int) -> Tensor:
-        """Return the mean value of the vectors that were added and are nearest to each feature by cosine, (B, ...).
+    def nearest(self, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the cosines and values of the vectors that were added and are nearest to each feature by cosine.
 
         Args:
             features: (B, D).
-            count: Number of vectors; all of the bank where it is smaller. Where fewer were added, the result means
-                nothing.
+            count: Number k of vectors; all of the bank where it is smaller.
+
+        Returns:
+            Cosines, (B, k), minus infinity for places without a vector that was added, and values, (B, k, ...).
         """
         cosines = unit_vectors(features) @ unit_vectors(self.features).T
         is_added = torch.arange(len(self.features), device=features.device) < self.seen
-        nearest = cosines.masked_fill(~is_added, -torch.inf).topk(min(count, len(self.features)), dim=1).indices
-        return self.values[nearest].mean(1)
+        cosines, places = cosines.masked_fill(~is_added, -torch.inf).topk(min(count, len(self.features)), dim=1)
+        return cosines, self.values[places]
+
+    def average_of_nearest(self, features: Tensor, count: int) -> Tensor:
+        """Return the mean value of ``nearest``, (B, ...). Where fewer were added, the result means nothing."""
+        return self.nearest(features, count)[1].mean(1)

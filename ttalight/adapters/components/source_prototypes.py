@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ttalight.adapters.components.augmentation import check_one_prediction
+from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.adapters.components.source_images import SourceBatch
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
@@ -34,11 +34,10 @@ def source_prototypes(net: AdaptiveNetwork, batches: Iterable[SourceBatch], meth
     sums = torch.zeros_like(net.head.weight)
     counts = sums.new_zeros(len(sums))
     for images, given in batches:
-        logits, features = net(images.to(net.device))
-        check_one_prediction(method, logits)
-        assert features is not None, "net.head was asked for, so that features are kept"
-        labels = logits.argmax(1) if given is None else _checked(given, len(sums)).to(net.device)
-        sums.index_add_(0, labels, features.flatten(1).to(sums.dtype))
+        outputs = net(images.to(net.device))
+        check_image_predictions(outputs.logits, method, "compares predictions of altered images")
+        labels = outputs.logits.argmax(1) if given is None else _checked(given, len(sums)).to(net.device)
+        sums.index_add_(0, labels, outputs.vectors.to(sums.dtype))
         counts.index_add_(0, labels, torch.ones_like(labels, dtype=counts.dtype))
     net.drop_outputs()
     return sums / counts.clamp_min(1)[:, None]

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ttalight.adapters.components.augmentation import check_one_prediction, moco_view
+from ttalight.adapters.components.image_predictions import check_image_predictions
+from ttalight.adapters.components.moco_view import moco_view
 from ttalight.adapters.components.neighbors import FeatureBank
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
-from ttalight.adapters.components.regularization import ema_update_
+from ttalight.adapters.components.teacher import Teacher
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
@@ -96,8 +97,6 @@ class AdaContrast(SelfTrainingAdapter):
         self.temperature, self.key_momentum = temperature, key_momentum
         self.mean, self.std = mean, std
         self._space = PixelSpace()
-        #: The second set of weights, one tensor for each trainable parameter.
-        self._key_weights: list[Tensor] = []
         #: Of the present batch: features and labels of the keys, and the weak views.
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -110,9 +109,9 @@ class AdaContrast(SelfTrainingAdapter):
         """Set the trainable parameters, let statistics move, and fill the queue with random keys of random labels."""
         super().configure(net)
         self._space = pixel_space(net, self.mean, self.std)
-        self._key_weights = [parameter.detach().clone() for parameter in net.parameters]
+        self._second = Teacher(net, name="key")
+        net.set_norm_mode("ema")
         weight, possible = net.head.weight, net.possible_classes.nonzero()[:, 0]
-        net.set_norm_mode("ema")  # after the probes of the head, which must not move statistics
         generator = torch.Generator().manual_seed(derive_seed(net.seed, "queue"))
         keys = torch.randn(self.queue, weight.shape[1], generator=generator).to(weight)
         labels = possible[torch.randint(len(possible), (self.queue,), generator=generator).to(possible.device)]
@@ -121,9 +120,10 @@ class AdaContrast(SelfTrainingAdapter):
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the second set of weights, the queue and the bank."""
-        weights = {f"key.{number}": weight for number, weight in enumerate(self._key_weights)}
         stores = {"queue": self._keys, "bank": self._bank}
-        return weights | {f"{name}.{part}": v for name, store in stores.items() for part, v in store.state.items()}
+        return self._second.state() | {
+            f"{name}.{part}": v for name, store in stores.items() for part, v in store.state.items()
+        }
 
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Step on the batch."""
@@ -138,9 +138,9 @@ class AdaContrast(SelfTrainingAdapter):
             views = (random_horizontal_flip(pixels, 0.5, draws), moco_view(pixels, draws), moco_view(pixels, draws))
             weak, queries, keys = map(self._space.from_pixels, views)
             outputs = net(weak)
-            check_one_prediction(type(self).__name__, outputs.logits)
-            ema_update_(self._key_weights, net.parameters, 1 - self.key_momentum)
-            self._seen = _features(self._pass_keys(net, keys)), self._refined(outputs), weak
+            check_image_predictions(outputs.logits, type(self).__name__, "compares predictions of altered images")
+            self._second.follow(net, self.key_momentum)
+            self._seen = self._pass_keys(net, keys).vectors, self._refined(outputs), weak
         try:
             return super().update(net, queries, step)
         finally:
@@ -151,7 +151,7 @@ class AdaContrast(SelfTrainingAdapter):
         assert self._seen is not None, "update has seen the other views"
         keys, labels, _ = self._seen
         excluded = labels[:, None] == self._keys.values
-        contrast = queue_contrastive_loss(_features(outputs), keys, self._keys.features, self.temperature, excluded)
+        contrast = queue_contrastive_loss(outputs.vectors, keys, self._keys.features, self.temperature, excluded)
         classification = F.cross_entropy(outputs.logits, labels, reduction="none")
         return classification + contrast - marginal_entropy(outputs.logits)
 
@@ -161,16 +161,16 @@ class AdaContrast(SelfTrainingAdapter):
         keys, labels, weak = self._seen
         self._keys.add(keys, labels)
         outputs = self._pass_keys(net, weak)
-        self._bank.add(_features(outputs), outputs.logits.softmax(1))
+        self._bank.add(outputs.vectors, outputs.logits.softmax(1))
 
     @torch.no_grad()
     def _pass_keys(self, net: AdaptiveNetwork, images: Tensor) -> Outputs:
-        with net.with_weights(self._key_weights):
+        with self._second.active(net):
             return net(images, norm="batch")
 
     def _refined(self, outputs: Outputs) -> Tensor:
         """Return the labels of weak views, (B,)."""
-        near = self._bank.average_of_nearest(_features(outputs), self.neighbors).argmax(1)
+        near = self._bank.average_of_nearest(outputs.vectors, self.neighbors).argmax(1)
         return torch.where(self._bank.seen >= self.refine_after, near, outputs.logits.argmax(1))
 
     def check_defaults(self, classes: int) -> None:
@@ -180,8 +180,3 @@ class AdaContrast(SelfTrainingAdapter):
         """Return the settings that are saved with a result, so that results can be compared."""
         names = ("neighbors", "queue", "refine_after", "temperature", "key_momentum")
         return super().protocol() | {name: getattr(self, name) for name in names} | self._space.protocol()
-
-
-def _features(outputs: Outputs) -> Tensor:
-    assert outputs.features is not None, "configure asks for the head, so that features are kept"
-    return outputs.features.flatten(1)

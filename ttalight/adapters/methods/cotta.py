@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.components.regularization import restore_at_random_
 from ttalight.adapters.components.teacher import Teacher
@@ -131,11 +132,7 @@ class CoTTA(SelfTrainingAdapter):
                 for _ in range(self.views - 1):
                     logits = logits + self._passed(net, pixels, draws)
                 logits = logits / self.views
-        if logits.ndim != 2:
-            raise InputError(
-                f"{type(self).__name__} averages predictions of shifted and turned images and takes one an image, (B, "
-                f"C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
-            )
+        check_image_predictions(logits, type(self).__name__, "averages predictions of shifted and turned images")
         return logits
 
     def _passed(self, net: AdaptiveNetwork, pixels: Tensor, draws: torch.Generator) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
@@ -138,13 +137,9 @@ class EATA(SourceDataAdapter, ETA):
         self._importance.lerp_(squares, 1 / int(batches))
 
     def _of_source(self, net: AdaptiveNetwork) -> Tensor:
-        batches = self._images.batches(self.fisher_samples, net.seed)
+        without = "it runs as ETA: nothing keeps the weights near the source"
+        batches = self.source_batches(net, self.fisher_samples, without, ", or set fisher='stream'")
         if batches is None:
-            warnings.warn(
-                "EATA found no source images, so it runs as ETA: nothing keeps the weights near the source. Give "
-                "source= (an iterable of image batches), a data module with validation images, or fisher='stream'",
-                stacklevel=2,
-            )
             return torch.full_like(flatten(net.parameters), torch.nan)
         squares = [squared_gradient(net, batch.images.to(net.device)) for batch in batches]
         return sum(squares, start=torch.zeros_like(squares[0])) / len(squares)

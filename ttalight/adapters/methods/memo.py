@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.self_training import check_selection
@@ -133,11 +134,7 @@ class MEMO(GradientAdapter):
             views = self._augmentation(pixels, net.draws(index * self.steps + step), self.views)
             outputs = net(self._space.from_pixels(views), batches=self.views * batches)
             logits = outputs.logits
-            if logits.ndim != 2:
-                raise InputError(
-                    "MEMO averages predictions over cropped and turned views and takes one prediction an image, "
-                    f"(B, C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
-                )
+            check_image_predictions(logits, "MEMO", "averages predictions over cropped and turned views")
             losses = marginal_entropy(logits.view(self.views, len(images), -1).transpose(0, 1))
             added = add_terms(logits.new_zeros(len(logits)), self.terms, net, outputs)
             net.step(losses + added.view(self.views, -1).mean(0))

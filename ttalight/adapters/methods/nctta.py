@@ -123,5 +123,4 @@ class NCTTA(SelfTrainingAdapter):
 
 
 def _unit_features(outputs: Outputs) -> Tensor:
-    assert outputs.features is not None, "configure asks for the head, so that features are kept"
-    return unit_vectors(outputs.features.flatten(1))
+    return unit_vectors(outputs.vectors)

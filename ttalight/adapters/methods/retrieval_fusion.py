@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.adapters.components.inference import check_inference
+from ttalight.adapters.components.neighbors import FeatureBank
 from ttalight.adapters.source_data import SourceDataAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
 from ttalight.losses.entropy import bounded, entropy, is_masked, log_probabilities
 from ttalight.models.network import Network
 
-__all__ = ["RetrievalFusion", "fuse_by_entropy", "retrieved_log_probabilities"]
+__all__ = ["RetrievalFusion", "fuse_by_entropy", "weighted_log_probabilities"]
 
 
 class RetrievalFusion(SourceDataAdapter):
@@ -78,39 +79,31 @@ class RetrievalFusion(SourceDataAdapter):
         """Begin with an empty memory, or with that of source images."""
         net.set_norm_mode("batch" if self.norm == "batch" else "source")
         weight = net.head.weight
-        self._features = weight.new_zeros(self.entries, weight.shape[1])
-        self._predictions = weight.new_zeros(self.entries, len(weight))
-        self._seen = torch.zeros((), dtype=torch.int64, device=net.device)
+        empty = weight.new_zeros(self.entries, weight.shape[1]), weight.new_zeros(self.entries, len(weight))
+        self._bank = FeatureBank(*empty)
         if self.memory == "source" and net.images is not None:
             self._read_source(net)
 
     def _read_source(self, net: AdaptiveNetwork) -> None:
         """Fill the memory with source images."""
-        batches = self._images.batches(self.entries, net.seed)
-        if batches is None:
-            warnings.warn(
-                "RetrievalFusion found no source images, so it predicts as the network does: give source= (an iterable "
-                "of image batches), a data module with validation images, or memory='stream'",
-                stacklevel=2,
-            )
-            return
-        for batch in batches:
+        without, instead = "it predicts as the network does", ", or set memory='stream'"
+        for batch in self.source_batches(net, self.entries, without, instead) or ():
             logits, features = self._pass(net, batch.images.to(net.device))
             predictions = logits.softmax(1)
             if batch.labels is not None:
                 predictions = F.one_hot(batch.labels.to(net.device), logits.shape[1]).to(logits.dtype)
-            self._insert(features, predictions)
+            self._bank.add(features, predictions)
 
     def method_state(self) -> dict[str, Tensor]:
         """Return the memory, and the number of images that have entered it."""
-        return {"features": self._features, "predictions": self._predictions, "seen": self._seen}
+        return self._bank.state
 
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict the batch by the network and the memory, then insert it."""
         logits, features = self._pass(net, images)
         fused = self._fuse(logits, features)
         if self.memory == "stream":
-            self._insert(features, logits.softmax(1))
+            self._bank.add(features, logits.softmax(1))
         return fused
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
@@ -119,30 +112,15 @@ class RetrievalFusion(SourceDataAdapter):
 
     @torch.no_grad()
     def _pass(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, features = net(images)
-        assert features is not None
-        if logits.ndim != 2:
-            raise InputError(
-                f"RetrievalFusion classifies images, logits (B, C); the network returned {tuple(logits.shape)}"
-            )
-        return logits, F.normalize(features.flatten(1).to(self._features.dtype), dim=1)
+        outputs = net(images)
+        check_image_predictions(outputs.logits, "RetrievalFusion", "fetches predictions of similar images", "a memory")
+        return outputs.logits, outputs.vectors
 
     def _fuse(self, logits: Tensor, features: Tensor) -> Tensor:
-        filled = torch.arange(self.entries, device=logits.device) < self._seen
-        retrieved = retrieved_log_probabilities(
-            features, self._features, self._predictions, filled, self.neighbors, self.temperature
-        ).to(logits.dtype)
+        cosines, predictions = self._bank.nearest(features, self.neighbors)
+        retrieved = weighted_log_probabilities(cosines / self.temperature, predictions).to(logits.dtype)
         fused = fuse_by_entropy(logits, retrieved).masked_fill(is_masked(logits), -torch.inf)
-        return torch.where(self._seen > 0, fused, logits)
-
-    @torch.no_grad()
-    def _insert(self, features: Tensor, predictions: Tensor) -> None:
-        """Put a batch in the place of the oldest entries; of one larger than the memory, its last images."""
-        places = (self._seen + torch.arange(len(features), device=features.device)) % self.entries
-        self._seen += len(features)
-        last = slice(-self.entries, None)
-        self._features.index_copy_(0, places[last], features[last])
-        self._predictions.index_copy_(0, places[last], predictions[last].to(self._predictions.dtype))
+        return torch.where(self._bank.seen > 0, fused, logits)
 
     def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
         """Raise a TypeError: the prediction is no network's."""
@@ -157,23 +135,14 @@ class RetrievalFusion(SourceDataAdapter):
         return super().protocol() | {name: getattr(self, name) for name in names}
 
 
-def retrieved_log_probabilities(
-    features: Tensor, memory: Tensor, predictions: Tensor, filled: Tensor, neighbors: int, temperature: float
-) -> Tensor:
-    """Return the logarithm of the mean prediction of each image's nearest entries, weighed by their similarity, (B, C).
+def weighted_log_probabilities(similarities: Tensor, predictions: Tensor) -> Tensor:
+    """Return the logarithm of the mean of predictions, weighed by a softmax of similarities, (B, C).
 
     Args:
-        features: Unit vectors, (B, D).
-        memory: Unit vectors, (M, D).
-        predictions: Class probabilities of the entries, (M, C).
-        filled: Which places of the memory hold an entry, (M,).
-        neighbors: Entries that count for an image, at most M.
-        temperature: Entries weigh in proportion to exp(cosine / temperature).
+        similarities: (B, K).
+        predictions: Class probabilities, (B, K, C).
     """
-    cosines = (features @ memory.T).masked_fill(~filled, -torch.inf)
-    nearest, places = cosines.topk(neighbors, dim=1)
-    weights = (nearest / temperature).softmax(1)
-    return torch.einsum("bk,bkc->bc", weights, predictions[places]).log()
+    return torch.einsum("bk,bkc->bc", similarities.softmax(1), predictions).log()
 
 
 def fuse_by_entropy(logits: Tensor, others: Tensor) -> Tensor:

@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ttalight.adapters.components.regularization import ema_update_
 from ttalight.adapters.components.replay import ReplayImages, labelled_cross_entropy
 from ttalight.adapters.components.source_images import SourceBatch
 from ttalight.adapters.components.summed_logits import SummedLogits
+from ttalight.adapters.components.teacher import Teacher, network_parameters, parameter_names
 from ttalight.adapters.prototype_contrast import PrototypeContrastAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.losses import symmetric_cross_entropy
 from ttalight.models.network import Selection
+from ttalight.models.vectors import other_values
 from ttalight.seeding import derive_seed
 
 __all__ = ["RMT"]
@@ -84,8 +85,7 @@ class RMT(PrototypeContrastAdapter):
         if warm_up < 0:
             raise InputError(f"warm_up must be at least 0, got {warm_up}")
         self.teacher_momentum, self.replay_weight, self.warm_up = teacher_momentum, replay_weight, warm_up
-        #: Weights of the teacher, and those that the student begins with; one tensor for each of the network's.
-        self._teacher: list[Tensor] = []
+        #: Weights that the student begins with, one tensor for each of the network's.
         self._warm: list[Tensor] = []
         #: Source images; None until they are read. Logits of the teacher and replayed images of the present batch.
         self._replay: ReplayImages | None = None
@@ -101,15 +101,14 @@ class RMT(PrototypeContrastAdapter):
             self._replay, self._is_read = None, False
         super().configure(net)
         self._steps = torch.zeros((), dtype=torch.int64)  # in host memory: reading it does not wait for the device
-        weights = self._weights(net)
-        self._teacher = [weight.detach().clone() for weight in weights]
-        self._warm = [weight.detach().clone() for weight in weights] if self.warm_up else []
+        self._teacher = Teacher(net)
+        self._warm = [weight.detach().clone() for weight in network_parameters(net)] if self.warm_up else []
         if net.images is not None and self._replay is not None and self._warm:
             self._learn(net, self._replay, len(net.images))
 
-    def source_batches(self, net: AdaptiveNetwork) -> Iterable[SourceBatch] | None:
+    def read_source(self, net: AdaptiveNetwork) -> Iterable[SourceBatch] | None:
         """Return batches of the source, and keep their images. Without any, warn and return None."""
-        batches, self._is_read = super().source_batches(net), True
+        batches, self._is_read = super().read_source(net), True
         if batches is None:
             return None
         kept = list(batches)
@@ -118,7 +117,7 @@ class RMT(PrototypeContrastAdapter):
 
     def _learn(self, net: AdaptiveNetwork, images: ReplayImages, size: int) -> None:
         """Let the student learn from the teacher on source images, and keep the weights of both; the network's stay."""
-        weights = self._weights(net)
+        weights = network_parameters(net)
         optimizer = self.make_optimizer(net.parameters)
         rates, steps = [group["lr"] for group in optimizer.param_groups], self.warm_up // size
         try:
@@ -129,7 +128,7 @@ class RMT(PrototypeContrastAdapter):
                 reference = self._teach(net, batch)
                 net.backward(symmetric_cross_entropy(reference, net(batch).logits))
                 optimizer.step()
-                ema_update_(self._teacher, weights, 1 - self.teacher_momentum)
+                self._teacher.follow(net, self.teacher_momentum)
         finally:
             net.zero_grad()
             net.drop_outputs()
@@ -143,15 +142,14 @@ class RMT(PrototypeContrastAdapter):
 
     def method_state(self) -> dict[str, Tensor]:
         """Return prototypes, weights of the teacher, those that the student begins with, and the number of steps."""
-        weights = {"teacher": self._teacher, "warm": self._warm}
-        named = {f"{name}.{i}": value for name, values in weights.items() for i, value in enumerate(values)}
-        return super().method_state() | named | {"steps": self._steps}
+        warm = {f"warm.{number}": value for number, value in enumerate(self._warm)}
+        return super().method_state() | self._teacher.state() | warm | {"steps": self._steps}
 
     def update(self, net: AdaptiveNetwork, images: Tensor, step: int) -> Tensor:
         """Make one step, and return the sum of the logits from before it; see ``SelfTrainingAdapter``."""
         if self._warm and not int(self._steps):
             with torch.no_grad():
-                torch._foreach_copy_([*self._weights(net)], self._warm)
+                torch._foreach_copy_([*network_parameters(net)], self._warm)
         self._steps += 1
         self._replayed = self._draw(net, len(images), step)
         try:
@@ -162,7 +160,7 @@ class RMT(PrototypeContrastAdapter):
     def _draw(self, net: AdaptiveNetwork, count: int, step: int) -> SourceBatch | None:
         """Return images with labels to replay; None where there are none."""
         if self.replay_weight and not self._is_read:  # a saved state has been continued
-            self.source_batches(net)
+            self.read_source(net)
         if not self.replay_weight or self._replay is None or not self._replay.has_labels:
             return None
         place = net.counters
@@ -187,38 +185,33 @@ class RMT(PrototypeContrastAdapter):
 
     def after_step(self, net: AdaptiveNetwork) -> None:
         """Move the teacher towards the student."""
-        ema_update_(self._teacher, self._weights(net), 1 - self.teacher_momentum)
+        self._teacher.follow(net, self.teacher_momentum)
 
     # -- both networks
 
-    def _weights(self, net: AdaptiveNetwork) -> list[nn.Parameter]:
-        """Return the trainable parameters of the network, which the projector's follow."""
-        return net.parameters[: len(net.parameters) - len(net.own)]
-
     def _student(self, net: AdaptiveNetwork) -> Sequence[Tensor]:
         """Return the weights of the student: those after the warm-up until the first step."""
-        return self._weights(net) if int(self._steps) or not self._warm else self._warm
+        return network_parameters(net) if int(self._steps) or not self._warm else self._warm
 
     @torch.no_grad()
     def _teach(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
-        with net.with_weights([*self._teacher, *(value.data for value in net.own.values())]):
+        with self._teacher.active(net):
             return net(images).logits
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Return the sum of the logits of student and teacher, (B, C)."""
-        with net.with_weights([value.data for value in (*self._student(net), *net.own.values())]):
+        with other_values(network_parameters(net), [value.data for value in self._student(net)]):
             logits = super().predict(net, images)
         return logits + self._teach(net, images)
 
     def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
         """Let a copy of the network add the teacher's logits to its own; see ``Method.export``."""
         super().export(net, module)
-        by_id = {id(parameter): name for name, parameter in net.module.named_parameters()}
-        names = [by_id[id(parameter)] for parameter in self._weights(net)]
+        names = parameter_names(net)
         with torch.no_grad():
             for name, weight in zip(names, self._student(net), strict=True):
                 module.get_parameter(name).copy_(weight)
-        SummedLogits.attach(module, dict(zip(names, self._teacher, strict=True)), net.output)
+        SummedLogits.attach(module, dict(zip(names, self._teacher.weights, strict=True)), net.output)
 
     def end(self) -> None:
         """End the adaptation of a network, keep its state, and drop the source images."""

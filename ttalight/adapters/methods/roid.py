@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.adapters.components.filters import redundancy
+from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.adapters.components.regularization import ema_update_
 from ttalight.adapters.self_training import SelfTrainingAdapter
@@ -120,11 +121,7 @@ class ROID(SelfTrainingAdapter):
         """Make one step, with the augmented images of the kept ones; see ``SelfTrainingAdapter``."""
         outputs = net(images)
         logits = outputs.logits
-        if logits.ndim != 2:
-            raise InputError(
-                f"{type(self).__name__} compares predictions of shifted and turned images and takes one an image, (B, "
-                f"C); got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
-            )
+        check_image_predictions(logits, type(self).__name__, "compares predictions of altered images")
         weights = self.weigh(net, images, outputs)
         losses = self.losses(net, images, outputs) + self._inconsistency(net, images, logits, weights, step)
         self.backward(net, losses, weights, outputs)

@@ -40,8 +40,6 @@ class SANTA(PrototypeContrastAdapter):
         source: Batches of source images (B, 3, H, W), or tuples of images and labels, as the network's forward takes
             them; read once a run, so lists and data loaders serve any number of runs.
         source_samples: Number of images that prototypes are the mean of, at most.
-        contrast_weight: Factor of the contrastive loss, at least 0.
-        temperature: Of the contrastive loss, above 0.
         mean: Channel means of a normalisation outside the network; see ``pixel_space``.
         std: Channel standard deviations of it.
         kwargs: See ``SelfTrainingAdapter``.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.adapters.components.pixel_space import PixelSpace, check_normalization, pixel_space
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
@@ -84,11 +85,7 @@ class TTAug(Adapter):
     def _passed(self, net: AdaptiveNetwork, pixels: Tensor, draws: torch.Generator) -> Tensor:
         """Return the logits of one view of the batch, (B, C)."""
         logits = net(self._space.from_pixels(self._augmentation(pixels, draws, 1))).logits
-        if logits.ndim != 2:
-            raise InputError(
-                "TTAug averages predictions over cropped and turned views and takes one prediction an image, (B, C); "
-                f"got logits of shape {tuple(logits.shape)}: for dense outputs use a method without views"
-            )
+        check_image_predictions(logits, "TTAug", "averages predictions over cropped and turned views")
         return logits
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:

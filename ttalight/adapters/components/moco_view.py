@@ -1,13 +1,11 @@
-"""Augmentations of methods that compare an image with altered ones."""
+"""The strong view of methods that contrast views as MoCo does."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ttalight.errors import InputError
 from ttalight.transforms import (
-    RandomJitterAffineFlip,
     color_jitter,
     draw_color_jitter,
     draw_mask,
@@ -17,12 +15,7 @@ from ttalight.transforms import (
     random_horizontal_flip,
 )
 
-__all__ = ["check_one_prediction", "cotta_augmentation", "moco_view"]
-
-
-def cotta_augmentation() -> RandomJitterAffineFlip:
-    """Return the augmentation of CoTTA, which SANTA and RMT share; see ``RandomJitterAffineFlip``."""
-    return RandomJitterAffineFlip(outside="border", blur=(0.001, 0.5), noise=0.005)
+__all__ = ["moco_view"]
 
 
 def moco_view(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -42,20 +35,3 @@ def moco_view(images: Tensor, generator: torch.Generator) -> Tensor:
     # A kernel of three standard deviations to each side, or as wide as small images allow.
     views = gaussian_blur(views, sigmas, min(13, 2 * min(images.shape[2:]) - 1), blurred)
     return random_horizontal_flip(views, 0.5, generator)
-
-
-def check_one_prediction(method: str, logits: Tensor) -> None:
-    """Check that a network predicts images, not pixels.
-
-    Args:
-        method: Name of the method.
-        logits: (B, C).
-
-    Raises:
-        ValueError: If they have more dimensions.
-    """
-    if logits.ndim != 2:
-        raise InputError(
-            f"{method} compares predictions of shifted and turned images and takes one an image, (B, C); got logits of "
-            f"shape {tuple(logits.shape)}: for dense outputs use a method without views"
-        )
