@@ -40,6 +40,9 @@ PUBLIC = {
     **{(name, "cifar"): ADAM for name in ("SANTA", "RMT")},
     **{(name, "imagenet"): ("SGD", 0.01, 0.9, True) for name in ("CoTTA", "SANTA", "RMT")},
     **{("AdaContrast", name): ("SGD", 2e-4, 0.9, True) for name in ("cifar", "imagenet")},
+    ("ActMAD", "cifar"): ("SGD", 0.01, 0.9, True),
+    ("ActMAD", "cifar100"): ("SGD", 1e-3, 0.9, True),
+    ("ActMAD", "imagenet"): NESTEROV,
     ("TestTimeTraining", "cifar"): ("Adam", 1e-6, 0, False),
 }
 
@@ -57,7 +60,7 @@ def test_optimizers_are_those_of_public_code(name, benchmark):
     assert type(optimizer).__name__ == kind
     assert group["lr"] == pytest.approx(lr)
     assert (group.get("momentum", 0), group.get("nesterov", False)) == (momentum, nesterov)
-    assert group["weight_decay"] == (1e-4 if name == "AdaContrast" else 0)
+    assert group["weight_decay"] == {"AdaContrast": 1e-4, "ActMAD": 5e-4}.get(name, 0)
 
 
 @pytest.mark.parametrize(("name", "benchmark"), PRESETS)

@@ -20,7 +20,8 @@ EVERY_CLASS: dict[str, type[Adapter]] = {
 }
 #: Those that adapt any classifier, without a self-supervised task.
 CLASSES = {name: cls for name, cls in EVERY_CLASS.items() if cls is not TestTimeTraining}
-BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND")
+#: Without source images, that is: ActMAD takes what BatchNorm layers know of these.
+BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND", "ActMAD")
 
 #: Random networks are sure of nothing, and their predictions for two images are much alike: with these settings methods
 #: that leave samples out take some.

@@ -4,6 +4,7 @@ from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.pixel_space import PixelSpace
 from ttalight.adapters.entropy import EntropyAdapter
 from ttalight.adapters.gradient import GradientAdapter
+from ttalight.adapters.methods.actmad import ActMAD
 from ttalight.adapters.methods.adacontrast import AdaContrast
 from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.cmf import CMF
@@ -79,6 +80,7 @@ __all__ = [
     "SANTA",
     "RMT",
     "AdaContrast",
+    "ActMAD",
     "MEMO",
     "NCTTA",
     "MoETTA",

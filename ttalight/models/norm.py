@@ -98,7 +98,7 @@ class NormLayer:
             _is_scripted(module) and hasattr(module, "running_mean")
         )
         #: The drop-out and activation of a fused layer.
-        self._tail = [part for part in ("drop", "act") if part in module._modules]
+        self.tail = [part for part in ("drop", "act") if part in module._modules]
         #: The reason why statistics cannot be chosen.
         self.problem = _problem(module)
         if self.is_batch_norm:
@@ -235,7 +235,7 @@ class NormLayer:
         else:
             own: Tensor = self._class.forward(self.module, x)
             return own
-        return self._finish(x) if self._tail else x
+        return self._finish(x) if self.tail else x
 
     def standardize(self, x: Tensor) -> Tensor:
         """Normalise ``x`` in the present mode, without the layer's weight and bias."""
@@ -247,7 +247,7 @@ class NormLayer:
         return self._normalize(x, None, None)
 
     def _finish(self, x: Tensor) -> Tensor:
-        for name in self._tail:
+        for name in self.tail:
             x = self.module._modules[name](x)  # type: ignore[misc]
         return x
 
