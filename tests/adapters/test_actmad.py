@@ -82,7 +82,7 @@ def test_images_of_another_size():
 def test_networks_without_batch_norm():
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
     images = pictures(4).float()
-    with pytest.raises(ValueError, match="no BatchNorm layer with running statistics, .*: give source="):
+    with pytest.raises(ValueError, match=r"no BatchNorm layer with running statistics, .*: give source="):
         ActMAD().wrap(net)
     adapted = ActMAD(source=[images + 0.1]).wrap(net)
     adapted(images)
