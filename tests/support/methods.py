@@ -18,8 +18,12 @@ EVERY_CLASS: dict[str, type[Adapter]] = {
     for name in adapters.__all__
     if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
 }
+#: Those that adapt vision transformers of timm and torchvision alone, by an optional package.
+TRANSFORMER_ONLY = ("FOA",)
 #: Those that adapt any classifier, without a self-supervised task.
-CLASSES = {name: cls for name, cls in EVERY_CLASS.items() if cls is not TestTimeTraining}
+CLASSES = {
+    name: cls for name, cls in EVERY_CLASS.items() if cls is not TestTimeTraining and name not in TRANSFORMER_ONLY
+}
 #: Without source images, that is: ActMAD takes what BatchNorm layers know of these.
 BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND", "ActMAD")
 

@@ -14,6 +14,7 @@ from ttalight.adapters.methods.eata import EATA
 from ttalight.adapters.methods.ema_bn import EMABN
 from ttalight.adapters.methods.eta import ETA
 from ttalight.adapters.methods.find import FIND
+from ttalight.adapters.methods.foa import FOA
 from ttalight.adapters.methods.lame import LAME
 from ttalight.adapters.methods.memo import MEMO
 from ttalight.adapters.methods.moetta import MoETTA
@@ -63,6 +64,7 @@ __all__ = [
     "LAME",
     "RetrievalFusion",
     "TTAug",
+    "FOA",
     "RPL",
     "Tent",
     "ETA",
