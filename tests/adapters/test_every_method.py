@@ -8,6 +8,9 @@ import pytest
 import timm
 import torch
 from support.methods import BATCH_NORM_ONLY, methods
+from torch import nn
+
+from ttalight.adapters import Tent
 
 METHODS = methods()
 #: Methods with a second pass of samples that a mask picks, which are as many as the data say: one more wait.
@@ -135,3 +138,16 @@ def test_waits_for_the_device_once_a_step(name, method, make_net, batches, waits
     assert len(waits.masked) == (name in MASKED), waits.masked
     if name in MASKED:
         assert engine.net.forwards - passes > 1  # the pass of the samples that a mask picks was made
+
+
+def test_group_norm_in_channels_last():
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        net = nn.Sequential(*layers)
+        adapted = Tent(lr=0.1).wrap(net.to(memory_format=layout))
+        adapted(images)
+        logits.append(adapted(images))
+    torch.testing.assert_close(*logits)

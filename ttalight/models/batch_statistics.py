@@ -1,4 +1,4 @@
-"""Means and variances of a batch, and normalisation by them, where torch's own are slow or coarse on the CPU."""
+"""Means and variances of a batch, and normalisation by them, where torch's own are slow or fail on the CPU."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ __all__ = [
     "normalize_by_moved",
     "normalize_each",
     "normalized",
+    "with_gradient_layout",
 ]
 
 
@@ -162,3 +163,12 @@ class _MovedNormalization(torch.autograd.Function):
             own = own.add_((factor * of_bias - slope * seen).view(shape)).addcmul_(x, slope.view(shape))
         wanted = ctx.needs_input_grad[1:3]
         return own, of_weight if wanted[0] else None, of_bias if wanted[1] else None, *[None] * 5
+
+
+def with_gradient_layout(x: Tensor) -> Tensor:
+    """Return the input of a GroupNorm in a layout that torch can go backward from.
+
+    In channels_last on the CPU torch 2.13 writes the gradient of an input that needs none, and crashes.
+    """
+    is_affected = x.device.type == "cpu" and x.ndim > 3 and torch.is_grad_enabled() and not x.requires_grad
+    return x.contiguous() if is_affected else x

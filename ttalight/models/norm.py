@@ -26,6 +26,7 @@ from ttalight.models.batch_statistics import (
     normalize_by_batch,
     normalize_each,
     normalized,
+    with_gradient_layout,
 )
 from ttalight.models.passes.batch_shard import BatchShard
 
@@ -176,12 +177,12 @@ class NormLayer:
         return "forward" in vars(self.module)
 
     def attach(self) -> None:
-        """Take part in the layer's forward; GroupNorm and LayerNorm keep their own until ``replace``."""
-        if not self.is_batch_norm or self.problem is not None:
+        """Take part in the layer's forward; GroupNorm and LayerNorm compute their own until ``replace``."""
+        if self.problem is not None or not isinstance(self.module, (_BatchNorm, nn.GroupNorm)):
             return
-        if self.carries_forward:
+        if self.carries_forward and self.is_batch_norm:
             self._stand_in = StandIn(self.module, partial(normalize_by, self.module.forward, self))
-        else:
+        elif not self.carries_forward:
             attach_forward(self.module, self.forward)
 
     def replace(self, normalize: Callable[[Tensor], Tensor]) -> None:
@@ -233,7 +234,7 @@ class NormLayer:
         elif self.is_batch_norm:
             x = self._normalize(x, self.module.weight, self.module.bias)
         else:
-            own: Tensor = self._class.forward(self.module, x)
+            own: Tensor = self._class.forward(self.module, with_gradient_layout(x))
             return own
         return self._finish(x) if self.tail else x
 
