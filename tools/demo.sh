@@ -8,13 +8,14 @@ setup_environment ""
 
 # Prints the number of cores that are free in one second, at least 1. Threads on busy cores wait for each other.
 free_cores() {
-    local hertz idle before
+    local idle iowait before
     [ -r /proc/stat ] || { getconf _NPROCESSORS_ONLN; return; }
-    hertz="$(getconf CLK_TCK)"
-    before="$(awk '/^cpu / {print $5 + $6}' /proc/stat)"
+    read -r _ _ _ _ idle iowait _ < /proc/stat  # of all cores, in hundredths of a second
+    before=$((idle + iowait))
     sleep 1
-    idle="$(awk '/^cpu / {print $5 + $6}' /proc/stat)"
-    awk -v idle="$((idle - before))" -v hertz="$hertz" 'BEGIN {n = int(idle / hertz + 0.5); print (n > 1 ? n : 1)}'
+    read -r _ _ _ _ idle iowait _ < /proc/stat
+    idle=$(((idle + iowait - before + 50) / 100))
+    echo $((idle > 1 ? idle : 1))
 }
 
 began=$SECONDS
