@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the package's wheel in fresh environments and runs a short set of tests in each: with the lowest versions
-# that pyproject.toml allows, and with the newest of everything. Prints a table of versions and outcomes at the end.
+# that pyproject.toml allows, and with the newest of everything. Checks before that the versions which tools/test.sh
+# pins fit together. Prints a table of versions and outcomes at the end.
 #   tools/check_versions.sh                                   Python 3.10 and 3.13, lowest and newest
 #   tools/check_versions.sh 3.11 3.12-newest                  other versions of Python, or one environment of them
 #   tools/check_versions.sh --torch-index URL 3.12            torch and torchvision from this index
@@ -15,6 +16,7 @@ unset PYTHONPATH
 export OMP_NUM_THREADS=1
 logs="$PWD/runs/versions"
 packages=(torch lightning torchvision timm torchmetrics jsonargparse tensorboard)
+IFS=, read -ra extras <<< "$(sed -n 's/^setup_environment "\(.*\)"/\1/p' tools/test.sh)"
 tests=(
     tests/test_compat.py tests/test_start_up.py
     tests/test_cli.py::Test{Runs,CheckpointPath,Command} tests/test_cli.py::TestConfigs::test_every_file_is_parsed
@@ -49,9 +51,12 @@ versions() {
 
 # Makes the environment and tests it. Prints the outcome alone, all else is in the log: check PYTHON RESOLUTION LOG
 check() {
-    local environment="$work/environment" stage=installing
+    local environment="$work/environment" stage="versions pinned for tools/test.sh"
     {
-        uv venv --clear --python "$1" "$environment" \
+        uv pip compile --quiet --python "$1" --no-build --constraint tools/constraints.txt \
+            "${extras[@]/#/--extra=}" pyproject.toml \
+            && stage=installing \
+            && uv venv --clear --python "$1" "$environment" \
             && uv pip install --python "$environment" --no-build --resolution "$2" -r "$work/pyproject.toml" \
             && uv pip install --python "$environment" --no-deps "$work"/*.whl \
             && uv pip install --python "$environment" --no-build pytest \
