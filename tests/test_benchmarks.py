@@ -11,6 +11,8 @@ import torch
 
 import ttalight
 from ttalight.adapters import ETA, Source
+from ttalight.data import DigitsDataModule
+from ttalight.tasks import SupervisedTask
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools" / "benchmarks"
@@ -125,3 +127,29 @@ def test_a_step_enters_few_functions_and_files(core_size):
     functions = set(calls)
     assert len(functions) <= 45
     assert len({function.partition(":")[0] for function in functions}) <= 10
+
+
+def test_ensembles_are_compared_at_equal_compute():
+    tool = load("ensemble")
+    data = DigitsDataModule(batch_size=20, domains=["clean", "fog"], limit=40)
+    data.setup("test")
+
+    def network(seed):
+        torch.manual_seed(seed)
+        return SupervisedTask(encoder="cifar_resnet8").eval()
+
+    makers = [lambda: network(0), lambda: network(1)]
+    source = tool.source_images(data)
+    assert [len(images) for images in source] == [20] * 14 + [17]
+    rows = tool.compare(tool.configurations(["Tent", "EATA"], makers, 0, source, "probabilities"), data)
+    head, clean, fog, mean, forwards, backwards = rows
+    both = ["Tent + EATA", "Tent, 2 networks", "Tent + EATA, 2 networks", "Tent, 2 steps"]
+    assert head == ["", "Source", "Tent", "EATA", "Tent, network 2", *both]
+    assert [clean[0], fog[0], mean[0]] == ["clean", "fog", "mean"]
+    values = [[float(value) for value in row[1:]] for row in (clean, fog, mean)]
+    assert values[2] == pytest.approx([(a + b) / 2 for a, b in zip(values[0], values[1], strict=True)], abs=0.01)
+    cost = dict(zip(head[1:], zip(forwards[1:], backwards[1:], strict=True), strict=True))
+    assert cost["Source"] == ("1.00", "0.00")
+    assert cost["Tent"] == ("1.00", "1.00")
+    assert cost["Tent, 2 networks"] == cost["Tent, 2 steps"] == ("2.00", "2.00")
+    assert tool.show(rows).splitlines()[1] == "| --- |" + " ---: |" * 8

@@ -2,6 +2,7 @@
 
 from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.pixel_space import PixelSpace
+from ttalight.adapters.ensemble import AdaptedEnsemble
 from ttalight.adapters.entropy import EntropyAdapter
 from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.methods.actmad import ActMAD
@@ -50,6 +51,7 @@ __all__ = [
     "SelfTrainingAdapter",
     "EntropyAdapter",
     "AdaptedNetwork",
+    "AdaptedEnsemble",
     "AdaptiveNetwork",
     "FastPass",
     "RecomputedBlocks",

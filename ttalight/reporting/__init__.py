@@ -1,5 +1,6 @@
 """From result files to tables."""
 
+from ttalight.reporting.ensemble import ensemble_predictions
 from ttalight.reporting.overview import by_domain, domain_table, protocol_header
 from ttalight.reporting.predictions import PredictionWriter, read_predictions
 from ttalight.reporting.results import (
@@ -40,6 +41,7 @@ __all__ = [
     "write_results",
     "PredictionWriter",
     "read_predictions",
+    "ensemble_predictions",
     "summarize",
     "digest",
     "by_domain",
