@@ -207,6 +207,7 @@ OUT_OF_RANGE = [
     (SupervisedTask, {"lr": 1e-7}, "0 < final_lr <= lr, got lr=1e-07"),
     (SupervisedTask, {"warmup_epochs": -1}, "warmup_epochs must be at least 0"),
     (SupervisedTask, {"mean": [0.5, 0.5, 0.5]}, "give both mean and std"),
+    (SupervisedTask, {"norm": "layer"}, "norm must be 'batch' or 'instance_aware', got 'layer'"),
     (SupervisedTask, {"encoder": "cifar_resnet9"}, "cifar_resnet8"),
     (ClusT3, {"layers": [1, 4]}, r"layers must be different numbers from 1 to 3, .* got \[1, 4\]"),
     (ClusT3, {"layers": [2, 2]}, r"got \[2, 2\]"),

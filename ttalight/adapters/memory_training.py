@@ -6,11 +6,11 @@ from abc import abstractmethod
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.components.balanced_memory import BalancedMemory, check_call
 from ttalight.adapters.components.image_predictions import check_image_predictions
-from ttalight.adapters.self_training import SelfTrainingAdapter
+from ttalight.adapters.self_training import SelfTrainingAdapter, check_selection
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.models.network import Network
@@ -45,6 +45,9 @@ class MemoryAdapter(SelfTrainingAdapter):
 
     # -- hooks for subclasses
 
+    #: Classes of BatchNorm layers with a forward of their own that ``normalize`` may stand in for.
+    known_layers: tuple[type[nn.Module], ...] = ()
+
     @abstractmethod
     def normalize(self, layer: NormLayer, x: Tensor) -> Tensor:
         """Return the input of a BatchNorm layer, (B, C, *), normalised."""
@@ -65,10 +68,12 @@ class MemoryAdapter(SelfTrainingAdapter):
 
     def check(self, net: Network) -> None:
         """Check that there are parameters to adapt, and that the normalisation of BatchNorm layers can be replaced."""
-        super().check(net)
+        check_selection(net, self.parameters)
         for layer in net.norms:
+            if not isinstance(layer.module, self.known_layers):
+                layer.check()
             if layer.is_batch_norm:
-                layer.check_replaceable()
+                layer.check_replaceable(self.known_layers)
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Set the trainable parameters and the normalisation, and begin with an empty memory."""
@@ -76,7 +81,7 @@ class MemoryAdapter(SelfTrainingAdapter):
         #: BatchNorm layers with running statistics.
         self._layers = [layer for layer in net.norms if layer.is_batch_norm and layer.statistics]
         for layer in self._layers:
-            layer.replace(partial(self.normalize, layer))
+            layer.replace(partial(self.normalize, layer), self.known_layers)
         self._memory = BalancedMemory(net, self.memory, self.score, self.class_limit(net))
 
     def method_state(self) -> dict[str, Tensor]:

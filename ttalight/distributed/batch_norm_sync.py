@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ttalight.distributed import global_moments, rank_and_world_size
 from ttalight.models.batch_statistics import move_running_statistics, normalized
+from ttalight.models.instance_aware import InstanceAwareBatchNorm
 
 __all__ = ["BatchNormSync"]
 
@@ -79,4 +80,5 @@ class _Forward:
 
 
 def _batch_norms(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    layers = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    return [layer for layer in layers if not isinstance(layer, InstanceAwareBatchNorm)]

@@ -28,6 +28,7 @@ from ttalight.models.batch_statistics import (
     normalized,
     with_gradient_layout,
 )
+from ttalight.models.instance_aware import InstanceAwareBatchNorm
 from ttalight.models.passes.batch_shard import BatchShard
 
 __all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "preserve_statistics"]
@@ -127,7 +128,7 @@ class NormLayer:
         Raises:
             TypeError: If it is a BatchNorm that computes something of its own, or of TorchScript.
         """
-        if self.problem is not None:
+        if self.problem is not None and not self.replaced:
             raise InputTypeError(f"layer {self.name} is a {self._class.__name__} {self.problem}")
 
     @property
@@ -185,23 +186,27 @@ class NormLayer:
         elif not self.carries_forward:
             attach_forward(self.module, self.forward)
 
-    def replace(self, normalize: Callable[[Tensor], Tensor]) -> None:
+    def replace(self, normalize: Callable[[Tensor], Tensor], known: tuple[type[nn.Module], ...] = ()) -> None:
         """Normalise by another function, affine included; drop-out and activation of a fused layer still follow.
 
         Args:
             normalize: Takes the layer's input; see ``check_replaceable`` for the layers that can have it.
+            known: See ``check_replaceable``.
         """
-        self.check_replaceable()
+        self.check_replaceable(known)
         self._replacement = normalize
         attach_forward(self.module, self.forward)
 
-    def check_replaceable(self) -> None:
+    def check_replaceable(self, known: tuple[type[nn.Module], ...] = ()) -> None:
         """Check that ``replace`` works.
+
+        Args:
+            known: Classes of layers with a forward of their own that may be replaced too.
 
         Raises:
             TypeError: If the layer does something else than to normalise over its input's usual dimensions.
         """
-        if not self.replaceable:
+        if self.carries_forward or not (isinstance(self.module, known) or self.replaceable):
             raise InputTypeError(
                 f"layer {self.name} is a {self._class.__name__} that computes something else than torch.nn's layer of "
                 "its kind, or carries a forward of its own, so its normalisation cannot be replaced: use torch.nn's "
@@ -231,7 +236,7 @@ class NormLayer:
         (x,) = (*args, *kwargs.values())
         if self._replacement is not None:
             x = self._replacement(x)
-        elif self.is_batch_norm:
+        elif self.is_batch_norm and self.problem is None:
             x = self._normalize(x, self.module.weight, self.module.bias)
         else:
             own: Tensor = self._class.forward(self.module, with_gradient_layout(x))
@@ -337,11 +342,7 @@ def find_norms(network: nn.Module) -> list[NormLayer]:
 
 @contextmanager
 def exact_statistics(norms: Sequence[NormLayer]) -> Iterator[None]:
-    """Sum statistics of a batch exactly, temporarily.
-
-    Args:
-        norms: The layers.
-    """
+    """Sum statistics of a batch exactly in these layers, temporarily."""
     for norm in norms:
         norm.exact = True
     try:
@@ -385,7 +386,7 @@ def _problem(module: nn.Module) -> str | None:
     """Return why the statistics of a layer cannot be chosen, None if they can, or if it has none to choose."""
     if _is_scripted(module):
         return "of TorchScript, which cannot be reached: use the nn.Module that the script was made of"
-    fused = {"drop", "act"} <= module._modules.keys()
+    fused = {"drop", "act"} <= module._modules.keys() and not isinstance(module, InstanceAwareBatchNorm)
     if (
         not isinstance(module, _BatchNorm)
         or fused

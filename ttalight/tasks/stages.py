@@ -32,7 +32,7 @@ def load_stage_modules(
             f"{argument}: {path} was written by {writer or 'something other than this package'}, expected the "
             f"checkpoint of a {task}"
         )
-    check_architecture(checkpoint, architecture, path, argument)
+    check_architecture(checkpoint, {"norm": "batch", **architecture}, path, argument)
     names = dict.fromkeys(prefix.partition(".")[0] for prefix in prefixes.values())
     part = nn.ModuleDict({name: getattr(module, name) for name in names})
     load_weights(part, select(checkpoint, prefixes), path, argument)
@@ -84,6 +84,7 @@ def check_resumed(task: LightningModule, checkpoint: Mapping[str, Any]) -> None:
             f"the checkpoint was written by {writer}, and ckpt_path resumes the same class only, here "
             f"{type(task).__name__}. To start from its weights, name the file with one of the task's own arguments"
         )
-    architecture = {name: task.hparams[name] for name in ("encoder", "stem", "num_classes") if name in task.hparams}
+    names = ("encoder", "stem", "num_classes", "norm")
+    architecture = {name: task.hparams[name] for name in names if name in task.hparams}
     check_architecture(checkpoint, architecture, "the file", "checkpoint")
     check_weights(task, select(checkpoint, {"": ""}), "the file", "checkpoint")

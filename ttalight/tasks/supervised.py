@@ -8,6 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ttalight.errors import InputError
+from ttalight.models.instance_aware import with_instance_aware_norm
 from ttalight.tasks.augmentation import supervised_augmentation
 from ttalight.tasks.base import BaseTask
 from ttalight.tasks.classifier_steps import ClassifierSteps
@@ -33,6 +35,8 @@ class SupervisedTask(ClassifierSteps, BaseTask):
         crop_scale: Range of a resized crop's share of the image.
         padding: Pixels on each side for padded crops.
         flip: Probability of a horizontal flip.
+        norm: ``instance_aware`` trains and evaluates with statistics of BatchNorm layers that each image corrects, as
+            the sources of NOTE were (``InstanceAwareBatchNorm``); ``batch`` leaves the layers as they are.
         kwargs: See ``BaseTask``.
 
     Raises:
@@ -51,14 +55,19 @@ class SupervisedTask(ClassifierSteps, BaseTask):
         crop_scale: Sequence[float] = (0.2, 1.0),
         padding: int = 4,
         flip: float = 0.5,
+        norm: Literal["batch", "instance_aware"] = "batch",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if norm not in ("batch", "instance_aware"):
+            raise InputError(f"norm must be 'batch' or 'instance_aware', got {norm!r}")
         self.num_classes = num_classes
         self.encoder = self.start_encoder(encoder, stem, False if weights else pretrained)
         self.classifier = nn.Linear(self.encoder.num_features, num_classes)  # type: ignore[arg-type]
+        if norm == "instance_aware":
+            with_instance_aware_norm(self.encoder)
         if weights:
-            self._load(weights, {"encoder": encoder, "num_classes": num_classes, "stem": stem})
+            self._load(weights, {"encoder": encoder, "num_classes": num_classes, "stem": stem, "norm": norm})
         self.augment = supervised_augmentation(crop, self.crop.size, crop_scale, padding, flip)
 
     def _load(self, given: bool | str, architecture: dict[str, Any]) -> None:

@@ -7,13 +7,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ttalight.adapters.memory_training import MemoryAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
-from ttalight.models.batch_statistics import moments
 from ttalight.models.exported_norm import ExportedNorm
+from ttalight.models.instance_aware import (
+    InstanceAwareBatchNorm,
+    batch_moments,
+    image_moments,
+    normalize_instance_aware,
+)
 from ttalight.models.network import Outputs
 from ttalight.models.norm import NormLayer
 
@@ -36,11 +40,12 @@ class NOTE(MemoryAdapter):
 
     Source: T. Gong, J. Jeong, T. Kim, Y. Kim, J. Shin, S.-J. Lee, *NOTE: Robust Continual Test-time Adaptation Against
     Temporal Correlation*, NeurIPS 2022, arXiv 2208.05117. Settings are those of the authors' code (``published``). The
-    authors train the source with IABN layers. Here a source with BatchNorm layers gets IABN when it adapts, so numbers
-    differ from theirs. Further differences to their code: the memory draws one number for each image, and not a place
-    for each replacement, see ``BalancedMemory``; they predict one image after another, so that an update counts from
-    the next image on, not from the next batch on; entropies are exact, without an offset of 1e-6, and not divided by
-    the number of classes, on which Adam's steps do not depend; and GroupNorm and LayerNorm adapt too.
+    authors train the source with IABN layers, as ``SupervisedTask(norm="instance_aware")`` does. A source with
+    BatchNorm layers gets IABN when it adapts, so its numbers differ from theirs. Further differences to their code: the
+    memory draws one number for each image, and not a place for each replacement, see ``BalancedMemory``; they predict
+    one image after another, so that an update counts from the next image on, not from the next batch on; entropies are
+    exact, without an offset of 1e-6, and not divided by the number of classes, on which Adam's steps do not depend; and
+    GroupNorm and LayerNorm adapt too.
 
     Args:
         memory: See ``MemoryAdapter``.
@@ -53,6 +58,7 @@ class NOTE(MemoryAdapter):
     """
 
     norm = "instance_aware"
+    known_layers = (InstanceAwareBatchNorm,)
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar": {"optimizer": "Adam", "lr": 1e-4, "batch_size": 64},
         "imagenet": {"optimizer": "Adam", "lr": 1e-4, "batch_size": 64},
@@ -92,6 +98,7 @@ class NOTE(MemoryAdapter):
         """Let the BatchNorm layers of a copy of the network correct statistics; see ``Method.export``."""
         for layer in self._layers:
             made = InstanceAwareNorm.of(module.get_submodule(layer.name))
+            vars(made).pop("k", None)
             made.register_buffer("k", torch.tensor(self.k, dtype=torch.float64, device=net.device))
 
     def protocol(self) -> dict[str, Any]:
@@ -116,78 +123,3 @@ class InstanceAwareNorm(ExportedNorm):
     def folded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Raise a TypeError: the images have no statistics in common."""
         raise InputTypeError("statistics of some images cannot be folded into layers that normalise images singly")
-
-
-def normalize_instance_aware(
-    x: Tensor, own: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor], layer: Any, k: float | Tensor
-) -> Tensor:
-    """Return ``x``, (B, C, *), normalised by given statistics, corrected by those of each image (IABN).
-
-    With n pixels the standard errors of an image's mean and variance are sqrt(v / n) and v sqrt(2 / (n - 1)), v being
-    the given variance plus the layer's ``eps``. Differences lose ``k`` standard errors and are 0 below that. Images of
-    one pixel have no statistics, and are normalised by the given ones.
-
-    Args:
-        x: The images, float32 or float64.
-        own: Mean and unbiased variance of each image, (B, C) both.
-        given: Mean and variance, (C,) both.
-        layer: Has ``weight``, ``bias`` and ``eps``.
-        k: At least 0.
-    """
-    (mean, var), pixels = given, math.prod(x.shape[2:])
-    if pixels > 1:
-        noisy = var + layer.eps
-        # The corrected variance is not below 0: it is between the given one and the image's.
-        mean = mean + _shrunk(own[0] - mean, k * (noisy / pixels).sqrt())
-        var = var + _shrunk(own[1] - var, k * math.sqrt(2 / (pixels - 1)) * noisy)
-    scale = (var + layer.eps).rsqrt()
-    scale = scale if layer.weight is None else scale * layer.weight
-    shift = -mean * scale if layer.bias is None else layer.bias - mean * scale
-    shape = (-1, x.shape[1], *[1] * (x.ndim - 2))
-    return torch.addcmul(shift.view(shape), x, scale.view(shape))
-
-
-def _shrunk(values: Tensor, limits: Tensor) -> Tensor:
-    """Return values moved towards 0 by limits, 0 within these."""
-    return values - values.clamp(-limits, limits)
-
-
-def image_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased variance of each image, (B, C) both, of (B, C, *), with gradients.
-
-    The variance of a single pixel is 0.
-    """
-    if x.ndim == 2:
-        return x, torch.zeros_like(x)
-    mean, var = _ImageMoments.apply(x)  # type: ignore[no-untyped-call]
-    return mean, var
-
-
-def batch_moments(mean: Tensor, var: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Return mean and unbiased variance of a batch, (C,) both.
-
-    Args:
-        mean: Of each image, (B, C).
-        var: Unbiased, of each image, (B, C).
-        pixels: Of an image.
-    """
-    center = mean.mean(0)
-    squares = (pixels - 1) * var + pixels * (mean - center).square()
-    return center, squares.sum(0) / (len(mean) * pixels - 1)
-
-
-class _ImageMoments(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, var = moments(x, list(range(2, x.ndim)))
-        pixels = math.prod(x.shape[2:])
-        ctx.save_for_backward(x, mean)
-        return mean, var * (pixels / max(1, pixels - 1))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_mean: Tensor, of_var: Tensor) -> Tensor:
-        x, mean = ctx.saved_tensors
-        pixels, shape = math.prod(x.shape[2:]), (*mean.shape, *[1] * (x.ndim - 2))
-        slope = of_var * (2 / max(1, pixels - 1))
-        return torch.addcmul((of_mean / pixels - slope * mean).view(shape), x, slope.view(shape))
