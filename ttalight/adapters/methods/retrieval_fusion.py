@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttalight.adapters.components.approximate_search import ApproximateSearch, load_faiss
 from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.adapters.components.inference import check_inference
 from ttalight.adapters.components.neighbors import FeatureBank
@@ -41,10 +42,16 @@ class RetrievalFusion(SourceDataAdapter):
         neighbors: Entries that are fetched for an image.
         temperature: Of the weights, above 0.
         norm: Statistics of BatchNorm layers, ``source`` or ``batch``.
+        search: ``exact`` compares each image with all entries. ``approximate``, for a large memory of source images,
+            divides them into cells and compares with those in a few; it needs faiss (``ttalight[retrieval]``).
+        probes: Cells that approximate search looks into. As many as there are cells, 4 times the root of the number of
+            entries and at most one for each 39 of them, make it exact.
         kwargs: See ``SourceDataAdapter``.
 
     Raises:
-        ValueError: If an argument is out of range. At the first batch, if the classifier cannot be found.
+        ValueError: If an argument is out of range, or approximate search is asked for a memory of the stream. At the
+            first batch, if the classifier cannot be found.
+        ImportError: In ``wrap``, if approximate search is asked for and faiss is not installed.
     """
 
     def __init__(
@@ -54,12 +61,14 @@ class RetrievalFusion(SourceDataAdapter):
         neighbors: int = 10,
         temperature: float = 0.1,
         norm: Literal["source", "batch"] = "source",
+        search: Literal["exact", "approximate"] = "exact",
+        probes: int = 8,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if memory not in ("stream", "source"):
             raise InputError(f"memory must be 'stream' or 'source', got {memory!r}")
-        for name, value in (("entries", entries), ("neighbors", neighbors)):
+        for name, value in (("entries", entries), ("neighbors", neighbors), ("probes", probes)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         if neighbors > entries:
@@ -68,12 +77,21 @@ class RetrievalFusion(SourceDataAdapter):
             raise InputError(f"temperature must be positive, got {temperature}")
         if norm not in ("source", "batch"):
             raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
+        if search not in ("exact", "approximate"):
+            raise InputError(f"search must be 'exact' or 'approximate', got {search!r}")
+        if search == "approximate" and memory == "stream":
+            raise InputError(
+                "search='approximate' needs memory='source': a memory of the stream changes in every batch"
+            )
         self.memory, self.entries, self.neighbors = memory, entries, neighbors
         self.temperature, self.norm = temperature, norm
+        self.search, self.probes = search, probes
 
     def check(self, net: Network) -> None:
         """Check that there can be a classifier, and layers whose statistics can be chosen."""
         check_inference(net, self.norm)
+        if self.search == "approximate":
+            load_faiss()
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with an empty memory, or with that of source images."""
@@ -81,6 +99,7 @@ class RetrievalFusion(SourceDataAdapter):
         weight = net.head.weight
         empty = weight.new_zeros(self.entries, weight.shape[1]), weight.new_zeros(self.entries, len(weight))
         self._bank = FeatureBank(*empty)
+        self._searched = self._bank if self.search == "exact" else ApproximateSearch(self._bank, self.probes)
         if self.memory == "source" and net.images is not None:
             self._read_source(net)
 
@@ -117,10 +136,10 @@ class RetrievalFusion(SourceDataAdapter):
         return outputs.logits, outputs.vectors
 
     def _fuse(self, logits: Tensor, features: Tensor) -> Tensor:
-        cosines, predictions = self._bank.nearest(features, self.neighbors)
+        cosines, predictions = self._searched.nearest(features, self.neighbors)
         retrieved = weighted_log_probabilities(cosines / self.temperature, predictions).to(logits.dtype)
         fused = fuse_by_entropy(logits, retrieved).masked_fill(is_masked(logits), -torch.inf)
-        return torch.where(self._bank.seen > 0, fused, logits)
+        return torch.where(cosines.amax(1, keepdim=True) == -torch.inf, logits, fused)
 
     def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
         """Raise a TypeError: the prediction is no network's."""
@@ -131,7 +150,7 @@ class RetrievalFusion(SourceDataAdapter):
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""
-        names = ("memory", "entries", "neighbors", "temperature")
+        names = ("memory", "entries", "neighbors", "temperature", "search", "probes")
         return super().protocol() | {name: getattr(self, name) for name in names}
 
 
