@@ -142,6 +142,16 @@ class TestStates:
             ensemble.members[1].release()
         assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
+    def test_training_mode_is_that_after_the_release(self, members, batches):
+        ensemble = AdaptedEnsemble(members())
+        assert ensemble.train() is ensemble
+        ensemble(batches[0])
+        assert not any(member.module.training for member in ensemble.members)
+        assert ensemble.members[0].training
+        ensemble.members[0].eval()
+        assert [network.training for network in ensemble.release()] == [False, True, True]
+        assert not any(member.release().training for member in AdaptedEnsemble(members()).train().eval().members)
+
     def test_freeze_and_export(self, members, batches):
         ensemble = AdaptedEnsemble(members())
         ensemble(batches[0])

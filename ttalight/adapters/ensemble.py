@@ -115,6 +115,16 @@ class AdaptedEnsemble:
             member.unfreeze()
         return self
 
+    def train(self, mode: bool = True) -> AdaptedEnsemble:
+        """Set the training mode that the networks have after ``release()``. They always adapt in eval mode."""
+        for member in self.members:
+            member.train(mode)
+        return self
+
+    def eval(self) -> AdaptedEnsemble:
+        """Return ``train(False)``. This does not stop the adaptation: use ``freeze()`` for that."""
+        return self.train(False)
+
     def export(self, statistics_from: Tensor | None = None) -> MergedNetworks:
         """Return an ordinary module, in eval mode, that predicts what ``self(images, adapt=False)`` returns.
 
