@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--methods", default="Source,Tent,SAR,DeYO,MoETTA")
     arguments = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     seed_everything(0)
     file = arguments.out / "classifier.pt"
     net = Classifier(read_backbone(arguments.onnx)).eval()
@@ -178,8 +180,8 @@ def main() -> None:
             trainer = Trainer(default_root_dir=str(folder), accelerator="cpu", enable_progress_bar=False)
             trainer.adapt(net, data, make(name))
         results = json.loads((folder / "results.json").read_text())
-        rows = {row["domain"]: 100 - 100 * row["accuracy"] for row in results["domains"]}
-        print(f"{name}: {sum(rows.values()) / len(rows):.2f} {results['passes']}", flush=True)
+        rows = {row["name"]: 100 - 100 * row["accuracy"] for row in results["domains"]}
+        print(f"{name}: {sum(rows.values()) / len(rows):.2f}", flush=True)
 
 
 if __name__ == "__main__":
