@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.adapters.components.activation_moments import Moments, measure_moments
-from ttalight.errors import InputError
+from ttalight.errors import InputError, InputTypeError
 from ttalight.files.atomic import write_files
 from ttalight.files.tensors import load_tensors
 from ttalight.models.network import Network
@@ -65,7 +65,7 @@ def read_moments(path: str | Path, weights: str, images: str | None) -> Moments 
         content = load_tensors(Path(path))
         moments = [(mean, var) for mean, var in content["moments"]]
         if not all(isinstance(each, Tensor) for each in chain(*moments)):
-            raise TypeError("moments are tensors")
+            raise InputTypeError("moments are tensors")
         is_wanted = content["weights"] == weights and images in (None, content["images"])
     except Exception as error:  # what archive, unpickler and tensors say of damage has no common base class
         raise InputError(
