@@ -5,6 +5,7 @@ from ttalight.models.cifar.cifar_resnet import CifarResNet
 from ttalight.models.cifar.cifar_resnet_gn import CifarResNetGN
 from ttalight.models.cifar.cifar_resnext import CifarResNeXt
 from ttalight.models.cifar.cifar_wide_resnet import CifarWideResNet
+from ttalight.models.cosine_classifier import CosineClassifier, ensemble_text_features
 from ttalight.models.crop import CenterCrop
 from ttalight.models.encoder import create_encoder
 from ttalight.models.network import Head, Network, Outputs
@@ -19,6 +20,7 @@ __all__ = [
     "CifarResNet",
     "CifarResNetGN",
     "CifarWideResNet",
+    "CosineClassifier",
     "Head",
     "Network",
     "NormLayer",
@@ -27,6 +29,7 @@ __all__ = [
     "Outputs",
     "Preprocessing",
     "create_encoder",
+    "ensemble_text_features",
     "find_norms",
     "preprocessing_of",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ttalight.errors import InputError
 from ttalight.losses.entropy import is_masked
+from ttalight.models.cosine_classifier import CosineClassifier
 
 __all__ = ["Classifier", "can_classify", "find_classifier"]
 
@@ -34,6 +35,11 @@ class Classifier(NamedTuple):
     name: str
     module: nn.Module
     rows: Tensor | None = None
+
+    @property
+    def scale(self) -> float:
+        """Factor on the product of features and weight, 1 for an ordinary layer."""
+        return self.module.scale if isinstance(self.module, CosineClassifier) else 1.0
 
     def weights(self, classes: int) -> tuple[Tensor, Tensor | None]:
         """Return the rows of the classes, (C, D), and their biases, (C,) or None, without gradient.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 from torch import nn
@@ -32,10 +33,8 @@ def select_classes(classifier: nn.Linear, classes: Sequence[int]) -> nn.Linear:
         raise InputError(
             f"classes must be different numbers from 0 to {classifier.out_features - 1}, got {list(classes)[:10]}"
         )
-    part = nn.Linear(classifier.in_features, len(classes), bias=classifier.bias is not None).to(classifier.weight)
-    index = list(classes)
-    part.weight.data.copy_(classifier.weight.data[index])
-    if classifier.bias is not None:
-        part.bias.data.copy_(classifier.bias.data[index])
-    part.requires_grad_(classifier.weight.requires_grad)
-    return part.train(classifier.training)
+    index, part = list(classes), copy.deepcopy(classifier)
+    part.out_features = len(index)
+    for name, parameter in classifier.named_parameters(recurse=False):
+        setattr(part, name, nn.Parameter(parameter.data[index], parameter.requires_grad))
+    return part

@@ -352,10 +352,8 @@ class Network:
         Raises:
             ValueError: If no layer or more than one qualifies; the message lists the candidates.
         """
-        found = self.classifier.find(self._probe)
-        self.classifier.keep_features()
-        weight, bias = found.weights(self.classes)
-        return Head(_full(weight), None if bias is None else _full(bias))
+        self.classifier.find(self._probe)
+        return self.classifier.head(self.classes)
 
     # -- the structure of what the model returns
 

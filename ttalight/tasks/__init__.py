@@ -12,6 +12,7 @@ from ttalight.tasks.rec_ttt import ReCTTT
 from ttalight.tasks.rotation_ttt import RotationTTT
 from ttalight.tasks.supervised import SupervisedTask
 from ttalight.tasks.ttt_plus_plus import TTTPlusPlus
+from ttalight.tasks.vision_language import VisionLanguageTask
 
 __all__ = [
     "AlignmentTask",
@@ -26,4 +27,5 @@ __all__ = [
     "RotationTTT",
     "SupervisedTask",
     "TTTPlusPlus",
+    "VisionLanguageTask",
 ]

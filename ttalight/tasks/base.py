@@ -59,6 +59,8 @@ class BaseTask(LightningModule, ABC):
     encoder: nn.Module
     #: Passes of the encoder, in whole batches, that one call of ``auxiliary_loss`` makes.
     auxiliary_views: int = 1
+    #: Arguments that are no plain values, so that checkpoints do not have them.
+    unsaved_arguments: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -74,7 +76,7 @@ class BaseTask(LightningModule, ABC):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"])
+        self.save_hyperparameters(ignore=["optimizer", "scheduler", *self.unsaved_arguments])
         if lr <= 0 or final_lr <= 0 or final_lr > lr:
             raise InputError(f"learning rates must satisfy 0 < final_lr <= lr, got lr={lr}, final_lr={final_lr}")
         if warmup_epochs < 0:

@@ -17,7 +17,15 @@ from ttalight.files.difference import Between, difference
 from ttalight.files.tensors import load_tensors
 from ttalight.models.weight_files import numbers_allowed
 
-__all__ = ["check_architecture", "check_weights", "file_sha256", "load_weights", "read_checkpoint", "select"]
+__all__ = [
+    "check_architecture",
+    "check_weights",
+    "file_sha256",
+    "load_weights",
+    "read_checkpoint",
+    "read_content",
+    "select",
+]
 
 #: What names of files inside the package begin with.
 _PACKAGED = "ttalight:"
@@ -30,6 +38,30 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
 
     Args:
         path: A local file; as the file of a stage also ``ttalight:NAME``, one that travels inside the package.
+        argument: The task argument that named it, for messages.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or holds anything but tensors and plain values.
+    """
+    content = read_content(path, argument)
+    if not isinstance(content, dict):
+        raise InputError(f"{argument}: {path} holds a {type(content).__name__}, expected a checkpoint or a state_dict")
+    for name in ("state_dict", "hyper_parameters", "ttalight"):
+        if not isinstance(content.get(name, {}), dict):
+            kind = type(content[name]).__name__
+            raise InputError(f"{argument}: {path} is not a checkpoint: its {name} is a {kind}, expected a dict")
+    note = content.get("ttalight", {})
+    if fault := difference({name: kind for name, kind in _NOTE.items() if note.get(name) is not None}, note):
+        raise InputError(f"{argument}: {path} is not a checkpoint of this package: its {fault}")
+    return content
+
+
+def read_content(path: str, argument: str) -> Any:
+    """Read what a file of tensors holds; nothing in it can run code.
+
+    Args:
+        path: See ``read_checkpoint``.
         argument: The task argument that named it, for messages.
 
     Raises:
@@ -54,15 +86,6 @@ def read_checkpoint(path: str, argument: str) -> dict[str, Any]:
         raise InputError(
             f"{argument}: {path} is not a readable checkpoint ({_first_line(error)}): is it complete?"
         ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{argument}: {path} holds a {type(content).__name__}, expected a checkpoint or a state_dict")
-    for name in ("state_dict", "hyper_parameters", "ttalight"):
-        if not isinstance(content.get(name, {}), dict):
-            kind = type(content[name]).__name__
-            raise InputError(f"{argument}: {path} is not a checkpoint: its {name} is a {kind}, expected a dict")
-    note = content.get("ttalight", {})
-    if fault := difference({name: kind for name, kind in _NOTE.items() if note.get(name) is not None}, note):
-        raise InputError(f"{argument}: {path} is not a checkpoint of this package: its {fault}")
     return content
 
 

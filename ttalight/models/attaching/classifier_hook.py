@@ -111,6 +111,20 @@ class ClassifierHook:
             self.found = find_classifier(self.module, probe, self.name)
         return self.found
 
+    def head(self, classes: int) -> Head:
+        """Keep features from now on, and return the classifier that ``find`` has found, in fp32 (fp64 stays).
+
+        Args:
+            classes: The number of the model's logits.
+
+        Raises:
+            ValueError: If the layer's rows are not those of the logits.
+        """
+        assert self.found is not None, "find comes first"
+        self.keep_features()
+        weight, bias = self.found.weights(classes)
+        return Head(_full(weight), None if bias is None else _full(bias), self.found.scale)
+
     def keep_features(self) -> None:
         """Keep what the classifier reads in each pass from now on."""
         if self._attached is None and self.found is not None:
@@ -130,3 +144,7 @@ class ClassifierHook:
 
 def _is_vector(value: Any, dtype: torch.dtype) -> bool:
     return value is None or (isinstance(value, Tensor) and value.ndim == 1 and value.dtype == dtype)
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,66 @@
+"""Text features of class names and projections of image features: in Python, or in files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ttalight.errors import InputError
+from ttalight.tasks.checkpoint import read_content
+
+__all__ = ["class_texts", "projection_weight"]
+
+
+def class_texts(given: str | Tensor) -> tuple[Tensor, list[str] | None]:
+    """Return text features of the classes, (C, D), and the names of the classes, None where they are not known.
+
+    Args:
+        given: The features, or a file with them or with a dict of ``features`` and ``names``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or the features have another shape, are not finite or are zero.
+    """
+    content: Any = read_content(given, "text_features") if isinstance(given, str) else given
+    names = None
+    if isinstance(content, dict):
+        content, names = content.get("features"), content.get("names")
+    features = _matrix(content, "text_features", "of a row for each of two or more classes, or a dict of features")
+    if len(features) < 2 or not bool((features.norm(dim=1) > 0).all()):
+        raise InputError(
+            f"text_features must have two classes or more and no row of zeros, got shape {tuple(features.shape)}"
+        )
+    if names is None:
+        return features, None
+    if not isinstance(names, (list, tuple)) or len(names) != len(features) or {*map(type, names)} != {str}:
+        raise InputError(f"text_features: names must be a list of {len(features)} strings, got {names!r:.80}")
+    return features, list(names)
+
+
+def projection_weight(given: str | Tensor, width: int) -> Tensor:
+    """Return the weight of a linear map from image features to those of the text, (D, features).
+
+    Args:
+        given: The weight, or a file with it or with a dict whose ``weight`` it is.
+        width: D, the dimension of the text features.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, or the weight has another shape or is not finite.
+    """
+    content: Any = read_content(given, "projection") if isinstance(given, str) else given
+    content = content.get("weight") if isinstance(content, dict) else content
+    weight = _matrix(content, "projection", "from features of the image tower, or a dict with such a weight")
+    if len(weight) != width:
+        raise InputError(f"projection: {tuple(weight.shape)} does not map to text features of dimension {width}")
+    return weight
+
+
+def _matrix(content: Any, argument: str, what: str) -> Tensor:
+    if not isinstance(content, Tensor) or content.ndim != 2 or not content.is_floating_point():
+        seen = f"of shape {tuple(content.shape)}" if isinstance(content, Tensor) else type(content).__name__
+        raise InputError(f"{argument} must be a matrix {what}, got {seen}")
+    if not bool(content.isfinite().all()):
+        raise InputError(f"{argument} has values that are not finite")
+    return content.detach() if content.dtype.itemsize >= 4 else content.detach().float()
