@@ -27,3 +27,17 @@ def small_net(classes: int = 4, scale: float = 0.0) -> nn.Sequential:
     if scale:
         nn.init.normal_(net[8].weight, std=scale)
     return net.double().eval()
+
+
+def embedding_net(classes: int = 4, scale: float = 2.0) -> nn.Sequential:
+    """Return a linear map of images of 2x2 pixels to features that point in all directions, and a linear classifier.
+
+    Args:
+        classes: Number of classes.
+        scale: Standard deviation of the classifier's weights.
+    """
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 6, bias=False), nn.Linear(6, classes))
+    nn.init.normal_(net[1].weight, std=0.3)
+    nn.init.normal_(net[2].weight, std=scale)
+    return net.double().eval()

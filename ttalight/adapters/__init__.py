@@ -34,6 +34,7 @@ from ttalight.adapters.methods.shot import SHOT
 from ttalight.adapters.methods.source import Source
 from ttalight.adapters.methods.stag import STAG
 from ttalight.adapters.methods.t3a import T3A
+from ttalight.adapters.methods.tda import TDA
 from ttalight.adapters.methods.tent import Tent
 from ttalight.adapters.methods.test_time_training import TestTimeTraining
 from ttalight.adapters.methods.tipi import TIPI
@@ -65,6 +66,7 @@ __all__ = [
     "T3A",
     "LAME",
     "RetrievalFusion",
+    "TDA",
     "TTAug",
     "FOA",
     "RPL",
