@@ -11,6 +11,7 @@ from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.cotta import CoTTA
 from ttalight.adapters.methods.deyo import DeYO
+from ttalight.adapters.methods.dota import DoTA
 from ttalight.adapters.methods.eata import EATA
 from ttalight.adapters.methods.ema_bn import EMABN
 from ttalight.adapters.methods.eta import ETA
@@ -67,6 +68,7 @@ __all__ = [
     "LAME",
     "RetrievalFusion",
     "TDA",
+    "DoTA",
     "TTAug",
     "FOA",
     "RPL",
