@@ -31,6 +31,7 @@ from ttalight.adapters import (
     AlphaBN,
     DoTA,
     MoETTA,
+    OnZeta,
     RetrievalFusion,
     Source,
     Tent,
@@ -50,7 +51,7 @@ METHODS |= {
     "Test-time training": lambda **more: TTT(steps=2, lr=1e-2, **more),
     "Test-time training batch": lambda **more: TTT(steps=2, norm="batch", **more),
 }
-for without_network in ("LAME", "DoTA", "RetrievalFusion", "TDA", "TTAug"):
+for without_network in ("LAME", "DoTA", "OnZeta", "RetrievalFusion", "TDA", "TTAug"):
     del METHODS[without_network]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
@@ -316,6 +317,7 @@ class Replacing(Adapter):
         (RetrievalFusion(), "no network to export"),
         (TDA(), "no network to export"),
         (DoTA(), "no network to export"),
+        (OnZeta(), "no network to export"),
         (TTAug(), "no network to export"),
         (Own(), "define export"),
         (Replacing(), "layer 1 is normalised by a function of the method"),

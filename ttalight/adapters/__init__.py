@@ -22,6 +22,7 @@ from ttalight.adapters.methods.memo import MEMO
 from ttalight.adapters.methods.moetta import MoETTA
 from ttalight.adapters.methods.nctta import NCTTA
 from ttalight.adapters.methods.note import NOTE
+from ttalight.adapters.methods.onzeta import OnZeta
 from ttalight.adapters.methods.ptbn import PTBN
 from ttalight.adapters.methods.rdumb import RDumb
 from ttalight.adapters.methods.retrieval_fusion import RetrievalFusion
@@ -69,6 +70,7 @@ __all__ = [
     "RetrievalFusion",
     "TDA",
     "DoTA",
+    "OnZeta",
     "TTAug",
     "FOA",
     "RPL",
