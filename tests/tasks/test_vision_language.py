@@ -89,6 +89,12 @@ def test_a_tower_without_encode_image_is_called(model, text, images, task):
     assert torch.equal(other(images), task(images))
 
 
+def test_weights_have_the_type_of_the_tower(model, text, images):
+    task = VisionLanguageTask(text, image_tower=model.float(), projection=torch.eye(WIDTH).double()).eval()
+    assert {value.dtype for value in task.parameters()} == {torch.float32}
+    assert task(images.float()).dtype == torch.float32
+
+
 def test_prompts_are_averaged():
     torch.manual_seed(0)
     features = torch.randn(3, 4, 5, dtype=torch.float64) * 7

@@ -69,12 +69,15 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
             self.encoder, self._filled = ImageTower(image_tower), True
             del self.hparams["encoder"]  # results then name the task in its place
         features, self.class_names = class_texts(text_features)
+        features = F.normalize(features.to(next(self.encoder.parameters(), features).dtype), dim=1)
         self.num_classes, width = features.shape
         self.projection: nn.Module = nn.Identity()
         if projection is not None:
-            self.projection = _linear(projection_weight(projection, width))
+            weight = projection_weight(projection, width)
+            self.projection = nn.Linear(weight.shape[1], width, bias=False, dtype=features.dtype)
+            self.projection.load_state_dict({"weight": weight})
         self.classifier = CosineClassifier(width, self.num_classes, scale).to(features.dtype)
-        self.classifier.load_state_dict({"weight": F.normalize(features, dim=1)})
+        self.classifier.load_state_dict({"weight": features})
         if encoder is not None:
             self._check_width(self.encoder.num_features)  # type: ignore[arg-type]
 
@@ -98,10 +101,3 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
                 f"the image tower gives {width} features and {reader} {expected}: give a projection (dimension of the "
                 "text features, features of the tower), or the tower that belongs to them"
             )
-
-
-def _linear(weight: Tensor) -> nn.Linear:
-    """Return a linear map without bias."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False).to(weight.dtype)
-    linear.load_state_dict({"weight": weight})
-    return linear

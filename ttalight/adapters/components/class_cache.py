@@ -34,8 +34,8 @@ class ClassCache:
 
     def read(self, features: Tensor, sharpness: float) -> Tensor:
         """Return how similar features are to those of each class, (B, C); see ``follow``."""
-        weights = _similarities(features, self.features.flatten(0, 1), self.entropies.flatten() < torch.inf, sharpness)
-        return self._by_class(weights, None)
+        weights = _similarities(features, self.features.flatten(0, 1), sharpness)
+        return self._by_class(weights * (self.entropies.flatten() < torch.inf))
 
     def follow(
         self, features: Tensor, classes: Tensor, entropies: Tensor, sharpness: float, marks: Tensor | None = None
@@ -51,37 +51,39 @@ class ClassCache:
             sharpness: Of the similarity.
             marks: (B, C), if the cache has marks.
         """
+        count, size = self.entropies.shape
         places = places_along_batch(self.entropies, classes, entropies)
-        vectors = torch.cat([self.features.flatten(0, 1), features])
-        weights = _similarities(features, vectors, places < self.entropies.shape[1], sharpness)
-        sums = self._by_class(weights, classes if marks is None else marks)
-        count, size = self.entropies.shape
-        owners = torch.cat([torch.arange(count, device=classes.device).repeat_interleave(size), classes])
-        # What has no place goes to one place too many, which is cut off.
-        target = torch.where(places[-1] < size, owners * size + places[-1], count * size)
-        new = {"features": features, "entropies": entropies} | ({} if marks is None else {"marks": marks})
-        for name, kept in self.state.items():
-            fill = torch.inf if name == "entropies" else 0
-            values = torch.cat([kept.flatten(0, 1), new[name].to(kept.dtype)])
-            moved = kept.new_full((count * size + 1, *kept.shape[2:]), fill).index_copy_(0, target, values)
-            kept.copy_(moved[:-1].view_as(kept))
-        return sums
+        present = places < size
+        old, new = present[:, : count * size], present[:, count * size :]
+        stands = classes[:, None] == torch.arange(count, device=classes.device) if marks is None else marks
+        before = self._by_class(_similarities(features, self.features.flatten(0, 1), sharpness) * old)
+        since = (_similarities(features, features, sharpness) * new) @ stands.to(features.dtype)
+        self._insert(places[-1], classes, {"features": features, "entropies": entropies, "marks": marks})
+        return before + since
 
-    def _by_class(self, weights: Tensor, new: Tensor | None) -> Tensor:
-        """Return the sums of weights over what stands for each class, (B, C).
-
-        Args:
-            weights: (B, C * M), or (B, C * M + B) with new features.
-            new: Their classes, (B,), or their marks, (B, C).
-        """
-        count, size = self.entropies.shape
-        old, rest = weights[:, : count * size], weights[:, count * size :]
+    def _by_class(self, weights: Tensor) -> Tensor:
+        """Return the sums of weights, (B, C * M), over the features that stand for each class, (B, C)."""
         if self.marks is None:
-            sums = old.reshape(-1, count, size).sum(2)
-            stands = None if new is None else new[:, None] == torch.arange(count, device=new.device)
-        else:
-            sums, stands = old @ self.marks.flatten(0, 1).to(old.dtype), new
-        return sums if stands is None else sums + rest @ stands.to(rest.dtype)
+            return weights.view(-1, *self.entropies.shape).sum(2)
+        return weights @ self.marks.flatten(0, 1).to(weights.dtype)
+
+    def _insert(self, places: Tensor, classes: Tensor, new: dict[str, Tensor | None]) -> None:
+        """Move the features of the cache and new ones to their places, (C * M + B,), in the classes of the new ones."""
+        count, size = self.entropies.shape
+        slots = torch.arange(count * size + 1, device=classes.device)
+        owners = torch.cat([slots[:-1] // size, classes])
+        # What has no place goes to one slot too many.
+        target = torch.where(places < size, owners * size + places, count * size)
+        comes_from = slots.index_copy(0, target, torch.arange(len(target), device=classes.device))
+        changing = (classes[:, None] * size + slots[:size]).flatten()
+        source = comes_from[changing]
+        is_old, given = source < count * size, (source - count * size).clamp_min(0)
+        for name, kept in self.state.items():
+            values, flat = new[name], kept.view(count * size, *kept.shape[2:])
+            assert values is not None
+            stays = flat[source.clamp(max=count * size - 1)]
+            mask = is_old.view(-1, *[1] * (flat.ndim - 1))
+            flat.index_copy_(0, changing, torch.where(mask, stays, values.to(kept.dtype)[given]))
 
 
 def places_along_batch(kept: Tensor, classes: Tensor, entropies: Tensor) -> Tensor:
@@ -108,6 +110,6 @@ def places_along_batch(kept: Tensor, classes: Tensor, entropies: Tensor) -> Tens
     return places.masked_fill(~is_there, size)
 
 
-def _similarities(features: Tensor, keys: Tensor, present: Tensor, sharpness: float) -> Tensor:
-    """Return exp(-sharpness (1 - cosine)) of features and of the keys that are present, 0 for others, (B, K)."""
-    return (sharpness * (features @ keys.T - 1)).exp().masked_fill(~present, 0)
+def _similarities(features: Tensor, keys: Tensor, sharpness: float) -> Tensor:
+    """Return exp(-sharpness (1 - cosine)) of unit vectors, (B, D), and others, (K, D), as (B, K)."""
+    return (sharpness * (features @ keys.T - 1)).exp()
