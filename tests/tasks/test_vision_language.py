@@ -12,7 +12,7 @@ from torch import nn
 
 from ttalight.adapters import LAME, T3A, RetrievalFusion, Source, Tent
 from ttalight.cli import main
-from ttalight.models import CosineClassifier, ensemble_text_features
+from ttalight.models import CosineClassifier, encode_class_names, ensemble_text_features
 from ttalight.models.label_space import select_classes
 from ttalight.tasks import VisionLanguageTask
 
@@ -105,6 +105,37 @@ def test_prompts_are_averaged():
         assert row == pytest.approx([value / math.hypot(*mean) for value in mean])
     with pytest.raises(ValueError, match=r"of shape \(templates, classes, dimension\), got \(4, 5\)"):
         ensemble_text_features(features[0])
+
+
+def test_class_names_become_text_features(model):
+    seen = []
+
+    def tokenize(texts):
+        seen.append(texts)
+        return torch.tensor([[len(text), text.count("a"), text.count("t"), 1] for text in texts]).double()
+
+    features = encode_class_names(model, tokenize, ["cat", "rat {}"], ["a {}.", "this is {}, a {}"])
+    assert seen == [["a cat.", "a rat {}."], ["this is cat, a cat", "this is rat {}, a rat {}"]]
+    prompts = torch.stack([model.encode_text(tokenize(texts)) for texts in list(seen)])
+    assert torch.equal(features, ensemble_text_features(prompts))
+    assert not features.requires_grad
+    default = encode_class_names(model, tokenize, ["cat"])
+    assert seen[-1] == ["a photo of a cat."]
+    assert default.shape == (1, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        ([], ["a {}"], "lists of one string or more"),
+        ("cat", ["a {}"], "lists of one string or more"),
+        (["cat"], "a {}", "lists of one string or more"),
+        (["cat"], ["a {}", "a cat"], r"each template needs \{\} in the place of a name, got 'a cat'"),
+    ],
+)
+def test_wrong_names_and_templates(names, templates, message, model):
+    with pytest.raises(ValueError, match=message):
+        encode_class_names(model, list, names, templates)
 
 
 class TestFiles:

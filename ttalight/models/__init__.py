@@ -5,13 +5,14 @@ from ttalight.models.cifar.cifar_resnet import CifarResNet
 from ttalight.models.cifar.cifar_resnet_gn import CifarResNetGN
 from ttalight.models.cifar.cifar_resnext import CifarResNeXt
 from ttalight.models.cifar.cifar_wide_resnet import CifarWideResNet
-from ttalight.models.cosine_classifier import CosineClassifier, ensemble_text_features
+from ttalight.models.cosine_classifier import CosineClassifier
 from ttalight.models.crop import CenterCrop
 from ttalight.models.encoder import create_encoder
 from ttalight.models.network import Head, Network, Outputs
 from ttalight.models.norm import NormLayer, NormMode, find_norms
 from ttalight.models.normalize import Normalize
 from ttalight.models.preprocessing import Preprocessing, preprocessing_of
+from ttalight.models.prompts import encode_class_names, ensemble_text_features
 
 __all__ = [
     "CenterCrop",
@@ -29,6 +30,7 @@ __all__ = [
     "Outputs",
     "Preprocessing",
     "create_encoder",
+    "encode_class_names",
     "ensemble_text_features",
     "find_norms",
     "preprocessing_of",

@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.errors import InputError
-
-__all__ = ["CosineClassifier", "ensemble_text_features"]
+__all__ = ["CosineClassifier"]
 
 
 class CosineClassifier(nn.Linear):
@@ -35,22 +33,3 @@ class CosineClassifier(nn.Linear):
     def extra_repr(self) -> str:
         """Return the settings."""
         return f"in_features={self.in_features}, out_features={self.out_features}, scale={self.scale:g}"
-
-
-def ensemble_text_features(features: Tensor) -> Tensor:
-    """Average the text features of several prompts for each class: the mean of unit vectors, of length one again.
-
-    Args:
-        features: (T, C, D) of T prompt templates, of any length.
-
-    Returns:
-        Unit vectors, (C, D).
-
-    Raises:
-        ValueError: If it has another shape.
-    """
-    if features.ndim != 3 or len(features) == 0:
-        raise InputError(
-            f"expected text features of shape (templates, classes, dimension), got {tuple(features.shape)}"
-        )
-    return F.normalize(F.normalize(features, dim=2).mean(0), dim=1)
