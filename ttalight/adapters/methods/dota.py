@@ -9,17 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.adapters.adapter import Adapter
-from ttalight.adapters.components.image_predictions import check_image_predictions
-from ttalight.adapters.components.inference import check_inference
+from ttalight.adapters.feature import FeatureAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
-from ttalight.models.network import Network
 
 __all__ = ["DoTA", "follow_gaussians", "gaussian_scores"]
 
 
-class DoTA(Adapter):
+class DoTA(FeatureAdapter):
     """Adds to the logits the scores of Gaussians of the classes, which are estimated from the stream.
 
     Each class has a mean, which begins as its row of the classifier, and all share a covariance. The scores are those
@@ -48,6 +45,8 @@ class DoTA(Adapter):
         ValueError: If an argument is out of range; at the first batch, if the classifier cannot be found.
     """
 
+    images_are_for = ("estimates Gaussians of the features of images", "a state")
+
     def __init__(
         self,
         variance: float = 2e-3,
@@ -57,7 +56,7 @@ class DoTA(Adapter):
         norm: Literal["source", "batch"] = "source",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(norm=norm, **kwargs)
         if not 0 < variance < math.inf:
             raise InputError(f"variance must be positive and finite, got {variance}")
         if not 0 < ridge < 1:
@@ -65,18 +64,11 @@ class DoTA(Adapter):
         for name, value in (("growth", growth), ("largest_weight", largest_weight)):
             if not 0 <= value < math.inf:
                 raise InputError(f"{name} must be at least 0 and finite, got {value}")
-        if norm not in ("source", "batch"):
-            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
         self.variance, self.ridge, self.growth, self.largest_weight = variance, ridge, growth, largest_weight
-        self.norm = norm
-
-    def check(self, net: Network) -> None:
-        """Check that there can be a classifier, and layers whose statistics can be chosen."""
-        check_inference(net, self.norm)
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with the rows of the classifier as means, those of masked classes left out."""
-        net.set_norm_mode("batch" if self.norm == "batch" else "source")
+        super().configure(net)
         weight = net.head.weight
         self._possible = net.possible_classes
         self._means = F.normalize(weight, dim=1) * self._possible[:, None]
@@ -90,7 +82,7 @@ class DoTA(Adapter):
     @torch.no_grad()
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict the batch, then let the Gaussians follow it."""
-        logits, features = self._pass(net, images)
+        logits, features = self.read_units(net, images)
         fused = self._fuse(logits, features)
         probabilities = logits.softmax(1).to(features.dtype)
         follow_gaussians(self._means, self._counts, self._covariance, features, probabilities)
@@ -99,12 +91,7 @@ class DoTA(Adapter):
     @torch.no_grad()
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict the batch by the network and the present Gaussians."""
-        return self._fuse(*self._pass(net, images))
-
-    def _pass(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = net(images)
-        check_image_predictions(outputs.logits, "DoTA", "estimates Gaussians of the features of images", "a state")
-        return outputs.logits, F.normalize(outputs.vectors, dim=1).to(self._means.dtype)
+        return self._fuse(*self.read_units(net, images))
 
     def _fuse(self, logits: Tensor, features: Tensor) -> Tensor:
         scores = gaussian_scores(features, self._means, self._covariance, self.ridge)

@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.adapters.adapter import Adapter
-from ttalight.adapters.components.inference import check_inference
+from ttalight.adapters.feature import FeatureAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
 from ttalight.losses.entropy import is_masked
-from ttalight.models.network import Network
 
 __all__ = ["LAME", "affinity", "laplacian_adjusted"]
 
@@ -21,7 +19,7 @@ __all__ = ["LAME", "affinity", "laplacian_adjusted"]
 _FLOOR = 1e-10
 
 
-class LAME(Adapter):
+class LAME(FeatureAdapter):
     """Adjusts the predictions of a batch so that images with similar features agree; nothing is learned.
 
     Returns log-probabilities. Strong where neighbours in a batch share their class (correlated streams), harmful where
@@ -46,6 +44,8 @@ class LAME(Adapter):
         ValueError: If an argument is out of range; at the first batch, if the classifier cannot be found.
     """
 
+    images_are_for = ("compares features of images", "neighbours")
+
     def __init__(
         self,
         kernel: Literal["rbf", "knn", "linear"] = "rbf",
@@ -55,33 +55,19 @@ class LAME(Adapter):
         norm: Literal["source", "batch"] = "source",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(norm=norm, **kwargs)
         if kernel not in ("rbf", "knn", "linear"):
             raise InputError(f"kernel must be 'rbf', 'knn' or 'linear', got {kernel!r}")
         if neighbors < 1 or iterations < 1:
             raise InputError(f"neighbors and iterations must be at least 1, got {neighbors} and {iterations}")
-        if norm not in ("source", "batch"):
-            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
         self.kernel, self.neighbors, self.symmetric = kernel, neighbors, symmetric
-        self.iterations, self.norm = iterations, norm
-
-    def check(self, net: Network) -> None:
-        """Check that there can be a classifier, and layers whose statistics can be chosen."""
-        check_inference(net, self.norm)
-
-    def configure(self, net: AdaptiveNetwork) -> None:
-        """Keep the features of each pass."""
-        net.set_norm_mode("batch" if self.norm == "batch" else "source")
-        _ = net.head
+        self.iterations = iterations
 
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict, then let neighbours agree."""
         with torch.no_grad():
-            logits, features = net(images)
-            assert features is not None
-            if logits.ndim != 2:
-                raise InputError(f"LAME classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
-            weights = affinity(F.normalize(features.flatten(1), dim=1), self.kernel, self.neighbors)
+            logits, features = self.read(net, images)
+            weights = affinity(F.normalize(features, dim=1), self.kernel, self.neighbors)
             if self.symmetric:
                 weights = (weights + weights.T) / 2
             raised = (logits.softmax(1) + _FLOOR).log()

@@ -9,18 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.adapters.adapter import Adapter
-from ttalight.adapters.components.image_predictions import check_image_predictions
-from ttalight.adapters.components.inference import check_inference
+from ttalight.adapters.feature import FeatureAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
 from ttalight.losses.entropy import is_masked
-from ttalight.models.network import Network
 
 __all__ = ["OnZeta", "followed_duals", "followed_proxies"]
 
 
-class OnZeta(Adapter):
+class OnZeta(FeatureAdapter):
     """Mixes two predictions that are learned online: the text's with balanced classes, and one by proxies of classes.
 
     The first is the network's prediction with an offset for each class, which grows as long as the class is predicted
@@ -48,6 +45,8 @@ class OnZeta(Adapter):
         ValueError: If an argument is out of range; at the first batch, if the classifier cannot be found.
     """
 
+    images_are_for = ("compares features of images with proxies", "proxies")
+
     def __init__(
         self,
         images: int = 10_000,
@@ -59,7 +58,7 @@ class OnZeta(Adapter):
         norm: Literal["source", "batch"] = "source",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(norm=norm, **kwargs)
         if images < 1:
             raise InputError(f"images must be at least 1, got {images}")
         for name, value in (("share", share), ("balance", balance)):
@@ -70,18 +69,12 @@ class OnZeta(Adapter):
         for name, value in (("proxy_rate", proxy_rate), ("offset_rate", offset_rate)):
             if not 0 <= value < math.inf:
                 raise InputError(f"{name} must be at least 0 and finite, got {value}")
-        if norm not in ("source", "batch"):
-            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
         self.images, self.share, self.temperature = images, share, temperature
-        self.proxy_rate, self.offset_rate, self.balance, self.norm = proxy_rate, offset_rate, balance, norm
-
-    def check(self, net: Network) -> None:
-        """Check that there can be a classifier, and layers whose statistics can be chosen."""
-        check_inference(net, self.norm)
+        self.proxy_rate, self.offset_rate, self.balance = proxy_rate, offset_rate, balance
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with the rows of the classifier as proxies, and without offsets."""
-        net.set_norm_mode("batch" if self.norm == "batch" else "source")
+        super().configure(net)
         weight = net.head.weight
         self._possible = net.possible_classes
         self._proxies = F.normalize(weight, dim=1) * self._possible[:, None]
@@ -95,7 +88,7 @@ class OnZeta(Adapter):
     @torch.no_grad()
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict each image, then learn from it."""
-        logits, features = self._pass(net, images)
+        logits, features = self.read_units(net, images)
         predicted = []
         for number in range(len(logits)):
             image = slice(number, number + 1)
@@ -107,13 +100,8 @@ class OnZeta(Adapter):
     @torch.no_grad()
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict each image of the batch as if it were the next one."""
-        logits, features = self._pass(net, images)
+        logits, features = self.read_units(net, images)
         return self._mix(*self._predictions(logits, features)).to(logits.dtype)
-
-    def _pass(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = net(images)
-        check_image_predictions(outputs.logits, "OnZeta", "compares features of images with proxies", "proxies")
-        return outputs.logits, F.normalize(outputs.vectors, dim=1).to(self._proxies.dtype)
 
     def _predictions(self, logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probabilities by the text and by the proxies, (B, C) each."""

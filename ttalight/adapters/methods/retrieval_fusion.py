@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttalight.adapters.components.approximate_search import ApproximateSearch, load_faiss
-from ttalight.adapters.components.image_predictions import check_image_predictions
-from ttalight.adapters.components.inference import check_inference
 from ttalight.adapters.components.neighbors import FeatureBank
+from ttalight.adapters.feature import FeatureAdapter
 from ttalight.adapters.source_data import SourceDataAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
@@ -21,7 +20,7 @@ from ttalight.models.network import Network
 __all__ = ["RetrievalFusion", "fuse_by_entropy", "weighted_log_probabilities"]
 
 
-class RetrievalFusion(SourceDataAdapter):
+class RetrievalFusion(SourceDataAdapter, FeatureAdapter):
     """Fuses each prediction with those of the nearest features in a memory. Nothing is learned.
 
     The memory holds unit vectors of features, and class probabilities. For each image the ``neighbors`` entries with
@@ -54,6 +53,8 @@ class RetrievalFusion(SourceDataAdapter):
         ImportError: In ``wrap``, if approximate search is asked for and faiss is not installed.
     """
 
+    images_are_for = ("fetches predictions of similar images", "a memory")
+
     def __init__(
         self,
         memory: Literal["stream", "source"] = "stream",
@@ -65,7 +66,7 @@ class RetrievalFusion(SourceDataAdapter):
         probes: int = 8,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(norm=norm, **kwargs)
         if memory not in ("stream", "source"):
             raise InputError(f"memory must be 'stream' or 'source', got {memory!r}")
         for name, value in (("entries", entries), ("neighbors", neighbors), ("probes", probes)):
@@ -75,8 +76,6 @@ class RetrievalFusion(SourceDataAdapter):
             raise InputError(f"neighbors must be at most entries ({entries}), got {neighbors}")
         if not temperature > 0:
             raise InputError(f"temperature must be positive, got {temperature}")
-        if norm not in ("source", "batch"):
-            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
         if search not in ("exact", "approximate"):
             raise InputError(f"search must be 'exact' or 'approximate', got {search!r}")
         if search == "approximate" and memory == "stream":
@@ -84,18 +83,18 @@ class RetrievalFusion(SourceDataAdapter):
                 "search='approximate' needs memory='source': a memory of the stream changes in every batch"
             )
         self.memory, self.entries, self.neighbors = memory, entries, neighbors
-        self.temperature, self.norm = temperature, norm
+        self.temperature = temperature
         self.search, self.probes = search, probes
 
     def check(self, net: Network) -> None:
-        """Check that there can be a classifier, and layers whose statistics can be chosen."""
-        check_inference(net, self.norm)
+        """Check the classifier and the layers, and that faiss is there where it is asked for."""
+        super().check(net)
         if self.search == "approximate":
             load_faiss()
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with an empty memory, or with that of source images."""
-        net.set_norm_mode("batch" if self.norm == "batch" else "source")
+        super().configure(net)
         weight = net.head.weight
         empty = weight.new_zeros(self.entries, weight.shape[1]), weight.new_zeros(self.entries, len(weight))
         self._bank = FeatureBank(*empty)
@@ -107,7 +106,7 @@ class RetrievalFusion(SourceDataAdapter):
         """Fill the memory with source images."""
         without, instead = "it predicts as the network does", ", or set memory='stream'"
         for batch in self.source_batches(net, self.entries, without, instead) or ():
-            logits, features = self._pass(net, batch.images.to(net.device))
+            logits, features = self.read(net, batch.images.to(net.device))
             predictions = logits.softmax(1)
             if batch.labels is not None:
                 predictions = F.one_hot(batch.labels.to(net.device), logits.shape[1]).to(logits.dtype)
@@ -119,7 +118,7 @@ class RetrievalFusion(SourceDataAdapter):
 
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict the batch by the network and the memory, then insert it."""
-        logits, features = self._pass(net, images)
+        logits, features = self.read(net, images)
         fused = self._fuse(logits, features)
         if self.memory == "stream":
             self._bank.add(features, logits.softmax(1))
@@ -127,13 +126,7 @@ class RetrievalFusion(SourceDataAdapter):
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict the batch by the network and the present memory."""
-        return self._fuse(*self._pass(net, images))
-
-    @torch.no_grad()
-    def _pass(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = net(images)
-        check_image_predictions(outputs.logits, "RetrievalFusion", "fetches predictions of similar images", "a memory")
-        return outputs.logits, outputs.vectors
+        return self._fuse(*self.read(net, images))
 
     def _fuse(self, logits: Tensor, features: Tensor) -> Tensor:
         cosines, predictions = self._searched.nearest(features, self.neighbors)

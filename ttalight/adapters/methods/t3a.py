@@ -8,18 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.adapters.adapter import Adapter
-from ttalight.adapters.components.inference import check_inference
+from ttalight.adapters.feature import FeatureAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
 from ttalight.losses.entropy import entropy, is_masked
 from ttalight.models.exported_norm import become
-from ttalight.models.network import Network
 
 __all__ = ["T3A", "insert_supports"]
 
 
-class T3A(Adapter):
+class T3A(FeatureAdapter):
     """Classifies by the class means of the most confident features seen so far, the network frozen.
 
     Each class keeps the M features of lowest entropy among those that the source classifier gives to it, beginning with
@@ -39,23 +37,18 @@ class T3A(Adapter):
         ValueError: If an argument is out of range; at the first batch, if the classifier cannot be found.
     """
 
+    images_are_for = ("keeps features of images", "supports")
     prediction = "after"
 
     def __init__(self, supports: int = 100, norm: Literal["source", "batch"] = "source", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(norm=norm, **kwargs)
         if supports < 1:
             raise InputError(f"supports must be at least 1, got {supports}")
-        if norm not in ("source", "batch"):
-            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
-        self.supports, self.norm = supports, norm
-
-    def check(self, net: Network) -> None:
-        """Check that there can be a classifier, and layers whose statistics can be chosen."""
-        check_inference(net, self.norm)
+        self.supports = supports
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with the rows of the classifier, those of masked classes left out."""
-        net.set_norm_mode("batch" if self.norm == "batch" else "source")
+        super().configure(net)
         weight, bias, scale = net.head
         logits = scale * weight @ weight.T
         logits = logits if bias is None else logits + bias
@@ -72,25 +65,19 @@ class T3A(Adapter):
 
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Insert the batch, then predict it."""
-        logits, features = self._pass(net, images)
-        insert_supports(self._features, self._entropies, features, logits)
+        logits, features = self.read(net, images)
+        insert_supports(self._features, self._entropies, features.to(self._features.dtype), logits)
         return self._classify(features, logits)
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict the batch by the present supports."""
-        logits, features = self._pass(net, images)
+        logits, features = self.read(net, images)
         return self._classify(features, logits)
 
-    @torch.no_grad()
-    def _pass(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, features = net(images)
-        assert features is not None
-        if logits.ndim != 2:
-            raise InputError(f"T3A classifies images, logits (B, C); the network returned {tuple(logits.shape)}")
-        return logits, features.flatten(1).to(self._features.dtype)
-
     def _classify(self, features: Tensor, logits: Tensor) -> Tensor:
-        return F.linear(features, self._prototypes()).masked_fill(is_masked(logits), -torch.inf)
+        return F.linear(features.to(self._features.dtype), self._prototypes()).masked_fill(
+            is_masked(logits), -torch.inf
+        )
 
     def _prototypes(self) -> Tensor:
         sums = F.normalize(self._features, dim=2).sum(1)  # empty places are zero

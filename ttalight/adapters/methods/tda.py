@@ -7,22 +7,18 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.adapters.adapter import Adapter
 from ttalight.adapters.components.class_cache import ClassCache
-from ttalight.adapters.components.image_predictions import check_image_predictions
-from ttalight.adapters.components.inference import check_inference
+from ttalight.adapters.feature import FeatureAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
 from ttalight.losses.entropy import entropy
-from ttalight.models.network import Network
 
 __all__ = ["TDA"]
 
 
-class TDA(Adapter):
+class TDA(FeatureAdapter):
     """Adds to the logits how similar an image is to confident images of each class, and subtracts the same of others.
 
     The positive cache keeps the features of lowest entropy of each predicted class. The negative one keeps features of
@@ -53,6 +49,7 @@ class TDA(Adapter):
         ValueError: If an argument is out of range; at the first batch, if the classifier cannot be found.
     """
 
+    images_are_for = ("keeps features of images", "a cache")
     prediction = "after"
 
     def __init__(
@@ -68,7 +65,7 @@ class TDA(Adapter):
         norm: Literal["source", "batch"] = "source",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(norm=norm, **kwargs)
         for name, size in (("positive_size", positive_size), ("negative_size", negative_size)):
             if size < 1:
                 raise InputError(f"{name} must be at least 1, got {size}")
@@ -82,21 +79,14 @@ class TDA(Adapter):
         for name, pair in (("entropy_range", entropy_range), ("probability_range", probability_range)):
             if len(pair) != 2 or not 0 <= pair[0] < pair[1]:
                 raise InputError(f"{name} must be two numbers, 0 <= lower < upper, got {list(pair)}")
-        if norm not in ("source", "batch"):
-            raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
         self.positive_size, self.negative_size = positive_size, negative_size
         self.positive_weight, self.negative_weight = positive_weight, negative_weight
         self.positive_sharpness, self.negative_sharpness = positive_sharpness, negative_sharpness
         self.entropy_range, self.probability_range = tuple(entropy_range), tuple(probability_range)
-        self.norm = norm
-
-    def check(self, net: Network) -> None:
-        """Check that there can be a classifier, and layers whose statistics can be chosen."""
-        check_inference(net, self.norm)
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with empty caches."""
-        net.set_norm_mode("batch" if self.norm == "batch" else "source")
+        super().configure(net)
         weight = net.head.weight
         self._positive = ClassCache(weight, self.positive_size)
         self._negative = ClassCache(weight, self.negative_size, marked=True)
@@ -110,7 +100,7 @@ class TDA(Adapter):
     @torch.no_grad()
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Insert and predict each image of the batch."""
-        logits, features = self._pass(net, images)
+        logits, features = self.read_units(net, images)
         classes, entropies, probabilities = logits.argmax(1), entropy(logits), logits.softmax(1)
         lower, upper = self.entropy_range
         share = entropies / self._span
@@ -124,14 +114,9 @@ class TDA(Adapter):
     @torch.no_grad()
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict the batch by the present caches. While they are empty, the network's logits are the prediction."""
-        logits, features = self._pass(net, images)
+        logits, features = self.read_units(net, images)
         positive = self._positive.read(features, self.positive_sharpness)
         return self._fuse(logits, positive, self._negative.read(features, self.negative_sharpness))
-
-    def _pass(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = net(images)
-        check_image_predictions(outputs.logits, "TDA", "keeps features of images", "a cache")
-        return outputs.logits, F.normalize(outputs.vectors, dim=1).to(self._positive.features.dtype)
 
     def _fuse(self, logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         return logits + self.positive_weight * positive - self.negative_weight * negative
