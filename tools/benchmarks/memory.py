@@ -48,7 +48,8 @@ SETTINGS = {
     "T3A": {"supports": 20},
     "TestTimeTraining": {"steps": 1},
 }
-BASES = (Adapter, GradientAdapter, SelfTrainingAdapter, EntropyAdapter)
+#: Bases, and FOA, which adapts vision transformers alone.
+NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter, EntropyAdapter, adapters.FOA)
 #: The last entry adapts with a window.
 WINDOW = "Tent, window of 8"
 
@@ -93,7 +94,7 @@ def methods() -> dict[str, Callable[[], adapters.AdaptedNetwork]]:
     made = {
         name: lambda name=name, cls=cls: cls(reset="never", **SETTINGS.get(name, {})).wrap(Task())
         for name, cls in found.items()
-        if cls not in BASES
+        if cls not in NOT_MEASURED
     }
     return made | {WINDOW: lambda: Tent(reset="never").wrap(Task(), window=8)}
 

@@ -15,7 +15,7 @@ from ttalight.adapters import Adapter, EntropyAdapter, GradientAdapter, SelfTrai
 from ttalight.models.cifar.cifar_resnet import cifar_resnet20
 from ttalight.tasks import CrossTaskTTT
 
-NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter, EntropyAdapter)
+NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter, EntropyAdapter, adapters.FOA)
 METHODS: dict[str, type[Adapter]] = {
     name: value
     for name in adapters.__all__

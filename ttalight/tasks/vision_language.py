@@ -50,7 +50,7 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
         self,
         text_features: str | Tensor,
         encoder: str | None = None,
-        image_tower: nn.Module | None = None,
+        image_tower: Any = None,
         scale: float = 100.0,
         projection: str | Tensor | None = None,
         stem: Literal["cifar", "imagenet"] = "imagenet",
