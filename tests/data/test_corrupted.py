@@ -80,6 +80,31 @@ class TestReading:
                 torch.from_numpy(published(0)[4 * COUNT]).permute(2, 0, 1),
             )
 
+    @pytest.mark.parametrize("domain", ["fog", "clean"])
+    def test_some_classes(self, domain, layout, clean):
+        data = CorruptedDataModule(root=str(layout.parent), domains=[domain], classes=[7, 2], limit=30)
+        whole = CorruptedDataModule(root=str(layout.parent), domains=[domain], limit=30)
+        part, images = domains_of(data)[domain], domains_of(whole)[domain].images
+        assert part.labels.tolist() == [1, 0] * 3
+        assert torch.equal(part.images, images[[2, 7, 12, 17, 22, 27]])
+        assert data.num_classes == 2
+        assert data.protocol() == {"classes": [7, 2]}
+        for classes in ([3], [1, 1], [0, 10]):
+            with pytest.raises(ValueError, match="classes must be two numbers or more from 0 to 9, each once"):
+                CorruptedDataModule(classes=classes)
+
+    def test_scaled_images(self, layout):
+        data = CorruptedDataModule(root=str(layout.parent), domains=["fog"], resize=48)
+        images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        images[0] = 51
+        scaled, labels = data.on_after_batch_transfer((images, torch.arange(2)), 0)
+        assert scaled.shape == (2, 3, 48, 48)
+        torch.testing.assert_close(scaled[0], torch.full((3, 48, 48), 0.2))
+        assert labels.tolist() == [0, 1]
+        assert data.protocol() == {"resize": 48, "interpolation": "bicubic"}
+        with pytest.raises(ValueError, match="resize must be at least 1 pixel, got 0"):
+            CorruptedDataModule(resize=0)
+
     def test_fifteen_domains_by_default(self):
         assert CorruptedDataModule().domains == COMMON
 

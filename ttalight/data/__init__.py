@@ -6,6 +6,7 @@ from ttalight.data.corrupted import CorruptedDataModule
 from ttalight.data.digit_sets import DigitSetsDataModule
 from ttalight.data.digits import DigitsDataModule
 from ttalight.data.domain_folders import DomainFoldersDataModule
+from ttalight.data.embeddings import EmbeddingsDataModule, save_embeddings
 from ttalight.data.image_folder import ImageFolderDataModule
 from ttalight.data.imagenet import ImageNetDataModule
 from ttalight.data.layout import CorruptedFolder
@@ -49,6 +50,7 @@ __all__ = [
     "DigitsDataModule",
     "Domain",
     "DomainFoldersDataModule",
+    "EmbeddingsDataModule",
     "Gradual",
     "ImageArrays",
     "ImageDataModule",
@@ -71,4 +73,5 @@ __all__ = [
     "TinyImageNetDataModule",
     "UnlabelledFolderDataModule",
     "Visit",
+    "save_embeddings",
 ]

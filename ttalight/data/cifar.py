@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.nn.functional import interpolate
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ttalight.data.arrays import ImageArrays
@@ -17,6 +19,7 @@ from ttalight.data.download import DATA_VARIABLE, data_root, fetch, unpack
 from ttalight.data.layout import check_images, check_labels, read_npy
 from ttalight.data.module import ImageDataModule, Split
 from ttalight.data.splits import held_out
+from ttalight.data.streams import Domain
 from ttalight.errors import InputError, MissingFileError
 
 __all__ = ["CIFARDataModule"]
@@ -58,6 +61,11 @@ class CIFARDataModule(ImageDataModule):
         download: Fetch what is missing (170 MB).
         validation: Number of training images kept for validation. With 0 all of them are trained on and nothing is
             validated.
+        resize: Side in pixels that the images of a batch are scaled to on the device, bicubic, after they are
+            corrupted: for networks of larger images. By default images have 32 x 32 pixels.
+        classes: Use only the images of these classes, which are numbered from 0 in this order, for example those that
+            a vision-language model was not trained on. ``limit`` counts the images of all classes. The classifier of
+            a task with more classes keeps these alone.
         kwargs: See ``ImageDataModule``.
 
     Raises:
@@ -71,6 +79,8 @@ class CIFARDataModule(ImageDataModule):
         root: str | None = None,
         download: bool = False,
         validation: int = 5000,
+        resize: int | None = None,
+        classes: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -78,12 +88,52 @@ class CIFARDataModule(ImageDataModule):
             raise InputError(f"dataset must be one of {', '.join((*_SETS, *_NEW_TESTS))}, got {dataset!r}")
         if validation < 0:
             raise InputError(f"validation must be at least 0, got {validation}")
+        if resize is not None and resize < 1:
+            raise InputError(f"resize must be at least 1 pixel, got {resize}")
+        self.resize, self.interpolation = resize, "bicubic"
         self.dataset = dataset
         self.files, self.num_classes, self.mean, self.std = _SETS["cifar10" if dataset in _NEW_TESTS else dataset]
+        #: Number of classes of the whole set.
+        self.set_classes = self.num_classes
+        if classes is not None:
+            if len({*classes}) != len(classes) or len(classes) < 2 or not {*classes} <= {*range(self.num_classes)}:
+                raise InputError(
+                    f"classes must be two numbers or more from 0 to {self.num_classes - 1}, each once, got {classes!r}"
+                )
+            self.num_classes = len(classes)
+        self.source_classes = None if classes is None else tuple(classes)
         self.root = data_root(root)
         self.download = download
         self.validation = validation
         self.has_validation = validation > 0
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the size that images are scaled to and the classes, where they are given; saved with a result."""
+        size = {} if self.resize is None else {"resize": self.resize, "interpolation": self.interpolation}
+        return size if self.source_classes is None else size | {"classes": list(self.source_classes)}
+
+    def open(self, split: Split) -> ImageArrays:
+        """Return the clean images of a split, those of ``classes``."""
+        return self.of_classes(self.load(split))
+
+    def load_domains(self) -> list[tuple[Domain, ImageArrays]]:
+        """Return the domains of ``stream_domains``, in that order, with their images of ``classes``."""
+        return [(domain, self.of_classes(arrays)) for domain, arrays in super().load_domains()]
+
+    def of_classes(self, arrays: ImageArrays) -> ImageArrays:
+        """Return the images of ``classes``, with their new labels."""
+        if self.source_classes is None:
+            return arrays
+        is_class = arrays.labels[:, None] == torch.tensor(self.source_classes)
+        chosen = is_class.any(1)
+        return ImageArrays(arrays.images[chosen], is_class[chosen].long().argmax(1))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn the images of a batch into floats in [0, 1], and scale them, on the device."""
+        images, *rest = super().on_after_batch_transfer(batch, dataloader_idx)
+        if self.resize is not None:
+            images = interpolate(images, size=self.resize, mode="bicubic", antialias=True).clamp_(0, 1)
+        return (images, *rest)
 
     @property
     def clean_folder(self) -> Path:
@@ -137,7 +187,7 @@ class CIFARDataModule(ImageDataModule):
             )
         images, labels = map(read_npy, paths)
         check_images(images, paths[0], 1)
-        check_labels(labels, paths[1], len(images), paths[0], self.num_classes)
+        check_labels(labels, paths[1], len(images), paths[0], self.set_classes)
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return ImageArrays(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)))
 

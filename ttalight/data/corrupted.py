@@ -119,7 +119,7 @@ class CorruptedDataModule(CIFARDataModule):
             )
         wanted = self.stream_domains()
         read = {key: self._read_domain(folder, *key) for key in dict.fromkeys(wanted)}
-        return [read[key] for key in wanted]
+        return [(domain, self.of_classes(arrays)) for domain, arrays in (read[key] for key in wanted)]
 
     def _read_domain(self, folder: CorruptedFolder, name: str, severity: int) -> tuple[Domain, ImageArrays]:
         if name == "clean":
@@ -127,7 +127,7 @@ class CorruptedDataModule(CIFARDataModule):
             return Domain(name), ImageArrays(clean.images[: self.limit], clean.labels[: self.limit])
         procedural = name == "frost" and folder.frost == FROST_PROCEDURAL
         domain = Domain(f"frost_{FROST_PROCEDURAL}" if procedural else name, severity)
-        images = folder.read(name, severity, self.num_classes, self.limit)
+        images = folder.read(name, severity, self.set_classes, self.limit)
         height, width = images.images.shape[2:]
         if (height, width) != (32, 32):
             raise InputError(

@@ -5,6 +5,7 @@ from ttalight.tasks.base import BaseTask
 from ttalight.tasks.clust3 import ClusT3
 from ttalight.tasks.contrastive import ContrastiveTask
 from ttalight.tasks.cross_task_ttt import CrossTaskTTT
+from ttalight.tasks.embedding import EmbeddingTask
 from ttalight.tasks.joint_task import JointTask
 from ttalight.tasks.nc_ttt import NCTTT
 from ttalight.tasks.probe_task import ProbeTask
@@ -20,6 +21,7 @@ __all__ = [
     "ClusT3",
     "ContrastiveTask",
     "CrossTaskTTT",
+    "EmbeddingTask",
     "JointTask",
     "NCTTT",
     "ProbeTask",

@@ -157,13 +157,7 @@ class BaseTask(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Check the data module against the task, and take its normalisation where the task has none."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        self._label_space.restrict(self, getattr(data, "source_classes", None))
-        own, theirs = getattr(self, "num_classes", None), getattr(data, "num_classes", None)
-        if None not in (own, theirs) and own != theirs:
-            raise InputError(
-                f"{type(data).__name__} has {theirs} classes, {type(self).__name__} was made for {own}: "
-                f"set --model.num_classes {theirs}"
-            )
+        self.check_classes(data)
         self.preparation.follow_data(data)
         line = self.preparation.describe(data)
         if stage == "fit" and hasattr(self, "augment"):
@@ -174,6 +168,16 @@ class BaseTask(LightningModule, ABC):
         if self._compile:
             self.encoder.compile()
             self._compile = False
+
+    def check_classes(self, data: Any) -> None:
+        """Check the classes of a data module against those of the task, and leave out those that it does not have."""
+        self._label_space.restrict(self, getattr(data, "source_classes", None))
+        own, theirs = getattr(self, "num_classes", None), getattr(data, "num_classes", None)
+        if None not in (own, theirs) and own != theirs:
+            raise InputError(
+                f"{type(data).__name__} has {theirs} classes, {type(self).__name__} was made for {own}: "
+                f"set --model.num_classes {theirs}"
+            )
 
     def teardown(self, stage: str) -> None:
         """Restore the classes of the classifier that the data module does not have."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.errors import InputError
 from ttalight.tasks.checkpoint import read_content
 
-__all__ = ["class_texts", "projection_weight"]
+__all__ = ["class_texts", "projection_layer"]
 
 
 def class_texts(given: str | Tensor) -> tuple[Tensor, list[str] | None]:
     """Return text features of the classes, (C, D), and the names of the classes, None where they are not known.
 
     Args:
-        given: The features, or a file with them or with a dict of ``features`` and ``names``.
+        given: The features, or a file: with them, with a dict of ``features`` and ``names``, or of saved embeddings.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -25,7 +25,7 @@ def class_texts(given: str | Tensor) -> tuple[Tensor, list[str] | None]:
     content: Any = read_content(given, "text_features") if isinstance(given, str) else given
     names = None
     if isinstance(content, dict):
-        content, names = content.get("features"), content.get("names")
+        content, names = content.get("text_features", content.get("features")), content.get("names")
     features = _matrix(content, "text_features", "of a row for each of two or more classes, or a dict of features")
     if len(features) < 2 or not bool((features.norm(dim=1) > 0).all()):
         raise InputError(
@@ -38,11 +38,12 @@ def class_texts(given: str | Tensor) -> tuple[Tensor, list[str] | None]:
     return features, list(names)
 
 
-def projection_weight(given: str | Tensor, width: int) -> Tensor:
-    """Return the weight of a linear map from image features to those of the text, (D, features).
+def projection_layer(given: str | Tensor, width: int) -> nn.Linear:
+    """Return a linear map from image features to those of the text, as a layer.
 
     Args:
-        given: The weight, or a file with it or with a dict whose ``weight`` it is.
+        given: Its weight, (D, features), or a file: with the weight, with a dict of ``weight`` and at will ``bias``,
+            or a checkpoint of an ``EmbeddingTask``.
         width: D, the dimension of the text features.
 
     Raises:
@@ -50,11 +51,22 @@ def projection_weight(given: str | Tensor, width: int) -> Tensor:
         ValueError: If the file is damaged, or the weight has another shape or is not finite.
     """
     content: Any = read_content(given, "projection") if isinstance(given, str) else given
-    content = content.get("weight") if isinstance(content, dict) else content
-    weight = _matrix(content, "projection", "from features of the image tower, or a dict with such a weight")
+    if isinstance(content, dict):
+        state = content.get("state_dict", {})
+        content = {name: state.get(f"projection.{name}", content.get(name)) for name in ("weight", "bias")}
+    else:
+        content = {"weight": content}
+    weight = _matrix(content["weight"], "projection", "from features of the image tower, or a dict with such a weight")
     if len(weight) != width:
         raise InputError(f"projection: {tuple(weight.shape)} does not map to text features of dimension {width}")
-    return weight
+    state, bias = {"weight": weight}, content.get("bias")
+    if bias is not None:
+        state["bias"] = _matrix(bias[None] if isinstance(bias, Tensor) else bias, "projection: bias", "row")[0]
+    layer = nn.Linear(weight.shape[1], width, bias=bias is not None, dtype=weight.dtype)
+    if bias is not None and len(state["bias"]) != width:
+        raise InputError(f"projection: a bias of {len(state['bias'])} numbers does not fit {width} dimensions")
+    layer.load_state_dict(state)
+    return layer
 
 
 def _matrix(content: Any, argument: str, what: str) -> Tensor:

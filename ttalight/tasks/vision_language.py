@@ -12,7 +12,7 @@ from ttalight.models.cosine_classifier import CosineClassifier
 from ttalight.models.image_tower import ImageTower
 from ttalight.tasks.base import BaseTask
 from ttalight.tasks.classifier_steps import ClassifierSteps
-from ttalight.tasks.text_features import class_texts, projection_weight
+from ttalight.tasks.text_features import class_texts, projection_layer
 
 __all__ = ["VisionLanguageTask"]
 
@@ -32,8 +32,8 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
         image_tower: The image tower in Python instead: a module with ``encode_image``, or one that maps normalised
             images to features, (B, D).
         scale: Factor on the cosines.
-        projection: Linear map from the features of the image tower to those of the text, (D, features); or a file with
-            it, or with a dict whose ``weight`` it is. By default none.
+        projection: Linear map from the features of the image tower to those of the text, (D, features); or a file:
+            with it, with a dict of ``weight`` and ``bias``, or a checkpoint of an ``EmbeddingTask``. By default none.
         stem: ``cifar`` fits a ResNet or an EfficientNet to small images, see ``create_encoder``.
         pretrained: ``true`` for timm's weights of the encoder, or a local file.
         kwargs: See ``BaseTask``. ``mean``, ``std`` and ``image_size`` say how images are prepared for a tower that is
@@ -67,15 +67,13 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
         else:
             assert image_tower is not None
             self.encoder, self._filled = ImageTower(image_tower), True
-            del self.hparams["encoder"]  # results then name the task in its place
+            self.hparams.pop("encoder", None)  # results then name the task in its place
         features, self.class_names = class_texts(text_features)
         features = F.normalize(features.to(next(self.encoder.parameters(), features).dtype), dim=1)
         self.num_classes, width = features.shape
         self.projection: nn.Module = nn.Identity()
         if projection is not None:
-            weight = projection_weight(projection, width)
-            self.projection = nn.Linear(weight.shape[1], width, bias=False, dtype=features.dtype)
-            self.projection.load_state_dict({"weight": weight})
+            self.projection = projection_layer(projection, width).to(features.dtype)
         self.classifier = CosineClassifier(width, self.num_classes, scale).to(features.dtype)
         self.classifier.load_state_dict({"weight": features})
         if encoder is not None:
