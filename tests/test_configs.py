@@ -20,7 +20,10 @@ NAMES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in 
 def twin(config: dict[str, Any]) -> dict[str, Any]:
     """Put digits and a ResNet-8 into a configuration, and two batches in place of all."""
     model, trainer = config["model"]["init_args"], config["trainer"]
-    model["encoder"] = "cifar_resnet8"
+    if config["model"]["class_path"] != "EmbeddingTask":
+        model["encoder"] = "cifar_resnet8"
+    if config["model"]["class_path"] == "VisionLanguageTask":
+        model["stem"] = "cifar"
     if model.get("pretrained"):
         model["pretrained"] = False
     if "num_classes" in model:
@@ -38,13 +41,29 @@ def twin(config: dict[str, Any]) -> dict[str, Any]:
             adapter["read_at"] = [step for step in adapter["read_at"] if step < adapter["steps"]]
     else:
         trainer |= {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0, "enable_model_summary": False}
+    if config["data"]["class_path"] == "EmbeddingsDataModule":
+        return config | {
+            "data": {"class_path": "EmbeddingsDataModule", "init_args": config["data"]["init_args"] | data}
+        }
     return config | {"data": {"class_path": "DigitsDataModule", "init_args": data}}
+
+
+def write_vision_language(folder: Path) -> None:
+    """Write embeddings, text features and a projection for ten classes and the features of a ResNet-8."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    texts, names = torch.randn(10, 6), list("abcdefghij")
+    content = {"image_features": torch.randn(40, 64), "labels": torch.arange(40) % 10}
+    torch.save(content | {"text_features": texts, "names": names}, folder / "train.pt")
+    torch.save({"features": texts, "names": names}, folder / "unseen.pt")
+    torch.save({"weight": torch.randn(6, 64), "bias": torch.randn(6)}, folder / "start.pt")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Runs the twin of a configuration, and before it those whose weights it reads, each once; returns its folder."""
     folder = tmp_path_factory.mktemp("twins")
+    write_vision_language(folder / "small")
 
     def run_once(name: str) -> Path:
         place = folder / "runs" / name
