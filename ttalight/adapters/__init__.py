@@ -13,6 +13,7 @@ from ttalight.adapters.methods.cotta import CoTTA
 from ttalight.adapters.methods.deyo import DeYO
 from ttalight.adapters.methods.dota import DoTA
 from ttalight.adapters.methods.eata import EATA
+from ttalight.adapters.methods.ecalp import ECALP
 from ttalight.adapters.methods.ema_bn import EMABN
 from ttalight.adapters.methods.eta import ETA
 from ttalight.adapters.methods.find import FIND
@@ -71,6 +72,7 @@ __all__ = [
     "TDA",
     "DoTA",
     "OnZeta",
+    "ECALP",
     "TTAug",
     "FOA",
     "RPL",
