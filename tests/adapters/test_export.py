@@ -16,6 +16,7 @@ from support.tasks import DrawingTask
 from torch import nn
 
 from ttalight.adapters import (
+    BCA,
     ECALP,
     EMABN,
     FIND,
@@ -52,7 +53,7 @@ METHODS |= {
     "Test-time training": lambda **more: TTT(steps=2, lr=1e-2, **more),
     "Test-time training batch": lambda **more: TTT(steps=2, norm="batch", **more),
 }
-for without_network in ("LAME", "DoTA", "ECALP", "OnZeta", "RetrievalFusion", "TDA", "TTAug"):
+for without_network in ("LAME", "BCA", "DoTA", "ECALP", "OnZeta", "RetrievalFusion", "TDA", "TTAug"):
     del METHODS[without_network]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
@@ -320,6 +321,7 @@ class Replacing(Adapter):
         (DoTA(), "no network to export"),
         (OnZeta(), "no network to export"),
         (ECALP(), "no network to export"),
+        (BCA(), "no network to export"),
         (TTAug(), "no network to export"),
         (Own(), "define export"),
         (Replacing(), "layer 1 is normalised by a function of the method"),

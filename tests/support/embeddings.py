@@ -79,7 +79,7 @@ def check_order_of_classes(method: type[Adapter], settings: dict) -> None:
 
 
 def check_any_batch_size(method: type[Adapter], settings: dict) -> None:
-    """How a stream is cut into batches changes nothing."""
+    """The size of batches changes nothing."""
     net, stream = embedding_net(), torch.cat(batches())
     whole = run(method, settings, net, [stream])
     for size in (1, 4, 10):

@@ -8,6 +8,7 @@ from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.methods.actmad import ActMAD
 from ttalight.adapters.methods.adacontrast import AdaContrast
 from ttalight.adapters.methods.alpha_bn import AlphaBN
+from ttalight.adapters.methods.bca import BCA
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.cotta import CoTTA
 from ttalight.adapters.methods.deyo import DeYO
@@ -73,6 +74,7 @@ __all__ = [
     "DoTA",
     "OnZeta",
     "ECALP",
+    "BCA",
     "TTAug",
     "FOA",
     "RPL",
