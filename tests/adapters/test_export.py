@@ -23,6 +23,7 @@ from ttalight.adapters import (
     LAME,
     MEMO,
     NOTE,
+    OGA,
     PTBN,
     RMT,
     ROID,
@@ -53,7 +54,7 @@ METHODS |= {
     "Test-time training": lambda **more: TTT(steps=2, lr=1e-2, **more),
     "Test-time training batch": lambda **more: TTT(steps=2, norm="batch", **more),
 }
-for without_network in ("LAME", "BCA", "DoTA", "ECALP", "OnZeta", "RetrievalFusion", "TDA", "TTAug"):
+for without_network in ("LAME", "OGA", "BCA", "DoTA", "ECALP", "OnZeta", "RetrievalFusion", "TDA", "TTAug"):
     del METHODS[without_network]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
@@ -321,6 +322,7 @@ class Replacing(Adapter):
         (DoTA(), "no network to export"),
         (OnZeta(), "no network to export"),
         (ECALP(), "no network to export"),
+        (OGA(), "no network to export"),
         (BCA(), "no network to export"),
         (TTAug(), "no network to export"),
         (Own(), "define export"),

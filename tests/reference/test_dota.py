@@ -11,7 +11,7 @@ from support.networks import embedding_net
 from torch import nn
 
 from ttalight.adapters import DoTA, Source
-from ttalight.adapters.methods.dota import gaussian_scores
+from ttalight.adapters.components.gaussians import gaussian_scores
 
 SETTINGS = {"variance": 0.05, "ridge": 0.01, "growth": 0.1, "largest_weight": 0.4}
 
@@ -128,10 +128,9 @@ def test_in_float32():
 def test_scores_are_differences_of_densities():
     torch.manual_seed(0)
     features, means, root = (torch.randn(count, 4).double() for count in (5, 3, 4))
-    covariance, ridge = root @ root.T, 0.1
-    used = (1 - ridge) * covariance + ridge * torch.eye(4).double()
-    densities = [torch.distributions.MultivariateNormal(mean, used).log_prob(features) for mean in means]
-    scores = gaussian_scores(features, means, covariance, ridge)
+    covariance = root @ root.T
+    densities = [torch.distributions.MultivariateNormal(mean, covariance).log_prob(features) for mean in means]
+    scores = gaussian_scores(features, means, covariance)
     torch.testing.assert_close(scores - scores[:, :1], torch.stack(densities, dim=1) - densities[0][:, None])
 
 

@@ -24,6 +24,7 @@ from ttalight.adapters.methods.memo import MEMO
 from ttalight.adapters.methods.moetta import MoETTA
 from ttalight.adapters.methods.nctta import NCTTA
 from ttalight.adapters.methods.note import NOTE
+from ttalight.adapters.methods.oga import OGA
 from ttalight.adapters.methods.onzeta import OnZeta
 from ttalight.adapters.methods.ptbn import PTBN
 from ttalight.adapters.methods.rdumb import RDumb
@@ -75,6 +76,7 @@ __all__ = [
     "OnZeta",
     "ECALP",
     "BCA",
+    "OGA",
     "TTAug",
     "FOA",
     "RPL",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -58,8 +60,13 @@ class ClassCache:
         stands = classes[:, None] == torch.arange(count, device=classes.device) if marks is None else marks
         before = self._by_class(_similarities(features, self.features.flatten(0, 1), sharpness) * old)
         since = (_similarities(features, features, sharpness) * new) @ stands.to(features.dtype)
-        self._insert(places[-1], classes, {"features": features, "entropies": entropies, "marks": marks})
+        self._move(places[-1], classes, {"features": features, "entropies": entropies, "marks": marks})
         return before + since
+
+    def insert(self, features: Tensor, classes: Tensor, entropies: Tensor) -> None:
+        """Insert features one after another into a cache without marks; arguments as in ``follow``."""
+        places = places_along_batch(self.entropies, classes, entropies)[-1]
+        self._move(places, classes, {"features": features, "entropies": entropies})
 
     def _by_class(self, weights: Tensor) -> Tensor:
         """Return the sums of weights, (B, C * M), over the features that stand for each class, (B, C)."""
@@ -67,7 +74,7 @@ class ClassCache:
             return weights.view(-1, *self.entropies.shape).sum(2)
         return weights @ self.marks.flatten(0, 1).to(weights.dtype)
 
-    def _insert(self, places: Tensor, classes: Tensor, new: dict[str, Tensor | None]) -> None:
+    def _move(self, places: Tensor, classes: Tensor, new: Mapping[str, Tensor | None]) -> None:
         """Move the features of the cache and new ones to their places, (C * M + B,), in the classes of the new ones."""
         count, size = self.entropies.shape
         slots = torch.arange(count * size + 1, device=classes.device)

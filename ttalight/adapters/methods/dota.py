@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ttalight.adapters.components.gaussians import gaussian_scores
 from ttalight.adapters.feature import FeatureAdapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
 
-__all__ = ["DoTA", "follow_gaussians", "gaussian_scores"]
+__all__ = ["DoTA", "follow_gaussians"]
 
 
 class DoTA(FeatureAdapter):
@@ -73,7 +74,8 @@ class DoTA(FeatureAdapter):
         self._possible = net.possible_classes
         self._means = F.normalize(weight, dim=1) * self._possible[:, None]
         self._counts = self._possible.to(weight.dtype)
-        self._covariance = self.variance * torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        self._identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        self._covariance = self.variance * self._identity
 
     def method_state(self) -> dict[str, Tensor]:
         """Return means, counts and covariance."""
@@ -94,7 +96,7 @@ class DoTA(FeatureAdapter):
         return self._fuse(*self.read_units(net, images))
 
     def _fuse(self, logits: Tensor, features: Tensor) -> Tensor:
-        scores = gaussian_scores(features, self._means, self._covariance, self.ridge)
+        scores = gaussian_scores(features, self._means, self._covariance.lerp(self._identity, self.ridge))
         images_a_class = self._counts.sum() / self._possible.sum()
         return logits + (self.growth * images_a_class).clamp(max=self.largest_weight) * scores
 
@@ -106,21 +108,6 @@ class DoTA(FeatureAdapter):
         """Return the settings that are saved with a result, so that results can be compared."""
         names = ("variance", "ridge", "growth", "largest_weight")
         return super().protocol() | {name: getattr(self, name) for name in names}
-
-
-def gaussian_scores(features: Tensor, means: Tensor, covariance: Tensor, ridge: float) -> Tensor:
-    """Return log-densities of Gaussians with one covariance, without what all classes have in common, (B, C).
-
-    Args:
-        features: (B, D).
-        means: (C, D).
-        covariance: (D, D).
-        ridge: Share of the identity in the covariance that is inverted.
-    """
-    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    # Without the check of solve, which waits for the device.
-    directions: Tensor = torch.linalg.solve_ex(covariance.lerp(identity, ridge), means.T)[0]
-    return features @ directions - (means.T * directions).sum(0) / 2
 
 
 @torch.no_grad()
