@@ -17,6 +17,7 @@ from torch import nn
 
 from ttalight.adapters import (
     BCA,
+    DMN,
     ECALP,
     EMABN,
     FIND,
@@ -54,7 +55,7 @@ METHODS |= {
     "Test-time training": lambda **more: TTT(steps=2, lr=1e-2, **more),
     "Test-time training batch": lambda **more: TTT(steps=2, norm="batch", **more),
 }
-for without_network in ("LAME", "OGA", "BCA", "DoTA", "ECALP", "OnZeta", "RetrievalFusion", "TDA", "TTAug"):
+for without_network in ("LAME", "DMN", "OGA", "BCA", "DoTA", "ECALP", "OnZeta", "RetrievalFusion", "TDA", "TTAug"):
     del METHODS[without_network]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
@@ -322,6 +323,7 @@ class Replacing(Adapter):
         (DoTA(), "no network to export"),
         (OnZeta(), "no network to export"),
         (ECALP(), "no network to export"),
+        (DMN(), "no network to export"),
         (OGA(), "no network to export"),
         (BCA(), "no network to export"),
         (TTAug(), "no network to export"),

@@ -46,7 +46,7 @@ def batches():
 
 
 #: Methods that learn from the images of a batch one after another, by other sums than for an image alone.
-IN_ORDER = ("TDA", "OnZeta", "ECALP", "BCA")
+IN_ORDER = ("TDA", "OnZeta", "ECALP", "DMN", "BCA")
 
 
 def everything(adapted):

@@ -12,6 +12,7 @@ from ttalight.adapters.methods.bca import BCA
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.cotta import CoTTA
 from ttalight.adapters.methods.deyo import DeYO
+from ttalight.adapters.methods.dmn import DMN
 from ttalight.adapters.methods.dota import DoTA
 from ttalight.adapters.methods.eata import EATA
 from ttalight.adapters.methods.ecalp import ECALP
@@ -77,6 +78,7 @@ __all__ = [
     "ECALP",
     "BCA",
     "OGA",
+    "DMN",
     "TTAug",
     "FOA",
     "RPL",

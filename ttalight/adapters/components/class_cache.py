@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -54,19 +52,14 @@ class ClassCache:
             marks: (B, C), if the cache has marks.
         """
         count, size = self.entropies.shape
-        places = places_along_batch(self.entropies, classes, entropies)
+        places = self.places(classes, entropies)
         present = places < size
         old, new = present[:, : count * size], present[:, count * size :]
         stands = classes[:, None] == torch.arange(count, device=classes.device) if marks is None else marks
         before = self._by_class(_similarities(features, self.features.flatten(0, 1), sharpness) * old)
         since = (_similarities(features, features, sharpness) * new) @ stands.to(features.dtype)
-        self._move(places[-1], classes, {"features": features, "entropies": entropies, "marks": marks})
+        self.insert(places[-1], classes, features, entropies, marks)
         return before + since
-
-    def insert(self, features: Tensor, classes: Tensor, entropies: Tensor) -> None:
-        """Insert features one after another into a cache without marks; arguments as in ``follow``."""
-        places = places_along_batch(self.entropies, classes, entropies)[-1]
-        self._move(places, classes, {"features": features, "entropies": entropies})
 
     def _by_class(self, weights: Tensor) -> Tensor:
         """Return the sums of weights, (B, C * M), over the features that stand for each class, (B, C)."""
@@ -74,8 +67,18 @@ class ClassCache:
             return weights.view(-1, *self.entropies.shape).sum(2)
         return weights @ self.marks.flatten(0, 1).to(weights.dtype)
 
-    def _move(self, places: Tensor, classes: Tensor, new: Mapping[str, Tensor | None]) -> None:
-        """Move the features of the cache and new ones to their places, (C * M + B,), in the classes of the new ones."""
+    def places(self, classes: Tensor, entropies: Tensor) -> Tensor:
+        """Return the places of cached and new features after each new one; see ``places_along_batch``."""
+        return places_along_batch(self.entropies, classes, entropies)
+
+    def insert(
+        self, places: Tensor, classes: Tensor, features: Tensor, entropies: Tensor, marks: Tensor | None = None
+    ) -> None:
+        """Move the features of the cache and new ones to their places, (C * M + B,), in the classes of the new ones.
+
+        The places are the last row of ``places``, and the other arguments those of ``follow``.
+        """
+        new = {"features": features, "entropies": entropies, "marks": marks}
         count, size = self.entropies.shape
         slots = torch.arange(count * size + 1, device=classes.device)
         owners = torch.cat([slots[:-1] // size, classes])

@@ -81,7 +81,8 @@ class OGA(FeatureAdapter):
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Insert the batch, then predict it."""
         logits, features = self.read_units(net, images)
-        self._cache.insert(features, logits.argmax(1), entropy(logits))
+        classes, entropies = logits.argmax(1), entropy(logits)
+        self._cache.insert(self._cache.places(classes, entropies)[-1], classes, features, entropies)
         return self._fuse(logits, features)
 
     @torch.no_grad()
