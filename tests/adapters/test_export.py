@@ -38,6 +38,7 @@ from ttalight.adapters import (
     OnZeta,
     RetrievalFusion,
     Source,
+    StatA,
     Tent,
     TTAug,
 )
@@ -55,7 +56,19 @@ METHODS |= {
     "Test-time training": lambda **more: TTT(steps=2, lr=1e-2, **more),
     "Test-time training batch": lambda **more: TTT(steps=2, norm="batch", **more),
 }
-for without_network in ("LAME", "DMN", "OGA", "BCA", "DoTA", "ECALP", "OnZeta", "RetrievalFusion", "TDA", "TTAug"):
+for without_network in (
+    "LAME",
+    "StatA",
+    "DMN",
+    "OGA",
+    "BCA",
+    "DoTA",
+    "ECALP",
+    "OnZeta",
+    "RetrievalFusion",
+    "TDA",
+    "TTAug",
+):
     del METHODS[without_network]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
@@ -323,6 +336,7 @@ class Replacing(Adapter):
         (DoTA(), "no network to export"),
         (OnZeta(), "no network to export"),
         (ECALP(), "no network to export"),
+        (StatA(), "no network to export"),
         (DMN(), "no network to export"),
         (OGA(), "no network to export"),
         (BCA(), "no network to export"),

@@ -39,6 +39,7 @@ from ttalight.adapters.methods.sar import SAR
 from ttalight.adapters.methods.shot import SHOT
 from ttalight.adapters.methods.source import Source
 from ttalight.adapters.methods.stag import STAG
+from ttalight.adapters.methods.stata import StatA
 from ttalight.adapters.methods.t3a import T3A
 from ttalight.adapters.methods.tda import TDA
 from ttalight.adapters.methods.tent import Tent
@@ -79,6 +80,7 @@ __all__ = [
     "BCA",
     "OGA",
     "DMN",
+    "StatA",
     "TTAug",
     "FOA",
     "RPL",
