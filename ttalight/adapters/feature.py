@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ttalight.adapters.adapter import Adapter
+from ttalight.adapters.components.embedding_cache import EmbeddingCache
 from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
@@ -22,6 +24,8 @@ class FeatureAdapter(Adapter):
 
     Args:
         norm: Statistics of BatchNorm layers, ``source`` or ``batch``.
+        cache: Folder that keeps logits and features of each batch, so that a second method on the same stream makes no
+            passes; see ``EmbeddingCache``. By default none.
         kwargs: See ``Adapter``.
 
     Raises:
@@ -31,11 +35,11 @@ class FeatureAdapter(Adapter):
     #: What the method does with images, and without what a network that predicts pixels can be adapted, for an error.
     images_are_for: ClassVar[tuple[str, str]] = ("reads features of images", "features")
 
-    def __init__(self, norm: Literal["source", "batch"] = "source", **kwargs: Any) -> None:
+    def __init__(self, norm: Literal["source", "batch"] = "source", cache: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if norm not in ("source", "batch"):
             raise InputError(f"norm must be 'source' or 'batch', got {norm!r}")
-        self.norm = norm
+        self.norm, self.cache = norm, cache
 
     def check(self, net: Network) -> None:
         """Check that there can be a classifier, and layers whose statistics can be chosen."""
@@ -47,15 +51,26 @@ class FeatureAdapter(Adapter):
         """Choose the statistics, and find the classifier."""
         net.set_norm_mode("batch" if self.norm == "batch" else "source")
         _ = net.head
+        self._embeddings = None if self.cache is None else EmbeddingCache(self.cache, net, self.norm)
 
     @torch.no_grad()
     def read(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits, (B, C), and features, (B, D), of a batch, in one pass."""
-        outputs = net(images)
-        check_image_predictions(outputs.logits, type(self).__name__, *self.images_are_for)
-        return outputs.logits, outputs.vectors
+        """Return logits, (B, C), and features, (B, D), of a batch, in one pass or from the cache."""
+        return self.cached(images, "images", (len(images),), lambda: self.pass_images(net, images))
 
     def read_units(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, (B, C), and unit vectors along the features, (B, D), in the type of the classifier."""
         logits, features = self.read(net, images)
         return logits, F.normalize(features, dim=1).to(net.head.weight.dtype)
+
+    def pass_images(self, net: AdaptiveNetwork, images: Tensor, batches: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return logits, (B, C), and features, (B, D), in one pass, which counts as so many of a whole batch."""
+        outputs = net(images, batches=batches)
+        check_image_predictions(outputs.logits, type(self).__name__, *self.images_are_for)
+        return outputs.logits, outputs.vectors
+
+    def cached(
+        self, images: Tensor, key: str, rows: tuple[int, ...], compute: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits and features of a batch from the cache, where there is one; see ``EmbeddingCache.fetch``."""
+        return compute() if self._embeddings is None else self._embeddings.fetch(images, key, rows, compute)
