@@ -31,6 +31,7 @@ from ttalight.adapters import (
     T3A,
     TDA,
     TIPI,
+    ZERO,
     Adapter,
     AlphaBN,
     DoTA,
@@ -57,18 +58,9 @@ METHODS |= {
     "Test-time training batch": lambda **more: TTT(steps=2, norm="batch", **more),
 }
 for without_network in (
-    "LAME",
-    "StatA",
-    "DMN",
-    "OGA",
-    "BCA",
-    "DoTA",
-    "ECALP",
-    "OnZeta",
-    "RetrievalFusion",
-    "TDA",
-    "TTAug",
-):
+    "BCA", "BoostAdapter", "DMN", "DoTA", "ECALP", "LAME", "MTA", "OGA", "OnZeta", "RetrievalFusion", "StatA", "TDA", "TPS",
+    "TTAug", "VTE", "ZERO",
+):  # fmt: skip
     del METHODS[without_network]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
@@ -341,6 +333,7 @@ class Replacing(Adapter):
         (OGA(), "no network to export"),
         (BCA(), "no network to export"),
         (TTAug(), "no network to export"),
+        (ZERO(views=2), "no network to export"),
         (Own(), "define export"),
         (Replacing(), "layer 1 is normalised by a function of the method"),
     ],

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ttalight.adapters import T3A, TDA, DoTA, Source
-from ttalight.adapters.views import EpisodicViewAdapter, confident_views
+from ttalight.adapters.views import EpisodicViewAdapter, surest_views
 from ttalight.losses import entropy
 from ttalight.seeding import derive_seed
 from ttalight.transforms import AugMixViews, RandomResizedCropFlip
@@ -18,8 +18,8 @@ from ttalight.transforms import AugMixViews, RandomResizedCropFlip
 class Views(EpisodicViewAdapter):
     """Keeps what it reads."""
 
-    def merge(self, net, logits, units):
-        self.seen = logits, units
+    def merge(self, net, logits, features):
+        self.seen = logits, features
         return logits.mean(1)
 
 
@@ -36,7 +36,8 @@ def views(images, **settings):
     """Return logits and unit features of views, and the engine."""
     adapted = Views(views=4, seed=0, **settings).wrap(small_net())
     adapted(images)
-    return *adapted.engine.method.seen, adapted.engine
+    logits, features = adapted.engine.method.seen
+    return logits, F.normalize(features, dim=2), adapted.engine
 
 
 @pytest.mark.parametrize("augmix", [False, True])
@@ -74,15 +75,17 @@ def test_do_not_depend_on_the_size_of_passes(images):
         assert max(sizes[:-1]) <= pass_size
         assert sizes.pop() == len(images)
         sizes.clear()
-        torch.testing.assert_close(adapted.engine.method.seen, (logits, units))
+        seen = adapted.engine.method.seen
+        torch.testing.assert_close((seen[0], F.normalize(seen[1], dim=2)), (logits, units))
 
 
 def test_surest_views_come_first():
     logits = torch.randn(3, 10, 4, generator=torch.Generator().manual_seed(0))
-    places = confident_views(logits, 0.39)
+    kept, places = surest_views(logits, 0.39, torch.arange(10).expand(3, 10))
     for number, own in enumerate(logits):
         assert places[number].tolist() == entropy(own).argsort()[:3].tolist()
-    assert confident_views(logits, 0.01).shape == (3, 1)
+        assert torch.equal(kept[number], own[places[number]])
+    assert surest_views(logits, 0.01)[0].shape == (3, 1, 4)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ SETTINGS: Settings = {
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
     "TTAug": {"views": 2},
+    **{name: {"views": 3} for name in ("TPS", "ZERO", "VTE", "MTA", "BoostAdapter")},
 }
 
 

@@ -9,6 +9,7 @@ from ttalight.adapters.methods.actmad import ActMAD
 from ttalight.adapters.methods.adacontrast import AdaContrast
 from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.bca import BCA
+from ttalight.adapters.methods.boost_adapter import BoostAdapter
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.cotta import CoTTA
 from ttalight.adapters.methods.deyo import DeYO
@@ -23,6 +24,7 @@ from ttalight.adapters.methods.foa import FOA
 from ttalight.adapters.methods.lame import LAME
 from ttalight.adapters.methods.memo import MEMO
 from ttalight.adapters.methods.moetta import MoETTA
+from ttalight.adapters.methods.mta import MTA
 from ttalight.adapters.methods.nctta import NCTTA
 from ttalight.adapters.methods.note import NOTE
 from ttalight.adapters.methods.oga import OGA
@@ -45,7 +47,10 @@ from ttalight.adapters.methods.tda import TDA
 from ttalight.adapters.methods.tent import Tent
 from ttalight.adapters.methods.test_time_training import TestTimeTraining
 from ttalight.adapters.methods.tipi import TIPI
+from ttalight.adapters.methods.tps import TPS
 from ttalight.adapters.methods.ttaug import TTAug
+from ttalight.adapters.methods.vte import VTE
+from ttalight.adapters.methods.zero import ZERO
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.adapters.term import Term
 from ttalight.adapters.wrapper import AdaptedNetwork
@@ -74,6 +79,7 @@ __all__ = [
     "LAME",
     "RetrievalFusion",
     "TDA",
+    "BoostAdapter",
     "DoTA",
     "OnZeta",
     "ECALP",
@@ -81,6 +87,10 @@ __all__ = [
     "OGA",
     "DMN",
     "StatA",
+    "TPS",
+    "ZERO",
+    "VTE",
+    "MTA",
     "TTAug",
     "FOA",
     "RPL",

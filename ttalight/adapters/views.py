@@ -18,7 +18,7 @@ from ttalight.losses.entropy import entropy
 from ttalight.transforms import AugMixViews, RandomResizedCropFlip
 from ttalight.transforms.checks import positive_range
 
-__all__ = ["EpisodicViewAdapter", "ViewAdapter", "confident_views"]
+__all__ = ["EpisodicViewAdapter", "ViewAdapter", "check_share", "count_of", "order_by_entropy", "surest_views"]
 
 
 class ViewAdapter(FeatureAdapter):
@@ -74,19 +74,24 @@ class ViewAdapter(FeatureAdapter):
         self._mix = AugMixViews("resized")
         self._mix.crop = self._crop
 
-    @torch.no_grad()
     def read_views(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, (B, V, C), and unit vectors along the features, (B, V, D), in the type of the classifier.
 
         The first view is the image itself.
         """
+        logits, features = self.read_view_features(net, images)
+        return logits, F.normalize(features, dim=2)
+
+    @torch.no_grad()
+    def read_view_features(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits, (B, V, C), and features of any length, (B, V, D); see ``read_views``."""
         seed, settings = net.draws().initial_seed(), self._settings() | self._space.protocol()
         rows = len(images), self.views - 1
         crops = self.cached(images, f"views {seed} {settings}", rows, lambda: self._read_crops(net, images))
         net.drop_outputs()  # other parts of the output are those of the images themselves
         both = zip(self.read(net, images), crops, strict=True)
         logits, features = (torch.cat([own[:, None], others], 1) for own, others in both)
-        return logits, F.normalize(features, dim=2).to(net.head.weight.dtype)
+        return logits, features.to(net.head.weight.dtype)
 
     def _read_crops(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, (B, V - 1, C), and features, (B, V - 1, D), of random views, in passes of bounded size."""
@@ -108,12 +113,6 @@ class ViewAdapter(FeatureAdapter):
         )
         return views
 
-    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
-        """Raise a TypeError: the prediction is no network's."""
-        raise InputTypeError(
-            f"{type(self).__name__} predicts by random views of an image, so there is no network to export"
-        )
-
     def _settings(self) -> dict[str, Any]:
         return {"views": self.views, "crop_scale": list(self.crop_scale), "augmix": self.augmix}
 
@@ -126,32 +125,59 @@ class EpisodicViewAdapter(ViewAdapter):
     """Predicts each image by its views alone. There is no state."""
 
     @abstractmethod
-    def merge(self, net: AdaptiveNetwork, logits: Tensor, units: Tensor) -> Tensor:
+    def merge(self, net: AdaptiveNetwork, logits: Tensor, features: Tensor) -> Tensor:
         """Return the prediction of each image, (B, C).
 
         Args:
             net: The network.
-            logits: Of the views, (B, V, C).
-            units: Unit vectors along their features, (B, V, D).
+            logits: Of the views, (B, V, C); the first is the image itself.
+            features: Of the views, (B, V, D).
         """
 
     @torch.no_grad()
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Predict each image by its views."""
-        return self.merge(net, *self.read_views(net, images))
+        return self.merge(net, *self.read_view_features(net, images))
 
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Return what ``adapt`` returns: there is no state."""
         return self.adapt(net, images)
 
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Raise a TypeError: the prediction is no network's."""
+        raise InputTypeError(
+            f"{type(self).__name__} predicts by random views of an image, so there is no network to export"
+        )
 
-def confident_views(logits: Tensor, share: float) -> Tensor:
-    """Return the places of the surest views of each image, those of lowest entropy first, (B, K).
+
+def check_share(share: float) -> None:
+    """Refuse a share of the views that is not in (0, 1], with a ValueError."""
+    if not 0 < share <= 1:
+        raise InputError(f"share must lie in (0, 1], got {share}")
+
+
+def order_by_entropy(logits: Tensor) -> Tensor:
+    """Return the places of the views of each image by their entropy, the lowest first, (B, V).
 
     Args:
         logits: Of the views, (B, V, C).
-        share: Share of the views, rounded down; at least one is kept.
     """
-    count = max(1, int(share * logits.shape[1]))
-    entropies = entropy(logits.flatten(0, 1)).view(logits.shape[:2])
-    return entropies.argsort(dim=1, stable=True)[:, :count]
+    return entropy(logits.flatten(0, 1)).view(logits.shape[:2]).argsort(dim=1, stable=True)
+
+
+def count_of(share: float, views: int) -> int:
+    """Return how many of the views a share is, rounded down, and at least one."""
+    return max(1, int(share * views))
+
+
+def surest_views(logits: Tensor, share: float, *others: Tensor) -> list[Tensor]:
+    """Return logits, and whatever else there is of the views, of the surest views of each image, (B, K, ...) each.
+
+    Args:
+        logits: Of the views, (B, V, C).
+        share: Share of the views that is kept, those of lowest entropy first.
+        others: (B, V, ...).
+    """
+    places = order_by_entropy(logits)[:, : count_of(share, logits.shape[1])]
+    rows = torch.arange(len(logits), device=logits.device)[:, None]
+    return [values[rows, places] for values in (logits, *others)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ClassCache", "places_along_batch"]
+__all__ = ["ClassCache", "places_along_batch", "similarities"]
 
 
 class ClassCache:
@@ -34,7 +34,7 @@ class ClassCache:
 
     def read(self, features: Tensor, sharpness: float) -> Tensor:
         """Return how similar features are to those of each class, (B, C); see ``follow``."""
-        weights = _similarities(features, self.features.flatten(0, 1), sharpness)
+        weights = similarities(features, self.features.flatten(0, 1), sharpness)
         return self._by_class(weights * (self.entropies.flatten() < torch.inf))
 
     def follow(
@@ -51,15 +51,28 @@ class ClassCache:
             sharpness: Of the similarity.
             marks: (B, C), if the cache has marks.
         """
-        count, size = self.entropies.shape
         places = self.places(classes, entropies)
-        present = places < size
+        read = self.read_present(features, classes, places < self.entropies.shape[1], sharpness, marks)
+        self.insert(places[-1], classes, features, entropies, marks)
+        return read
+
+    def read_present(
+        self, features: Tensor, classes: Tensor, present: Tensor, sharpness: float, marks: Tensor | None = None
+    ) -> Tensor:
+        """Return what each image of a batch reads from features of the cache and of the batch, (B, C).
+
+        Args:
+            features: Unit vectors, (B, D).
+            classes: Class of each image, (B,).
+            present: Features that each image reads, those of the cache and those of the batch, (B, C * M + B).
+            sharpness: Of the similarity.
+            marks: (B, C), if the cache has marks.
+        """
+        count, size = self.entropies.shape
         old, new = present[:, : count * size], present[:, count * size :]
         stands = classes[:, None] == torch.arange(count, device=classes.device) if marks is None else marks
-        before = self._by_class(_similarities(features, self.features.flatten(0, 1), sharpness) * old)
-        since = (_similarities(features, features, sharpness) * new) @ stands.to(features.dtype)
-        self.insert(places[-1], classes, features, entropies, marks)
-        return before + since
+        before = self._by_class(similarities(features, self.features.flatten(0, 1), sharpness) * old)
+        return before + (similarities(features, features, sharpness) * new) @ stands.to(features.dtype)
 
     def _by_class(self, weights: Tensor) -> Tensor:
         """Return the sums of weights, (B, C * M), over the features that stand for each class, (B, C)."""
@@ -120,6 +133,6 @@ def places_along_batch(kept: Tensor, classes: Tensor, entropies: Tensor) -> Tens
     return places.masked_fill(~is_there, size)
 
 
-def _similarities(features: Tensor, keys: Tensor, sharpness: float) -> Tensor:
-    """Return exp(-sharpness (1 - cosine)) of unit vectors, (B, D), and others, (K, D), as (B, K)."""
-    return (sharpness * (features @ keys.T - 1)).exp()
+def similarities(features: Tensor, keys: Tensor, sharpness: float) -> Tensor:
+    """Return exp(-sharpness (1 - cosine)) of unit vectors, (..., B, D), and others, (..., K, D), as (..., B, K)."""
+    return (sharpness * (features @ keys.mT - 1)).exp()

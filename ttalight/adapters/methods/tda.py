@@ -101,15 +101,17 @@ class TDA(FeatureAdapter):
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Insert and predict each image of the batch."""
         logits, features = self.read_units(net, images)
-        classes, entropies, probabilities = logits.argmax(1), entropy(logits), logits.softmax(1)
-        lower, upper = self.entropy_range
-        share = entropies / self._span
+        entropies = entropy(logits)
+        positive = self._positive.follow(features, logits.argmax(1), entropies, self.positive_sharpness)
+        return self._fuse(logits, positive, self._follow_uncertain(logits, features, entropies))
+
+    def _follow_uncertain(self, logits: Tensor, features: Tensor, entropies: Tensor) -> Tensor:
+        """Insert images into the negative cache, and return what each reads from it, (B, C)."""
+        share, (lower, upper) = entropies / self._span, self.entropy_range
         uncertain = entropies.masked_fill(~((share > lower) & (share < upper)), torch.inf)
-        lower, upper = self.probability_range
+        probabilities, (lower, upper) = logits.softmax(1), self.probability_range
         marks = (probabilities > lower) & (probabilities < upper)
-        positive = self._positive.follow(features, classes, entropies, self.positive_sharpness)
-        negative = self._negative.follow(features, classes, uncertain, self.negative_sharpness, marks)
-        return self._fuse(logits, positive, negative)
+        return self._negative.follow(features, logits.argmax(1), uncertain, self.negative_sharpness, marks)
 
     @torch.no_grad()
     def predict(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
@@ -123,7 +125,8 @@ class TDA(FeatureAdapter):
 
     def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
         """Raise a TypeError: the prediction is no network's."""
-        raise InputTypeError("TDA corrects logits by caches behind the network, so there is no network to export")
+        name = type(self).__name__
+        raise InputTypeError(f"{name} corrects logits by caches behind the network, so there is no network to export")
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""
