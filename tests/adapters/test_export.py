@@ -58,8 +58,8 @@ METHODS |= {
     "Test-time training batch": lambda **more: TTT(steps=2, norm="batch", **more),
 }
 for without_network in (
-    "BCA", "BoostAdapter", "DMN", "DoTA", "ECALP", "LAME", "MTA", "OGA", "OnZeta", "RetrievalFusion", "StatA", "TDA", "TPS",
-    "TTAug", "VTE", "ZERO",
+    "BCA", "BoostAdapter", "DMN", "DPE", "DoTA", "ECALP", "LAME", "MTA", "OGA", "OnZeta", "RetrievalFusion", "StatA",
+    "TDA", "TPS", "TTAug", "VTE", "ZERO",
 ):  # fmt: skip
     del METHODS[without_network]
 

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_flatten
 
 from ttalight.adapters import EATA, MEMO, PTBN, ROID, T3A, TIPI, Adapter, Tent, TestTimeTraining
 
-#: One step an image and few views, which are enough here.
-METHODS = methods(MEMO={"views": 2}, CoTTA={"confidence": 0.0})
+#: One step an image and few views, which are enough here. DPE predicts before its prototypes of texts follow an image.
+METHODS = methods(MEMO={"views": 2}, CoTTA={"confidence": 0.0}, DPE={"threshold": 0.0})
 METHODS |= {"Test-time training": lambda **more: TestTimeTraining(steps=2, lr=1e-2, **more)}
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*runs with its settings for CIFAR", "ignore:.*source")
@@ -46,7 +46,7 @@ def batches():
 
 
 #: Methods that learn from the images of a batch one after another, by other sums than for an image alone.
-IN_ORDER = ("TDA", "BoostAdapter", "OnZeta", "ECALP", "DMN", "BCA")
+IN_ORDER = ("TDA", "BoostAdapter", "DPE", "OnZeta", "ECALP", "DMN", "BCA")
 
 
 def everything(adapted):

@@ -18,8 +18,8 @@ EVERY_CLASS: dict[str, type[Adapter]] = {
     for name in adapters.__all__
     if isinstance(value := getattr(adapters, name), type) and issubclass(value, Adapter) and value not in BASES
 }
-#: Those that adapt vision transformers of timm and torchvision alone, by an optional package.
-TRANSFORMER_ONLY = ("FOA",)
+#: Those that adapt vision transformers alone.
+TRANSFORMER_ONLY = ("FOA", "CALIP")
 #: Those that adapt any classifier, without a self-supervised task.
 CLASSES = {
     name: cls for name, cls in EVERY_CLASS.items() if cls is not TestTimeTraining and name not in TRANSFORMER_ONLY
@@ -43,7 +43,7 @@ SETTINGS: Settings = {
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
     "TTAug": {"views": 2},
-    **{name: {"views": 3} for name in ("TPS", "ZERO", "VTE", "MTA", "BoostAdapter")},
+    **{name: {"views": 3} for name in ("TPS", "ZERO", "VTE", "MTA", "BoostAdapter", "DPE")},
 }
 
 

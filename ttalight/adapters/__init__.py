@@ -10,11 +10,13 @@ from ttalight.adapters.methods.adacontrast import AdaContrast
 from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.bca import BCA
 from ttalight.adapters.methods.boost_adapter import BoostAdapter
+from ttalight.adapters.methods.calip import CALIP
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.cotta import CoTTA
 from ttalight.adapters.methods.deyo import DeYO
 from ttalight.adapters.methods.dmn import DMN
 from ttalight.adapters.methods.dota import DoTA
+from ttalight.adapters.methods.dpe import DPE
 from ttalight.adapters.methods.eata import EATA
 from ttalight.adapters.methods.ecalp import ECALP
 from ttalight.adapters.methods.ema_bn import EMABN
@@ -87,10 +89,12 @@ __all__ = [
     "OGA",
     "DMN",
     "StatA",
+    "DPE",
     "TPS",
     "ZERO",
     "VTE",
     "MTA",
+    "CALIP",
     "TTAug",
     "FOA",
     "RPL",

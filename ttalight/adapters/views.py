@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,8 @@ class ViewAdapter(FeatureAdapter):
     """
 
     images_are_for = ("compares random crops of images", "views")
+    #: Fewest views that the method can use.
+    least_views: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -55,8 +57,8 @@ class ViewAdapter(FeatureAdapter):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if views < 2:
-            raise InputError(f"views must be at least 2, the image and a crop of it, got {views}")
+        if views < self.least_views:
+            raise InputError(f"views must be at least {self.least_views}, the image among them, got {views}")
         if pass_size < 1:
             raise InputError(f"pass_size must be at least 1, got {pass_size}")
         if self.norm != "source":
@@ -85,6 +87,9 @@ class ViewAdapter(FeatureAdapter):
     @torch.no_grad()
     def read_view_features(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, (B, V, C), and features of any length, (B, V, D); see ``read_views``."""
+        if self.views == 1:
+            logits, features = self.read(net, images)
+            return logits[:, None], features[:, None].to(net.head.weight.dtype)
         seed, settings = net.draws().initial_seed(), self._settings() | self._space.protocol()
         rows = len(images), self.views - 1
         crops = self.cached(images, f"views {seed} {settings}", rows, lambda: self._read_crops(net, images))

@@ -130,11 +130,13 @@ class BaseTask(LightningModule, ABC):
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the encoder's features, (B, D), of images in [0, 1], (B, 3, H, W)."""
-        images = self.normalize(self.crop(images))
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.encoder(images)
+        features: Tensor = self.encoder(self.prepare_images(images))
         return features
+
+    def prepare_images(self, images: Tensor) -> Tensor:
+        """Return what the encoder sees, (B, 3, S, S), of images in [0, 1], (B, 3, H, W)."""
+        images = self.normalize(self.crop(images))
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
     def take_preprocessing(self, network: nn.Module) -> None:
         """Prepare images as the weights of a network expect, as far as no argument says otherwise.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from ttalight.errors import InputError
 from ttalight.models.cosine_classifier import CosineClassifier
 from ttalight.models.image_tower import ImageTower
+from ttalight.models.patch_tokens import encode_tokens
 from ttalight.tasks.base import BaseTask
 from ttalight.tasks.classifier_steps import ClassifierSteps
 from ttalight.tasks.text_features import class_texts, projection_layer
@@ -71,6 +74,7 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
         features, self.class_names = class_texts(text_features)
         features = F.normalize(features.to(next(self.encoder.parameters(), features).dtype), dim=1)
         self.num_classes, width = features.shape
+        self._tokens: list[Tensor] | None = None
         self.projection: nn.Module = nn.Identity()
         if projection is not None:
             self.projection = projection_layer(projection, width).to(features.dtype)
@@ -81,9 +85,23 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Return unit vectors, (B, D), of images in [0, 1], (B, 3, H, W)."""
-        features = self.encode(images)
+        if self._tokens is None:
+            features = self.encode(images)
+        else:
+            features, tokens = encode_tokens(self.encoder, self.prepare_images(images))
+            self._tokens.append(F.normalize(self.projection(tokens), dim=2))
         self._check_width(features.shape[1])
         return F.normalize(self.projection(features), dim=1)
+
+    @contextmanager
+    def keep_tokens(self) -> Iterator[list[Tensor]]:
+        """Let each pass add the unit vectors of the images' patches, (B, P, D), to a list; see ``encode_tokens``."""
+        kept: list[Tensor] = []
+        self._tokens = kept
+        try:
+            yield kept
+        finally:
+            self._tokens = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, C), of images in [0, 1], (B, 3, H, W)."""
