@@ -2,7 +2,7 @@
 # All checks: style, types, tests. Needs Python 3.10 or newer and, the first time, a package index.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-setup_environment "analysis,dev,docs,forward-only,plots,retrieval,serve"
+setup_environment "analysis,clip,dev,docs,forward-only,plots,retrieval,serve"
 
 ruff check .
 ruff format --check .

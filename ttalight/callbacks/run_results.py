@@ -165,7 +165,12 @@ def _protocol(
         "batch_size": measurement.largest_batch,
         "sharding": adapter.shard if adapter is not None and trainer.world_size > 1 else None,
         **_data_protocol(data),
-        **(_loss_protocol(trainer.lightning_module) if isinstance(adapter, TestTimeTraining) else {}),
+        **_module_protocol(trainer.lightning_module, "network_protocol"),
+        **(
+            _module_protocol(trainer.lightning_module, "adaptation_protocol")
+            if isinstance(adapter, TestTimeTraining)
+            else {}
+        ),
         **(adapter.protocol() if adapter is not None else dict.fromkeys(_METHOD_FIELDS)),
     }
     whole: RunProtocol = protocol  # methods, tasks and data modules add keys of their own
@@ -182,9 +187,9 @@ def _data_protocol(data: Any) -> dict[str, Any]:
     return {"data": name if isinstance(name, str) else type(data).__name__, **own}
 
 
-def _loss_protocol(module: Any) -> dict[str, Any]:
-    """Return what a task says of the loss that it adapts by, where that is not its usual one."""
-    described = getattr(module, "adaptation_protocol", None)
+def _module_protocol(module: Any, name: str) -> dict[str, Any]:
+    """Return what a module says of its network, or of the loss that it adapts by, where it says anything."""
+    described = getattr(module, name, None)
     own: dict[str, Any] = described() if callable(described) else {}
     return own
 

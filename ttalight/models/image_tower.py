@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["ImageTower"]
+__all__ = ["ImageTower", "pooled"]
 
 
 class ImageTower(nn.Module):
-    """Maps images to features by a model's ``encode_image``, or by its forward where it has none.
+    """Maps images to features by a model's ``encode_image`` or ``get_image_features``, or by its forward without them.
 
     Args:
-        model: For example a model of open_clip, or its ``visual``.
+        model: For example a model of open_clip, its ``visual``, or a CLIP or SigLIP model of transformers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -22,6 +22,12 @@ class ImageTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features, (B, D), of normalised images, (B, 3, H, W)."""
-        encode: Any = getattr(self.model, "encode_image", self.model)
-        features: Tensor = encode(images)
-        return features
+        names = ("encode_image", "get_image_features")
+        encode: Any = next((getattr(self.model, name) for name in names if hasattr(self.model, name)), self.model)
+        return pooled(encode(images))
+
+
+def pooled(output: Any) -> Tensor:
+    """Return the features in what a tower returns: a tensor, or an output of transformers with ``pooler_output``."""
+    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    return features

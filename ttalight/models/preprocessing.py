@@ -29,15 +29,19 @@ class Preprocessing(NamedTuple):
 
 
 def preprocessing_of(network: nn.Module) -> Preprocessing | None:
-    """Return what a network's ``pretrained_cfg`` says; None if it has none.
+    """Return what a network's ``pretrained_cfg`` says, or its ``preprocess_cfg``; None if it has neither.
 
     Scaled side and size are related by the configuration's ``crop_pct``, as in timm's own evaluation. A configuration
     without ``input_size`` is that of a network whose stem was replaced: it takes any size.
 
     Args:
-        network: A network as timm makes it.
+        network: A network as timm makes it, or an image tower as open_clip makes it.
     """
     config: Any = getattr(network, "pretrained_cfg", None)
+    if config is None and isinstance(getattr(network, "preprocess_cfg", None), dict):
+        config = dict(network.preprocess_cfg)  # type: ignore[arg-type]
+        size = config.pop("size")
+        config["input_size"] = tuple(size) if isinstance(size, (list, tuple)) else (size,)
     if config is None or not {"mean", "std"} <= set(config):
         return None
     size = config["input_size"][-1] if config.get("input_size") else None

@@ -17,6 +17,8 @@ class LabelSpace:
 
     def __init__(self) -> None:
         self._whole: nn.Linear | None = None
+        #: Numbers of the classes that are left, None for all.
+        self.classes: list[int] | None = None
 
     def restrict(self, task: nn.Module, classes: Sequence[int] | None) -> None:
         """Keep the classifier's rows of the given classes, in their order.
@@ -27,9 +29,10 @@ class LabelSpace:
         """
         if self._whole is not None:
             _set_classifier(task, self._whole.to(task.device))  # type: ignore[arg-type]
-            self._whole = None
+            self._whole = self.classes = None
         classifier: Any = getattr(task, "classifier", None)
         if classes is not None and isinstance(classifier, nn.Linear) and classifier.out_features > len(classes):
+            self.classes = list(classes)
             self._whole = classifier  # here no state_dict of the task looks into it
             _set_classifier(task, select_classes(classifier, classes))
 

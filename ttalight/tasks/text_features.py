@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ttalight.adapters.components.moments_file import add_bytes, weights_sha256
 from ttalight.errors import InputError
+from ttalight.files.atomic import write_files
+from ttalight.models.class_prompts import ClassPrompts
 from ttalight.tasks.checkpoint import read_content
 
-__all__ = ["class_texts", "projection_layer"]
+__all__ = ["class_texts", "encoded_texts", "features_sha256", "projection_layer"]
+
+
+def encoded_texts(prompts: ClassPrompts, cache: str | None) -> tuple[Tensor, str]:
+    """Return the text features of classes, (C, D), and the SHA-256 of all that they depend on.
+
+    Args:
+        prompts: Names, templates and text tower.
+        cache: A folder of files with text features, whose names are such hashes. A missing file is written. None
+            keeps no file.
+
+    Raises:
+        ValueError: If a file in the folder is damaged.
+        OSError: If the folder is not writable.
+    """
+    digest = hashlib.sha256(weights_sha256(prompts.tower).encode())
+    digest.update(json.dumps([prompts.names, prompts.templates]).encode())
+    add_bytes(digest, prompts.tower.tokenize(prompts.texts(prompts.templates[0])))
+    name = f"{digest.hexdigest()}.pt"
+    if cache is None or not Path(cache, name).is_file():
+        features = prompts.features()
+        if cache is not None:
+            content = io.BytesIO()
+            torch.save({"features": features.cpu(), "names": prompts.names}, content)
+            write_files(cache, {name: content.getvalue()})
+    else:
+        features, _ = class_texts(str(Path(cache, name)))
+    return features, digest.hexdigest()
+
+
+def features_sha256(features: Tensor) -> str:
+    """Return the SHA-256 of text features, (C, D)."""
+    digest = hashlib.sha256()
+    add_bytes(digest, features.float())
+    return digest.hexdigest()
 
 
 def class_texts(given: str | Tensor) -> tuple[Tensor, list[str] | None]:
