@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from support.methods import EVERY_CLASS, SETTINGS, TRANSFORMER_ONLY
+from support.methods import EVERY_CLASS, SETTINGS, TEXT_ONLY, TRANSFORMER_ONLY
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -96,7 +96,7 @@ def batches():
     return list(torch.rand(5, 3, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
 
 
-@pytest.fixture(params=[name for name in EVERY_CLASS if name not in TRANSFORMER_ONLY])
+@pytest.fixture(params=[name for name in EVERY_CLASS if name not in (*TRANSFORMER_ONLY, *TEXT_ONLY)])
 def method(request):
     """Makes the method, with several steps a batch where it takes steps."""
     cls = EVERY_CLASS[request.param]

@@ -43,6 +43,8 @@ PUBLIC = {
     ("ActMAD", "cifar"): ("SGD", 0.01, 0.9, True),
     ("ActMAD", "cifar100"): ("SGD", 1e-3, 0.9, True),
     ("ActMAD", "imagenet"): NESTEROV,
+    **{("BATCLIP", "cifar"): ("AdamW", 1e-3, 0, False), ("BATCLIP", "imagenet"): ("AdamW", 5e-4, 0, False)},
+    **{(name, "cifar"): ADAM for name in ("CLIPArTT", "WATT")},
     ("TestTimeTraining", "cifar"): ("Adam", 1e-6, 0, False),
 }
 
@@ -60,7 +62,7 @@ def test_optimizers_are_those_of_public_code(name, benchmark):
     assert type(optimizer).__name__ == kind
     assert group["lr"] == pytest.approx(lr)
     assert (group.get("momentum", 0), group.get("nesterov", False)) == (momentum, nesterov)
-    assert group["weight_decay"] == {"AdaContrast": 1e-4, "ActMAD": 5e-4}.get(name, 0)
+    assert group["weight_decay"] == {"AdaContrast": 1e-4, "ActMAD": 5e-4, "BATCLIP": 0.01}.get(name, 0)
 
 
 @pytest.mark.parametrize(("name", "benchmark"), PRESETS)

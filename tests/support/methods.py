@@ -20,9 +20,13 @@ EVERY_CLASS: dict[str, type[Adapter]] = {
 }
 #: Those that adapt vision transformers alone.
 TRANSFORMER_ONLY = ("FOA", "CALIP")
+#: Those that encode texts, with the text tower of a vision-language model.
+TEXT_ONLY = ("BATCLIP", "CLIPArTT", "WATT")
 #: Those that adapt any classifier, without a self-supervised task.
 CLASSES = {
-    name: cls for name, cls in EVERY_CLASS.items() if cls is not TestTimeTraining and name not in TRANSFORMER_ONLY
+    name: cls
+    for name, cls in EVERY_CLASS.items()
+    if cls is not TestTimeTraining and name not in (*TRANSFORMER_ONLY, *TEXT_ONLY)
 }
 #: Without source images, that is: ActMAD takes what BatchNorm layers know of these.
 BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND", "ActMAD")

@@ -11,6 +11,8 @@ from ttalight.adapters.methods.alpha_bn import AlphaBN
 from ttalight.adapters.methods.bca import BCA
 from ttalight.adapters.methods.boost_adapter import BoostAdapter
 from ttalight.adapters.methods.calip import CALIP
+from ttalight.adapters.methods.batclip import BATCLIP
+from ttalight.adapters.methods.clipartt import CLIPArTT
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.cotta import CoTTA
 from ttalight.adapters.methods.deyo import DeYO
@@ -53,6 +55,7 @@ from ttalight.adapters.methods.tps import TPS
 from ttalight.adapters.methods.ttaug import TTAug
 from ttalight.adapters.methods.vte import VTE
 from ttalight.adapters.methods.zero import ZERO
+from ttalight.adapters.methods.watt import WATT
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.adapters.term import Term
 from ttalight.adapters.wrapper import AdaptedNetwork
@@ -118,6 +121,9 @@ __all__ = [
     "MEMO",
     "NCTTA",
     "MoETTA",
+    "BATCLIP",
+    "CLIPArTT",
+    "WATT",
     "STAG",
     "TestTimeTraining",
     "PixelSpace",

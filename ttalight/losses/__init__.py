@@ -27,6 +27,7 @@ from ttalight.losses.self_training import (
     symmetric_cross_entropy,
 )
 from ttalight.losses.structural import entropy_slopes, structural_alignment
+from ttalight.losses.text_alignment import prototype_losses, transductive_loss
 
 __all__ = [
     "AlignmentLoss",
@@ -54,9 +55,11 @@ __all__ = [
     "noise_contrastive_loss",
     "noise_logits",
     "opinion_entropy",
+    "prototype_losses",
     "queue_contrastive_loss",
     "reconstruction_loss",
     "soft_likelihood_ratio",
     "structural_alignment",
     "symmetric_cross_entropy",
+    "transductive_loss",
 ]
