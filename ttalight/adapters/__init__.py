@@ -8,10 +8,10 @@ from ttalight.adapters.gradient import GradientAdapter
 from ttalight.adapters.methods.actmad import ActMAD
 from ttalight.adapters.methods.adacontrast import AdaContrast
 from ttalight.adapters.methods.alpha_bn import AlphaBN
+from ttalight.adapters.methods.batclip import BATCLIP
 from ttalight.adapters.methods.bca import BCA
 from ttalight.adapters.methods.boost_adapter import BoostAdapter
 from ttalight.adapters.methods.calip import CALIP
-from ttalight.adapters.methods.batclip import BATCLIP
 from ttalight.adapters.methods.clipartt import CLIPArTT
 from ttalight.adapters.methods.cmf import CMF
 from ttalight.adapters.methods.cotta import CoTTA
@@ -54,8 +54,8 @@ from ttalight.adapters.methods.tipi import TIPI
 from ttalight.adapters.methods.tps import TPS
 from ttalight.adapters.methods.ttaug import TTAug
 from ttalight.adapters.methods.vte import VTE
-from ttalight.adapters.methods.zero import ZERO
 from ttalight.adapters.methods.watt import WATT
+from ttalight.adapters.methods.zero import ZERO
 from ttalight.adapters.self_training import SelfTrainingAdapter
 from ttalight.adapters.term import Term
 from ttalight.adapters.wrapper import AdaptedNetwork

@@ -85,7 +85,7 @@ class DMN(FeatureAdapter):
     def adapt(self, net: AdaptiveNetwork, images: Tensor) -> Tensor:
         """Insert and predict each image of the batch."""
         logits, features = self.read_units(net, images)
-        parts = (each.split(_TOGETHER) for each in (features, logits.argmax(1), entropy(logits)))
+        parts = (torch.split(each, _TOGETHER) for each in (features, logits.argmax(1), entropy(logits)))
         return self._mix(logits, torch.cat([self._follow(*part) for part in zip(*parts, strict=True)]))
 
     @torch.no_grad()
@@ -93,13 +93,13 @@ class DMN(FeatureAdapter):
         """Predict the batch by the present memory. While it is empty, the probabilities are those of the network."""
         logits, features = self.read_units(net, images)
         present = self._cache.entropies < torch.inf
-        parts = [self._compare(part, self._vectors(part, present)) for part in features.split(_TOGETHER)]
+        parts = [self._compare(part, self._vectors(part, present)) for part in torch.split(features, _TOGETHER)]
         return self._mix(logits, torch.cat(parts))
 
     def _follow(self, features: Tensor, classes: Tensor, entropies: Tensor) -> Tensor:
         """Insert images one after another, and return the logits that each one has from then on, (B, C)."""
         places = self._cache.places(classes, entropies)
-        kept, new = (places < self.size).split([len(self._texts) * self.size, len(features)], dim=1)
+        kept, new = torch.split(places < self.size, [len(self._texts) * self.size, len(features)], dim=1)
         vectors = self._vectors(features, kept.view(-1, len(self._texts), self.size))
         weights = (self.sharpness * (features @ features.T - 1)).exp() * new
         vectors.index_add_(0, classes, weights.T[:, :, None] * features[:, None])

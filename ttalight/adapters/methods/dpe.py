@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.adapters.components.class_cache import ClassCache, places_along_batch
+from ttalight.adapters.components.class_cache import ClassCache
 from ttalight.adapters.methods.tps import first_adam_step
 from ttalight.adapters.views import ViewAdapter, check_share, surest_views
 from ttalight.engine.adaptive_network import AdaptiveNetwork
@@ -142,8 +142,7 @@ class DPE(ViewAdapter):
 
     def _insert(self, unit: Tensor, label: Tensor, value: Tensor) -> None:
         classes, entropies = label[None], value[None].to(unit.dtype)
-        places = places_along_batch(self._cache.entropies, classes, entropies)
-        self._cache.insert(places[-1], classes, {"features": unit[None], "entropies": entropies, "marks": None})
+        self._cache.insert(self._cache.places(classes, entropies)[-1], classes, unit[None], entropies)
 
     def _read(self, unit: Tensor, images: Tensor, known: Tensor) -> Tensor:
         return cache_logits(unit, images, known, self.cache_weight, self.cache_sharpness)
