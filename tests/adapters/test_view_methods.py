@@ -21,6 +21,7 @@ from ttalight.adapters import (
     SANTA,
     SHOT,
     TIPI,
+    TPS,
     AdaContrast,
     CoTTA,
     PixelSpace,
@@ -32,7 +33,7 @@ from ttalight.adapters.methods.roid import certainty_diversity_weights, smoothed
 from ttalight.models import Normalize
 from ttalight.models.network import Network
 
-WITH_PIXELS = [TIPI, ROID, CMF, MEMO, CoTTA, partial(RoTTA, memory=2), SANTA, RMT, AdaContrast]
+WITH_PIXELS = [TIPI, ROID, CMF, MEMO, CoTTA, partial(RoTTA, memory=2), SANTA, RMT, AdaContrast, partial(TPS, views=3)]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 

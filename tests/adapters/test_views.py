@@ -116,6 +116,16 @@ class TestCache:
             assert torch.equal(logits, plain)
             assert forwards == pytest.approx(expected)
 
+    def test_a_resumed_method_reads_it(self, images, tmp_path):
+        first = TDA(cache=str(tmp_path)).wrap(small_net())
+        first(images)
+        state = first.state_dict()
+        expected = first(images[:3])
+        resumed = TDA(cache=str(tmp_path)).wrap(small_net())
+        resumed.load_state_dict(state)
+        assert torch.equal(resumed(images[:3]), expected)
+        assert resumed.engine.net.forwards == 1  # of the saved state
+
     def test_depends_on_what_the_embeddings_depend_on(self, images, tmp_path):
         other = small_net()
         other[1].running_mean += 1e-9

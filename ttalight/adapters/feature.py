@@ -56,7 +56,7 @@ class FeatureAdapter(Adapter):
     @torch.no_grad()
     def read(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, (B, C), and features, (B, D), of a batch, in one pass or from the cache."""
-        return self.cached(images, "images", (len(images),), lambda: self.pass_images(net, images))
+        return self.cached(net, images, "images", (len(images),), lambda: self.pass_images(net, images))
 
     def read_units(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, (B, C), and unit vectors along the features, (B, D), in the type of the classifier."""
@@ -70,7 +70,12 @@ class FeatureAdapter(Adapter):
         return outputs.logits, outputs.vectors
 
     def cached(
-        self, images: Tensor, key: str, rows: tuple[int, ...], compute: Callable[[], tuple[Tensor, Tensor]]
+        self,
+        net: AdaptiveNetwork,
+        images: Tensor,
+        key: str,
+        rows: tuple[int, ...],
+        compute: Callable[[], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Return logits and features of a batch from the cache, where there is one; see ``EmbeddingCache.fetch``."""
-        return compute() if self._embeddings is None else self._embeddings.fetch(images, key, rows, compute)
+        return compute() if self._embeddings is None else self._embeddings.fetch(net, images, key, rows, compute)

@@ -92,7 +92,7 @@ class ViewAdapter(FeatureAdapter):
             return logits[:, None], features[:, None].to(net.head.weight.dtype)
         seed, settings = net.draws().initial_seed(), self._settings() | self._space.protocol()
         rows = len(images), self.views - 1
-        crops = self.cached(images, f"views {seed} {settings}", rows, lambda: self._read_crops(net, images))
+        crops = self.cached(net, images, f"views {seed} {settings}", rows, lambda: self._read_crops(net, images))
         net.drop_outputs()  # other parts of the output are those of the images themselves
         both = zip(self.read(net, images), crops, strict=True)
         logits, features = (torch.cat([own[:, None], others], 1) for own, others in both)

@@ -36,22 +36,23 @@ class EmbeddingCache:
         norm: Statistics of its BatchNorm layers.
 
     Raises:
-        ValueError: If ``folder`` is a file, or the processes of a run share each batch.
+        ValueError: If ``folder`` is a file.
     """
 
     def __init__(self, folder: str, net: AdaptiveNetwork, norm: str) -> None:
         self._folder = Path(folder)
         if self._folder.exists() and not self._folder.is_dir():
             raise InputError(f"cache must be a folder, and {folder} is a file: name another path")
-        if net.pass_state.shard is not None:
-            raise InputError("cache works in one process and with shard='domain', got shard='batch': leave it out")
-        self._net, self._widths = net, (net.classes, net.head.weight.shape[1])
+        self._widths = net.classes, net.head.weight.shape[1]
         self._network = _digest_network(net, norm)
 
-    def fetch(self, images: Tensor, key: str, rows: tuple[int, ...], compute: Callable[[], Embeddings]) -> Embeddings:
+    def fetch(
+        self, net: AdaptiveNetwork, images: Tensor, key: str, rows: tuple[int, ...], compute: Callable[[], Embeddings]
+    ) -> Embeddings:
         """Return logits, (*rows, C), and features, (*rows, D), from the disk, or compute them and keep them there.
 
         Args:
+            net: The network.
             images: The batch, (B, 3, H, W).
             key: Whatever else they depend on.
             rows: Their first dimensions.
@@ -61,13 +62,13 @@ class EmbeddingCache:
             ValueError: If the network returns more than logits.
             OSError: If a file cannot be written.
         """
-        path = self._path(images, key)
+        path = self._path(net, images, key)
         kept = self._read(path, rows)
         if kept is not None:
             logits, features = (value.to(images.device) for value in kept)
             return logits, features
         logits, features = compute()
-        if self._net.rebuild_output(logits) is not logits:
+        if net.rebuild_output(logits) is not logits:
             raise InputError(
                 "cache keeps logits and features alone, and the network returns more than logits: leave it out, or let "
                 "the network return a tensor"
@@ -77,9 +78,9 @@ class EmbeddingCache:
             torch.save({"logits": logits.detach().cpu().clone(), "features": features.detach().cpu().clone()}, file)
         return logits, features
 
-    def _path(self, images: Tensor, key: str) -> Path:
+    def _path(self, net: AdaptiveNetwork, images: Tensor, key: str) -> Path:
         kind = images.device.type
-        with self._net.precision():
+        with net.precision():
             precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else "full"
         digest = hashlib.blake2b(digest_size=20)
         settings = (self._network, key, images.dtype, tuple(images.shape), kind, precision, __version__)

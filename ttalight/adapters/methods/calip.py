@@ -70,8 +70,8 @@ class CALIP(FeatureAdapter):
         module: Any = net.module
         with module.keep_tokens() as kept:
             logits, features = self.pass_images(net, images)
-        if not kept or len(kept[-1]) != len(images):
-            raise InputError("the pass kept no features of patches: leave passes and shard='batch' out")
+        if not kept:
+            raise InputError("the pass kept no features of patches: leave passes out")
         weight, _, scale = net.head
         units, tokens = (F.normalize(each, dim=-1).to(weight.dtype) for each in (features, kept[-1]))
         by_patches, by_texts = attention_logits(units, tokens, weight, self._possible)
