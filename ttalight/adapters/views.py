@@ -106,7 +106,8 @@ class ViewAdapter(FeatureAdapter):
             numbers = range(first, min(first + together, batch))
             made = torch.cat([self._views(pixels[number : number + 1], net.draws(number)) for number in numbers])
             for part in torch.split(self._space.from_pixels(made), self.pass_size):
-                read.append(self.pass_images(net, part, len(part) / batch))
+                # Counted with the first part, since fractions would not add up to whole batches.
+                read.append(self.pass_images(net, part, 0.0 if read else float(count)))
         logits, features = map(torch.cat, zip(*read, strict=True))
         return logits.view(batch, count, -1), features.view(batch, count, -1)
 
