@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.networks import embedding_net, small_net
+from support.networks import small_net
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,6 +21,24 @@ class Views(EpisodicViewAdapter):
     def merge(self, net, logits, features):
         self.seen = logits, features
         return logits.mean(1)
+
+
+class Both(nn.Module):
+    """Returns a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, images):
+        return {"logits": self.net(images), "brightness": images.mean((1, 2, 3))}
+
+
+class Mirroring(Both):
+    """Takes another argument."""
+
+    def forward(self, images, mirror):
+        return self.net(images.flip(3) if mirror else images)
 
 
 def draws(image: int, batch: int = 0) -> torch.Generator:
@@ -77,6 +95,21 @@ def test_do_not_depend_on_the_size_of_passes(images):
         sizes.clear()
         seen = adapted.engine.method.seen
         torch.testing.assert_close((seen[0], F.normalize(seen[1], dim=2)), (logits, units))
+
+
+@pytest.mark.parametrize("prediction", ["before", "after"])
+def test_other_outputs_are_those_of_the_images(images, prediction):
+    adapter = Views(views=images.shape[0] + 1, seed=0)  # as many crops as images
+    adapter.prediction = prediction
+    output = adapter.wrap(Both())(images)
+    torch.testing.assert_close(output["brightness"], images.mean((1, 2, 3)))
+    assert output["logits"].shape == (len(images), 4)
+
+
+def test_images_that_are_no_squares(images):
+    logits, units, _ = views(images[:, :, :, :12])
+    assert logits.shape == (5, 4, 4)
+    assert units.isfinite().all()
 
 
 def test_surest_views_come_first():
@@ -166,16 +199,10 @@ class TestCache:
         assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == [path.name]
 
     def test_refusals(self, images, tmp_path):
-        class Both(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.net = embedding_net()
-
-            def forward(self, images):
-                return {"logits": self.net(images), "more": images}
-
         with pytest.raises(ValueError, match="the network returns more than logits"):
-            TDA(cache=str(tmp_path)).wrap(Both())(images[:, :, :2, :2])
+            TDA(cache=str(tmp_path)).wrap(Both())(images)
+        with pytest.raises(ValueError, match="the network is called with further arguments"):
+            TDA(cache=str(tmp_path)).wrap(Mirroring())(images, True)
         assert not list(tmp_path.iterdir())
         (tmp_path / "file").touch()
         with pytest.raises(ValueError, match="cache must be a folder"):

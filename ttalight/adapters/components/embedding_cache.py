@@ -59,9 +59,11 @@ class EmbeddingCache:
             compute: Returns both.
 
         Raises:
-            ValueError: If the network returns more than logits.
+            ValueError: If the network takes more than images, or returns more than logits.
             OSError: If a file cannot be written.
         """
+        if net.call is not None and (net.call.args or net.call.kwargs):
+            raise InputError("cache knows images alone, and the network is called with further arguments: leave it out")
         path = self._path(net, images, key)
         kept = self._read(path, rows)
         if kept is not None:
