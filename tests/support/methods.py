@@ -21,7 +21,7 @@ EVERY_CLASS: dict[str, type[Adapter]] = {
 #: Those that adapt vision transformers alone.
 TRANSFORMER_ONLY = ("FOA", "CALIP")
 #: Those that encode texts, with the text tower of a vision-language model.
-TEXT_ONLY = ("BATCLIP", "CLIPArTT", "WATT")
+TEXT_ONLY = ("BATCLIP", "CLIPArTT", "WATT", "TPT", "CTPT", "OTPT")
 #: Those that adapt any classifier, without a self-supervised task.
 CLASSES = {
     name: cls

@@ -52,6 +52,7 @@ from ttalight.adapters.methods.tent import Tent
 from ttalight.adapters.methods.test_time_training import TestTimeTraining
 from ttalight.adapters.methods.tipi import TIPI
 from ttalight.adapters.methods.tps import TPS
+from ttalight.adapters.methods.tpt import CTPT, OTPT, TPT
 from ttalight.adapters.methods.ttaug import TTAug
 from ttalight.adapters.methods.vte import VTE
 from ttalight.adapters.methods.watt import WATT
@@ -121,6 +122,9 @@ __all__ = [
     "MEMO",
     "NCTTA",
     "MoETTA",
+    "TPT",
+    "CTPT",
+    "OTPT",
     "BATCLIP",
     "CLIPArTT",
     "WATT",
