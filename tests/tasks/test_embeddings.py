@@ -117,6 +117,8 @@ class TestAdaptation:
             assert features["accuracy"] == images["accuracy"]
             assert features["nll"] == pytest.approx(images["nll"], rel=1e-4)
         assert of_features["protocol"]["embeddings"] == saved.embeddings.sha256
+        save_embeddings(task, data, path, split="validation")
+        assert torch.equal(EmbeddingsDataModule(path).embeddings.labels, data.load("validation").labels)
 
     def test_of_norms_says_what_is_missing(self, file, trainer):
         with pytest.raises(ValueError, match="EmbeddingTask has no BatchNorm"):

@@ -117,8 +117,10 @@ class _FeatureArrays(ImageArrays):
 
 
 @torch.no_grad()
-def save_embeddings(task: LightningModule, data: ImageDataModule, path: str | Path) -> None:
-    """Save what a vision-language model makes of the images of a data module's domains, and its text features.
+def save_embeddings(
+    task: LightningModule, data: ImageDataModule, path: str | Path, split: Split | None = None
+) -> None:
+    """Save what a vision-language model makes of the images of a data module, and its text features.
 
     ``EmbeddingsDataModule`` and ``EmbeddingTask`` read the file.
 
@@ -126,10 +128,12 @@ def save_embeddings(task: LightningModule, data: ImageDataModule, path: str | Pa
         task: A ``VisionLanguageTask``, on the device that it shall run on.
         data: The data module; ``domains``, ``limit`` and ``batch_size`` say which images, and how many at once.
         path: The file. One of that name is replaced.
+        split: ``train``, ``validation`` or ``test`` for the clean images of that split, in place of the domains.
     """
     model: Any = task.eval()
     domains, features, labels, numbers = [], [], [], []
-    for number, (domain, arrays) in enumerate(data.load_domains()):
+    sets = data.load_domains() if split is None else [(Domain("clean"), data.load(split))]
+    for number, (domain, arrays) in enumerate(sets):
         domains.append((domain.name, domain.severity))
         for start in range(0, len(arrays), data.batch_size):
             images, known = arrays.__getitems__(range(start, min(start + data.batch_size, len(arrays))))[:2]
