@@ -47,7 +47,7 @@ class TestRows:
         rows = [row for row in published_rows() if row.accuracy]
         assert len(rows) >= 19
         for row in rows:
-            assert len(row.accuracy) == row.domains == 15
+            assert len(row.accuracy) == len(row.domains) == 15
             assert statistics.fmean(row.accuracy.values()) == pytest.approx(row.mean, abs=0.00051), row
 
     def test_some_numbers_of_the_papers(self):
@@ -119,6 +119,13 @@ class TestMatch:
         aligned = make_cifar("aligned", "Source", dict.fromkeys(COMMON, 0.7), model="CrossTaskTTT")
         assert "71.73" in found(compare([aligned], published=True))
         assert "65.99" not in found(compare([aligned], published=True))
+
+    def test_a_mean_over_other_domains_does_not_fit(self, make_cifar):
+        run = make_cifar("tps", "TPS", {"imagenet_r": 0.6}, data="ImageNetDataModule", model="VisionLanguageTask")
+        text = found(compare([run], published=True))
+        assert "natural shifts (read in" in text
+        assert "domains 1 (1 of the published) here, 4 there" in text
+        assert "27.43" not in text
 
     def test_a_file_that_does_not_name_its_data(self, make_run):
         text = compare([make_run("tent")], published=True)

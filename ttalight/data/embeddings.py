@@ -117,9 +117,7 @@ class _FeatureArrays(ImageArrays):
 
 
 @torch.no_grad()
-def save_embeddings(
-    task: LightningModule, data: ImageDataModule, path: str | Path, split: Split | None = None
-) -> None:
+def save_embeddings(task: LightningModule, data: ImageDataModule, path: str | Path, split: Split | None = None) -> None:
     """Save what a vision-language model makes of the images of a data module, and its text features.
 
     ``EmbeddingsDataModule`` and ``EmbeddingTask`` read the file.

@@ -94,7 +94,7 @@ def match_cells(matches: Sequence[Match], metric: Metric) -> tuple[list[str], li
 
 def _only_part(match: Match) -> bool:
     """Whether the printed mean is over domains that the run does not have, so that another mean is needed."""
-    return bool(match.row.accuracy) and len(match.domains) < match.row.domains
+    return bool(match.row.accuracy) and len(match.domains) < len(match.row.domains)
 
 
 def _percent(value: float | None, error: bool) -> str:
@@ -113,7 +113,7 @@ def _match(group: Group, row: PublishedRow) -> Match | None:
     results = group.first
     fits = results["method"] == row.method and row.model in (None, results.get("model"))
     own = _own_accuracy(group)
-    names = tuple(name for name in own if not row.accuracy or name in row.accuracy)
+    names = tuple(name for name in own if name in row.domains)
     if not (fits and results["protocol"].get("data") in row.data and names):
         return None
     settings = _settings(group)
@@ -122,8 +122,8 @@ def _match(group: Group, row: PublishedRow) -> Match | None:
         for name, value in row.protocol.items()
         if not _equal(settings[name], value)
     }
-    if len(own) != row.domains or len(names) != row.domains:
-        differences["domains"] = (f"{len(own)} ({len(names)} of the published)", str(row.domains))
+    if not len(own) == len(names) == len(row.domains):
+        differences["domains"] = (f"{len(own)} ({len(names)} of the published)", str(len(row.domains)))
     unstated = tuple(name for name in FIELDS if name not in row.protocol and settings[name] is not None)
     return Match(group, row, names, differences, unstated)
 

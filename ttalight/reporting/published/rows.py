@@ -36,10 +36,10 @@ class PublishedRow:
         source: These, title, arXiv id and table; and where the number was read if not in the paper.
         data: Names of the data set in results.
         protocol: What the source states, a subset of ``FIELDS``.
-        accuracy: Domain -> accuracy in [0, 1]; empty where only the mean is printed.
-        mean: Mean accuracy over ``domains`` domains, as printed.
+        accuracy: Domain -> accuracy in [0, 1]. Empty where only the mean is printed.
+        mean: Mean accuracy over ``domains``, as printed.
         spread: What is printed after ±, as a fraction; None if nothing is.
-        domains: Number of domains.
+        domains: Names of the domains.
     """
 
     label: str
@@ -52,7 +52,7 @@ class PublishedRow:
     accuracy: dict[str, float]
     mean: float
     spread: float | None
-    domains: int
+    domains: tuple[str, ...]
 
     @property
     def short(self) -> str:
@@ -108,7 +108,7 @@ def _row(paper: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> P
         accuracy=dict(zip(domains, values, strict=True)) if values else {},
         mean=_accuracy(row["mean"], table["measure"]),
         spread=row["spread"] / 100 if "spread" in row else None,
-        domains=len(domains),
+        domains=tuple(domains),
     )
 
 
