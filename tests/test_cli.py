@@ -20,7 +20,7 @@ from ttalight.reporting.figures import can_plot
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DIGITS = ("source", "simclr", "align", "unadapted", "ptbn", "ema_bn", "tent", "cta")
-RIVALS = {"rotation_ttt", "ttt_plus_plus", "clust3", "nc_ttt", "rec_ttt"}
+RIVALS = {"rotation_ttt", "ttt_plus_plus", "clust3", "nc_ttt", "rec_ttt", "ttt_flow"}
 #: Folders with the training of other methods, and what they have.
 BUDGETS = {"cifar10_paper": RIVALS, "cifar10_matched": RIVALS | {"joint", "probe"}}
 TINY_FIT = [

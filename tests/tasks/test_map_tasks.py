@@ -1,4 +1,4 @@
-"""Properties of each method that adapts by a loss on its classifier's maps: ClusT3, NC-TTT, ReC-TTT."""
+"""Properties of each method that adapts by a loss on its classifier's maps: ClusT3, NC-TTT, ReC-TTT, TTTFlow."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from lightning import Callback
 from ttalight.adapters import EMABN, Source, TestTimeTraining
 from ttalight.cli import main
 from ttalight.seeding import derive_seed
-from ttalight.tasks import NCTTT, ClusT3, ReCTTT, SupervisedTask
+from ttalight.tasks import NCTTT, ClusT3, ReCTTT, SupervisedTask, TTTFlow
 
 OWN = {
     ClusT3: {"projectors": 3, "clusters": 4},
     NCTTT: {"channels": 4},
     ReCTTT: {"decoder_blocks": [1, 1, 1]},
+    TTTFlow: {"flow_steps": 1, "hidden": 4},
 }
 ENCODER = {"encoder": "cifar_resnet8"}
 FIT = [
@@ -40,7 +41,13 @@ def words(kind) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[type, str]:
+def start(stages) -> dict[type, dict[str, str]]:
+    """Arguments that training needs besides, by class."""
+    return {kind: {} for kind in OWN} | {TTTFlow: {"supervised": stages["source"]}}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, start) -> dict[type, str]:
     """Checkpoints that the real command wrote, by class."""
     folder = tmp_path_factory.mktemp("rivals")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -48,7 +55,8 @@ def files(tmp_path_factory) -> dict[type, str]:
         patch.setenv("PL_GLOBAL_SEED", "0")
         patch.chdir(folder)
         for kind in OWN:
-            main(["fit", *words(kind), *FIT, *DIGITS, "--name", kind.__name__, "--seed_everything", "0"])
+            own = [word for name, value in start[kind].items() for word in (f"--model.{name}", value)]
+            main(["fit", *words(kind), *own, *FIT, *DIGITS, "--name", kind.__name__, "--seed_everything", "0"])
     return {kind: str(folder / "runs" / kind.__name__ / "checkpoints" / "last.ckpt") for kind in OWN}
 
 
@@ -107,7 +115,7 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"of another architecture \(encoder: file 'cifar_resnet8', here"):
             kind(weights=files[kind], encoder="cifar_resnet14", **OWN[kind])
 
-    def test_resumed_weights_equal_uninterrupted(self, kind, make_trainer, make_data, tmp_path):
+    def test_resumed_weights_equal_uninterrupted(self, kind, start, make_trainer, make_data, tmp_path):
         class Killed(Exception):
             pass
 
@@ -118,7 +126,7 @@ class TestFiles:
 
         def fit(folder, callbacks=(), **resume):
             torch.manual_seed(0)
-            task = kind(**ENCODER, **OWN[kind])
+            task = kind(**ENCODER, **OWN[kind], **start[kind])
             trainer = make_trainer(
                 folder, max_epochs=2, limit_train_batches=2, limit_val_batches=0, callbacks=list(callbacks)
             )

@@ -22,6 +22,7 @@ from ttalight.tasks import (
     ReCTTT,
     RotationTTT,
     SupervisedTask,
+    TTTFlow,
     TTTPlusPlus,
 )
 
@@ -35,10 +36,12 @@ ADAPTING = {
     ClusT3: {"projectors": 3, "clusters": 4},
     NCTTT: {"channels": 4},
     ReCTTT: {"decoder_blocks": [1, 1, 1]},
+    TTTFlow: {"flow_steps": 1, "hidden": 4},
 }
 #: Tasks that are trained, and the stages that they start from.
 TRAINED = {kind: {} for kind in (SupervisedTask, ContrastiveTask, *ADAPTING) if kind is not CrossTaskTTT} | {
     ProbeTask: {"self_supervised": "simclr"},
+    TTTFlow: {"supervised": "source"},
     AlignmentTask: {"supervised": "source", "self_supervised": "simclr"},
 }
 

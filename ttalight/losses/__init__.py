@@ -8,6 +8,7 @@ from ttalight.losses.consistency import consistency_loss
 from ttalight.losses.contrastive import ContrastiveLoss, contrastive_loss
 from ttalight.losses.decoupled import decoupled_entropy
 from ttalight.losses.entropy import entropy
+from ttalight.losses.likelihood import flow_likelihood_loss
 from ttalight.losses.moments import (
     MomentAlignment,
     MomentSummary,
@@ -45,6 +46,7 @@ __all__ = [
     "entropy",
     "entropy_slopes",
     "feature_moments",
+    "flow_likelihood_loss",
     "generalized_cross_entropy",
     "hybrid_targets",
     "in_distribution_loss",

@@ -12,6 +12,7 @@ from ttalight.tasks.probe_task import ProbeTask
 from ttalight.tasks.rec_ttt import ReCTTT
 from ttalight.tasks.rotation_ttt import RotationTTT
 from ttalight.tasks.supervised import SupervisedTask
+from ttalight.tasks.ttt_flow import TTTFlow
 from ttalight.tasks.ttt_plus_plus import TTTPlusPlus
 from ttalight.tasks.vision_language import VisionLanguageTask
 
@@ -28,6 +29,7 @@ __all__ = [
     "ReCTTT",
     "RotationTTT",
     "SupervisedTask",
+    "TTTFlow",
     "TTTPlusPlus",
     "VisionLanguageTask",
 ]

@@ -67,16 +67,28 @@ class SupervisedTask(ClassifierSteps, BaseTask):
         if norm == "instance_aware":
             with_instance_aware_norm(self.encoder)
         if weights:
-            self._load(weights, {"encoder": encoder, "num_classes": num_classes, "stem": stem, "norm": norm})
+            self.load_classifier(weights, {"encoder": encoder, "num_classes": num_classes, "stem": stem, "norm": norm})
         self.augment = supervised_augmentation(crop, self.crop.size, crop_scale, padding, flip)
 
-    def _load(self, given: bool | str, architecture: dict[str, Any]) -> None:
-        checkpoint = self.read_weights(given, "weights")
+    def load_classifier(self, given: bool | str, architecture: dict[str, Any], argument: str = "weights") -> None:
+        """Load encoder and classifier from a checkpoint of a ``SupervisedTask``, or from public weights.
+
+        Args:
+            given: The file, or true for the weights that timm downloads.
+            architecture: Hyper-parameters that must agree with those of a checkpoint.
+            argument: The task argument that named the file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged, of another class or of another architecture.
+            RuntimeError: If timm cannot get the weights.
+        """
+        checkpoint = self.read_weights(given, argument)
         if "ttalight" in checkpoint:
             same = {name: name for name in ("normalize.", "encoder.", "classifier.")}
-            self.load_stage(str(given), "weights", "SupervisedTask", same, architecture)
+            self.load_stage(str(given), argument, "SupervisedTask", same, architecture)
         else:
-            self.load_public(checkpoint, given, "weights", self.encoder, self.classifier)
+            self.load_public(checkpoint, given, argument, self.encoder, self.classifier)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, C), of images in [0, 1], (B, 3, H, W)."""
