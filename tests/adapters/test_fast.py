@@ -7,12 +7,15 @@ import functools
 import pickle
 import warnings
 
+import lightning
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ttalight.adapters import EATA, EMABN, SAR, T3A, DeYO, Tent
 from ttalight.models.passes.fast_pass import FastPass
+from ttalight.reporting import read_results
+from ttalight.trainer import Trainer
 
 METHODS = {
     "Tent": lambda images, **kwargs: Tent(lr=0.01, **kwargs),
@@ -31,7 +34,7 @@ def method(request):
 def compiled(monkeypatch):
     """Let the compiled way win; tracing alone is what a test of the adapters needs, and takes no C++ compiler."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: float(way.__name__ != "_compile"))
+    monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 1.0 + (way != "torch.compile"))
 
 
 def fail(*args, **kwargs):
@@ -111,7 +114,7 @@ class TestCompiled:
 
 @pytest.mark.slow
 def test_with_the_compiler_of_this_machine(make_net, images, monkeypatch):
-    monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: float(way.__name__ != "_compile"))
+    monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 1.0 + (way != "torch.compile"))
     own, fast = Tent(lr=0.01).wrap(make_net().float()), Tent(lr=0.01, passes=FastPass()).wrap(make_net().float())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -136,7 +139,7 @@ class TestChannelsLast:
     @pytest.fixture(autouse=True)
     def _channels_last_wins(self, monkeypatch):
         monkeypatch.setattr(torch, "compile", fail)
-        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: float(way.__name__ != "_channels_last"))
+        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 1.0 + (way != "channels_last"))
 
     def test_gives_the_numbers_of_the_default_layout(self, method, make_net, images):
         own, fast = method(images).wrap(make_net()), method(images, passes=FastPass()).wrap(make_net())
@@ -159,7 +162,7 @@ class TestChannelsLast:
 class TestFallback:
     @pytest.fixture(autouse=True)
     def _own_is_fastest(self, monkeypatch):
-        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 1.0 + (way.__name__ != "_own"))
+        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 1.0 + (way != "own"))
 
     def run(self, make_net, images):
         own, fast = Tent(lr=0.01).wrap(make_net()), Tent(lr=0.01, passes=FastPass()).wrap(make_net())
@@ -191,6 +194,102 @@ class TestFallback:
 
         monkeypatch.setattr(torch, "compile", halve)
         assert "torch.compile gives other gradients (by 5e-01" in self.run(make_net, images)
+
+
+class Dropped(torch.nn.Module):
+    """Draws random numbers in every pass, and offsets its logits."""
+
+    def __init__(self, net, offset=0.0):
+        super().__init__()
+        self.net, self.offset = net.float(), offset
+
+    def forward(self, images):
+        logits = torch.nn.functional.dropout(self.net(images), 0.1)
+        return logits + torch.tensor(self.offset, dtype=torch.bfloat16 if torch.is_autocast_enabled("cpu") else None)
+
+
+class TestPrecision:
+    @pytest.fixture(autouse=True)
+    def _bfloat16_wins(self, monkeypatch):
+        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 1.0 + (way != "bf16 own"))
+
+    def run(self, make_net, images, offset=0.0, **options):
+        torch.manual_seed(0)
+        adapted = Tent(lr=0.01, passes=FastPass(compile=False, **options)).wrap(Dropped(make_net(), offset))
+        logits = [adapted(batch) for batch in (images.float(), images.flip(0).float() * 0.5)]
+        return adapted, logits
+
+    def expect(self, make_net, images, offset=0.0, bf16=False):
+        torch.manual_seed(0)
+        adapted = Tent(lr=0.01).wrap(Dropped(make_net(), offset))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return [adapted(batch) for batch in (images.float(), images.flip(0).float() * 0.5)]
+
+    @pytest.mark.parametrize("precision", ["auto", "bf16-mixed"])
+    def test_gives_the_numbers_of_autocast(self, make_net, images, precision):
+        adapted, logits = self.run(make_net, images, precision=precision)
+        assert set(adapted.engine.net.run.chosen) == {"bf16 own"}
+        for mine, theirs in zip(logits, self.expect(make_net, images, bf16=True), strict=True):
+            assert torch.equal(mine, theirs)
+        assert adapted.report().passes == "bf16 own"
+
+    def test_a_trial_leaves_no_trace_where_predictions_differ(self, make_net, images):
+        with pytest.warns(UserWarning, match="predicts .* of 6 images differently"):
+            adapted, logits = self.run(make_net, images, offset=1000.0, precision="auto")
+        drawn = torch.get_rng_state()
+        assert set(adapted.engine.net.run.chosen) == {"own"}
+        for mine, theirs in zip(logits, self.expect(make_net, images, offset=1000.0), strict=True):
+            assert torch.equal(mine, theirs)
+        assert torch.equal(torch.get_rng_state(), drawn)
+
+    def test_a_little_faster_is_not_enough(self, make_net, images, monkeypatch):
+        monkeypatch.setattr(FastPass, "_seconds", lambda self, way, images: 0.9 if way == "bf16 own" else 1.0)
+        adapted, _ = self.run(make_net, images, precision="auto")
+        assert set(adapted.engine.net.run.chosen) == {"own"}
+
+    def test_a_restored_state_has_its_ways(self, make_net, images, monkeypatch):
+        adapted, _ = self.run(make_net, images, precision="auto")
+        state = adapted.state_dict()
+        expected = adapted(images.float())
+        monkeypatch.setattr(FastPass, "_fastest", fail)
+        other = Tent(lr=0.01, passes=FastPass("auto", compile=False)).wrap(Dropped(make_net()))
+        other.load_state_dict(state)
+        torch.manual_seed(0)
+        again = other(images.float())
+        assert other.state_dict()["ways"] == state["ways"]
+        assert again.shape == expected.shape
+        state["ways"] = {"images": ["own", 3]}
+        with pytest.raises(ValueError, match="ways"):
+            other.load_state_dict(state)
+
+    def test_results_say_what_was_chosen(self, make_net, images, tmp_path):
+        class Module(lightning.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = make_net().float()
+
+            def forward(self, images):
+                return self.net(images)
+
+            def test_step(self, batch, batch_idx):
+                self(batch[0])
+
+        trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+        loader = torch.utils.data.DataLoader([(image, 0) for image in images.float()], batch_size=3)
+        policy = FastPass("auto", compile=False, agreement=0.5)
+        results = trainer.adapt(Module(), adapter=Tent(passes=policy), dataloaders=loader)
+        assert results["protocol"]["passes"] == "FastPass(precision='auto', compile=False, agreement=0.5)"
+        ((kind, way),) = read_results(tmp_path)["passes"].items()
+        assert (
+            kind == f"images of {'x'.join(map(str, images.shape[1:]))}, float32 on cpu, gradients, norm layers 2 batch"
+        )
+        assert way.startswith("bf16 own: ")
+        assert way in str(results)
+
+    @pytest.mark.parametrize("arguments", [{"precision": "16"}, {"agreement": 0.0}, {"agreement": 1.5}])
+    def test_arguments_out_of_range(self, arguments):
+        with pytest.raises(ValueError, match=next(iter(arguments))):
+            FastPass(**arguments)
 
 
 class ConvolutionGradients(TorchDispatchMode):

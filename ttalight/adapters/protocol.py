@@ -20,7 +20,7 @@ def describe_method(method: Method) -> dict[str, Any]:
     """
     rare: dict[str, Any] = {} if method.on_bad_batch == "error" else {"on_bad_batch": method.on_bad_batch}
     if method.passes is not None:
-        rare["passes"] = type(method.passes).__name__
+        rare["passes"] = method.passes.describe()
     for schedule in method.schedules:
         rare |= schedule.describe()
     return {

@@ -122,6 +122,8 @@ def build_results(
         results["bad_batches"] = passes.bad_batches
     if adapter is not None and adapter.engine is not None and adapter.engine.schedules:
         results["missed_batches"], results["missed"] = len(measurement.missed), list(measurement.missed)
+    if adapter is not None and adapter.engine is not None and adapter.passes is not None:
+        results["passes"] = {kind: f"{way}: {reason}" for kind, (way, reason) in adapter.passes.capture().items()}
     if measurement.readings:
         results["readings"] = [_reading(measurement, steps) for steps in sorted(measurement.readings)]
     return shown({**results, **digest(rows)})

@@ -323,6 +323,7 @@ class Engine:
             **({"tensors": {}, "source": {}, "optimizer": None} if self.state is None else self.state.capture()),
             "before_probe": self.before_probe,
             "schedules": states_of(self.schedules),
+            "ways": {} if self.method.passes is None else self.method.passes.capture(),
         }
 
     def restore(self, state: dict[str, Any], keep_place: bool = False) -> None:
@@ -355,6 +356,8 @@ class Engine:
         self.net.forwards, self.net.backwards = state["passes"]
         self._keeps_place = keep_place
         load_states(self.schedules, state["schedules"])
+        if self.method.passes is not None:
+            self.method.passes.restore(state["ways"])
         self.admission.sizes = [torch.Size(state["size"])] if state["size"] else []
 
     def _check(self, state: Any) -> None:

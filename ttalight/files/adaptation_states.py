@@ -40,8 +40,10 @@ def check_form(state: Any, method: str, counters: Iterable[str]) -> None:
         "passes": [Between(0.0, 2.0**62)] * 2,
         "before_probe": None,
         "schedules": dict,
+        "ways": dict,
     }
     fault = difference(form, state) or difference([Between(1, 2**31)] * len(state["size"]), state["size"], "size")
+    fault = fault or difference({kind: [str, str] for kind in state["ways"]}, state["ways"], "ways")
     if fault is None and state["before_probe"] is not None:
         fault = difference(form | {"before_probe": type(None)}, state["before_probe"], "before_probe")
     if fault is None and state["method"] != method:

@@ -68,6 +68,7 @@ class Report(Mapping[str, Any]):
         weight_distance: Euclidean distance of the adapted weights from the source, divided by the source's norm.
         statistics_distance: The same of running statistics, where the method moves them.
         source_agreement: Share of the given images that the source model predicts alike.
+        passes: Ways that passes are computed in, where ``FastPass`` has chosen them.
     """
 
     method: str
@@ -88,6 +89,7 @@ class Report(Mapping[str, Any]):
     weight_distance: float | None = None
     statistics_distance: float | None = None
     source_agreement: float | None = None
+    passes: str | None = None
 
     def __getitem__(self, name: str) -> Any:
         if name not in _NAMES:
@@ -106,7 +108,7 @@ class Report(Mapping[str, Any]):
 
     def curves(self) -> dict[str, float]:
         """Return the numbers that change from batch to batch, for a logger."""
-        left_out = ("method", "batches", "classes", "commonest_class")
+        left_out = ("method", "batches", "classes", "commonest_class", "passes")
         return {name: float(value) for name, value in self.items() if name not in left_out and value is not None}
 
     def prometheus(self, labels: Mapping[str, str] | None = None) -> str:
@@ -157,6 +159,8 @@ def report_of(engine: Engine, images: Tensor | None = None) -> Report:
             "seconds": engine.recent.seconds,
         }
     counts = {name: getattr(counters, name) for name in _COUNTERS}
+    ways = {} if engine.method.passes is None else engine.method.passes.capture()
+    found["passes"] = ", ".join(dict.fromkeys(way for way, _ in ways.values())) or None
     return Report(method=type(engine.method).__name__, **counts, **found)
 
 

@@ -70,7 +70,8 @@ def domain_table(results: Results) -> str:
         Aligned lines.
     """
     table = "\n".join(text_blocks(*domain_cells(results)))
-    return "\n".join([table, *map(forgetting_line, results.get("forgetting", [])), *missed_line(results)])
+    forgotten = map(forgetting_line, results.get("forgetting", []))
+    return "\n".join([table, *forgotten, *missed_line(results), *pass_lines(results)])
 
 
 def domain_cells(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -100,6 +101,12 @@ def missed_line(results: Results) -> list[str]:
     if "missed_batches" not in results:
         return []
     return [f"missed: {results['missed_batches']} batches were predicted and not adapted to"]
+
+
+def pass_lines(results: Results) -> list[str]:
+    """Say in which way each kind of pass was computed, where there was a choice."""
+    ways = results.get("passes", {})
+    return [f"passes: {printable(kind)}: {printable(str(way))}" for kind, way in ways.items()]
 
 
 def forgetting_line(found: Forgetting) -> str:

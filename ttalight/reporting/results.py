@@ -203,6 +203,7 @@ class _Optional(Digest, total=False):
     bad_batches: int
     missed_batches: int
     missed: list[int]
+    passes: dict[str, str]
     readings: list[Reading]
     overall: Overall
     curve: Curve
@@ -214,7 +215,7 @@ class Results(_Optional):
     ``network`` is the name of the encoder, ``classes`` the number of its outputs. ``bad_batches`` counts those that
     were predicted and not adapted to, where the adapter's ``on_bad_batch`` allows it. ``missed_batches`` counts those
     that a clock, ``adapt_every`` or ``max_milliseconds`` let be predicted only, ``missed`` lists their numbers in the
-    stream.
+    stream. ``passes`` has the way that ``FastPass`` chose, and why, by the kind of pass.
     """
 
     schema: int

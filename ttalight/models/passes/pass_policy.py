@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,3 +29,14 @@ class PassPolicy(ABC):
     @abstractmethod
     def detach(self) -> None:
         """Restore the network's own passes."""
+
+    def describe(self) -> str:
+        """Return the name, and those arguments that are not the default, for results."""
+        return type(self).__name__
+
+    def capture(self) -> dict[str, list[str]]:
+        """Return way and reason of each kind of pass, by its description, where there is a choice."""
+        return {}
+
+    def restore(self, record: Mapping[str, Sequence[str]]) -> None:  # noqa: B027
+        """Compute passes in the ways that ``capture`` returned."""
