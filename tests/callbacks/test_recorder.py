@@ -28,7 +28,7 @@ from ttalight.data import (
     StreamOrder,
     Visit,
 )
-from ttalight.reporting import domain_table, read_predictions
+from ttalight.reporting import domain_table, read_predictions, read_results
 
 
 class Module(lightning.LightningModule):
@@ -295,6 +295,10 @@ def test_dense_predictions(tmp_path):
         own, true = (predicted == index)[counts], (labels == index)[counts]
         parts.append((own & true).sum().item() / (own | true).sum().item())
     assert row["miou"] == pytest.approx(np.mean(parts))
+    assert row["iou"] == pytest.approx(parts)
+    assert read_results(tmp_path)["domains"][0]["iou"] == row["iou"]
+    assert ",miou,start" in (tmp_path / "domains.csv").read_text()  # and no list
+    assert "mIoU %" in str(recorder.results)
     assert recorder.results["mean"]["miou"] == row["miou"]
     assert recorder.results["curve"]["running"][-1] == pytest.approx(row["accuracy"])
     assert read_predictions(tmp_path, "logits")["logits"].shape == (6, 4, 5, 4)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from ttalight.metrics import StreamingClassification
+from ttalight.metrics import StreamingClassification, functional
 from ttalight.metrics.functional import (
+    batch_sums,
     calibration_bins,
     classification_sums,
     diversity,
@@ -61,6 +62,7 @@ def slow_reference(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -
         "entropy": entropy / n,
         "diversity": -sum(k / n * math.log(k / n) for k in predicted if k) / math.log(len(predicted)),
         "miou": None,
+        "iou": [],
     }
 
 
@@ -116,7 +118,7 @@ class TestStreamingClassification:
         flat, dense = StreamingClassification(7), StreamingClassification(7)
         flat.update(logits, labels)
         dense.update(logits.view(2, 3, 4, 7).permute(0, 3, 1, 2), labels.view(2, 3, 4))
-        assert dense.compute() == {**flat.compute(), "miou": dense.compute()["miou"]}
+        assert dense.compute() == {**flat.compute(), **{name: dense.compute()[name] for name in ("miou", "iou")}}
 
     def test_mean_iou_by_hand(self):
         """Classes 0 and 2 of four pixels each, one pixel mistaken; class 1 does not occur and does not count."""
@@ -128,6 +130,7 @@ class TestStreamingClassification:
             one_hot = torch.nn.functional.one_hot(predictions[image : image + 1], 3).float()
             metric.update(5 * one_hot.permute(0, 3, 1, 2), labels[image : image + 1])
         assert metric.compute()["miou"] == pytest.approx((3 / 4 + 4 / 5) / 2)
+        assert metric.compute()["iou"] == [3 / 4, None, 4 / 5]
         assert metric.compute()["accuracy"] == 7 / 8
 
     def test_ignored_pixels_leave_no_trace(self):
@@ -137,6 +140,23 @@ class TestStreamingClassification:
         labels[18:] = 255
         all_of_them.update(logits.view(4, 6, 7).permute(0, 2, 1)[..., None], labels.view(4, 6, 1))
         assert all_of_them.compute() == few.compute()
+
+    def test_an_ignored_class_of_the_network_is_no_region(self):
+        """Class 2 of three is void: predicting it is an error of class 0, and no region of its own."""
+        labels = torch.tensor([[[0, 0, 1, 2]]])
+        metric = StreamingClassification(3, ignore_index=2)
+        metric.update(torch.eye(3)[torch.tensor([[[0, 2, 1, 1]]])].movedim(-1, 1), labels)
+        values = metric.compute()
+        assert values["iou"] == [1 / 2, 1, None]
+        assert (values["miou"], values["samples"]) == (3 / 4, 3)
+
+    def test_blocks_of_pixels_add_up(self, monkeypatch):
+        logits, labels = batch(2 * 6 * 5, 7)
+        logits, labels = logits.view(2, 6, 5, 7).movedim(-1, 1), labels.view(2, 6, 5)
+        whole = batch_sums(logits, labels, ignore_index=3)
+        monkeypatch.setattr(functional, "_BLOCK_PIXELS", 14)  # 7 pixels of 2 images; the last block is shorter
+        for name, value in batch_sums(logits, labels, ignore_index=3).items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-12, atol=0)
 
     @pytest.mark.parametrize(("classes", "expected"), [(2, None), (5, None), (6, 1.0)])
     def test_top5_is_null_where_it_would_always_be_one(self, classes, expected):

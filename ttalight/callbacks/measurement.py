@@ -361,9 +361,11 @@ def visit_starts(stream: Stream) -> dict[int, int]:
 
 
 def _without_absent(measures: _Measures) -> _Measures:
-    """Return measures without a mean IoU, and without an agreement with the source, where there is none."""
+    """Return measures without intersections over union, and without an agreement with the source, if there are none."""
     if measures["miou"] is None:
         del measures["miou"]
+    if not measures["iou"]:
+        del measures["iou"]
     if measures["agreement"] is None:
         del measures["agreement"]
     return measures

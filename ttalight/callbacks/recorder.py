@@ -55,7 +55,8 @@ class Recorder(Callback):
     Args:
         folder: Where the result files go; the trainer's log directory by default, none if it has none.
         predictions: Write ``predictions.npz`` as well: position, domain, label, prediction and logits of every image.
-        ignore_index: Label of pixels that do not count, for dense predictions.
+        ignore_index: Label of pixels that do not count, for dense predictions; by default the ``ignore_index`` of the
+            module or else of the data module, where these have one.
     """
 
     def __init__(self, folder: str | None = None, predictions: bool = False, ignore_index: int | None = None) -> None:
@@ -69,6 +70,7 @@ class Recorder(Callback):
         #: What a progress bar may show: the domain and the running accuracy in it.
         self.status: dict[str, str] = {}
         self._active = False
+        self._ignored: int | None = None
         self._hook: RemovableHandle | None = None
         self._writer: PredictionWriter | None = None
         self._resumed: dict[str, Any] | None = None
@@ -98,7 +100,8 @@ class Recorder(Callback):
         stream: Stream | None = getattr(getattr(trainer, "datamodule", None), "stream", None)
         self._folder, share = self.run_folder(trainer), _share(trainer)
         folder = self._folder
-        self._measurement = Measurement(None if trainer.validating else stream, self.ignore_index, share)
+        self._ignored = self.ignore_index if self.ignore_index is not None else _ignore_index(trainer, module)
+        self._measurement = Measurement(None if trainer.validating else stream, self._ignored, share)
         self._logits: Tensor | None = None
         self._engine: Engine | None = None
         self._output: Select = None
@@ -261,7 +264,7 @@ class Recorder(Callback):
     def _merged(self, parts: list[dict[str, Any]]) -> tuple[Measurement, Passes]:
         stream = self._measurement.stream
         assert stream is not None, "only a stream is divided"
-        whole = Measurement.merged(stream, self.ignore_index, [part["measurement"] for part in parts])
+        whole = Measurement.merged(stream, self._ignored, [part["measurement"] for part in parts])
         return whole, Passes.merged([Passes(*part["cost"]) for part in parts])
 
     def _finish_together(self, trainer: Trainer, ranks: RankFiles) -> None:
@@ -383,6 +386,13 @@ class Recorder(Callback):
 def _share(trainer: Trainer) -> npt.NDArray[np.int64] | None:
     """Return the numbers of the batches that this process measures, None where it measures all."""
     return None if trainer.validating else getattr(getattr(trainer, "datamodule", None), "share", None)
+
+
+def _ignore_index(trainer: Trainer, module: LightningModule) -> int | None:
+    """Return the label of pixels that do not count, as the module or the data module has it; None if neither does."""
+    owners: tuple[Any, ...] = (module, getattr(trainer, "datamodule", None))
+    values = (getattr(owner, "ignore_index", None) for owner in owners)
+    return next((value for value in values if isinstance(value, int)), None)
 
 
 def _labels(batch: Any) -> Tensor:

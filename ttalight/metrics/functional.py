@@ -16,6 +16,48 @@ from ttalight.labels import UNLABELLED
 
 TOP_K = 5
 
+#: Pixels of a dense prediction whose probabilities are in memory at once.
+_BLOCK_PIXELS = 2**18
+
+
+def batch_sums(logits: Tensor, labels: Tensor, bins: int = 15, ignore_index: int | None = None) -> dict[str, Tensor]:
+    """Sum over a batch of images or of dense predictions what classification metrics need.
+
+    Dense predictions are summed up in blocks of pixels, so that the memory beside the logits is bounded.
+
+    Args:
+        logits: (B, C), or (B, C, *) with any further dimensions; floating point.
+        labels: (B,), or (B, *); integers.
+        bins: Number of equal-width bins of confidence.
+        ignore_index: Label of samples that do not count; picking them out waits for the device.
+
+    Returns:
+        See :func:`classification_sums`.
+
+    Raises:
+        TypeError: If the logits are not floating point or the labels not integers.
+        ValueError: If the shapes do not belong together.
+    """
+    _check_shapes(logits, labels)
+    if logits.ndim == 2:
+        return _counted_sums(logits, labels, bins, ignore_index)
+    pixels, targets = logits.flatten(2), labels.flatten(1)
+    block = max(1, _BLOCK_PIXELS // max(1, len(logits)))
+    total = _counted_sums(pixels[..., :block], targets[:, :block], bins, ignore_index)
+    for start in range(block, pixels.shape[2], block):
+        part = slice(start, start + block)
+        total = add_sums(total, _counted_sums(pixels[..., part], targets[:, part], bins, ignore_index))
+    return total
+
+
+def _counted_sums(logits: Tensor, labels: Tensor, bins: int, ignore_index: int | None) -> dict[str, Tensor]:
+    """Return the sums of the samples whose label counts."""
+    logits, labels = flatten_pixels(logits, labels)
+    if ignore_index is not None:
+        counts = labels != ignore_index
+        logits, labels = logits[counts], labels[counts]
+    return classification_sums(logits, labels, bins)
+
 
 def flatten_pixels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Make one row of every sample: an image, or a pixel of a dense prediction.
@@ -31,6 +73,11 @@ def flatten_pixels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         TypeError: If the logits are not floating point or the labels not integers.
         ValueError: If the shapes do not belong together.
     """
+    _check_shapes(logits, labels)
+    return logits.movedim(1, -1).reshape(-1, logits.shape[1]), labels.reshape(-1).long()
+
+
+def _check_shapes(logits: Tensor, labels: Tensor) -> None:
     if not logits.is_floating_point():
         raise InputTypeError(
             f"logits must be floating point, got {logits.dtype}: give scores of classes, not predictions"
@@ -42,7 +89,6 @@ def flatten_pixels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not belong together: "
             "expected (B, C) with (B,), or (B, C, *) with (B, *)"
         )
-    return logits.movedim(1, -1).reshape(-1, logits.shape[1]), labels.reshape(-1).long()
 
 
 def classification_sums(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
@@ -151,8 +197,8 @@ def expected_calibration_error(count: Tensor, confidence: Tensor, correct: Tenso
     return (confidence.double() - correct).abs().sum() / count.sum()
 
 
-def mean_iou(predicted: Tensor, labelled: Tensor, hits: Tensor) -> Tensor:
-    """Intersection over union of predicted and true regions, averaged over the classes that occur in either.
+def class_iou(predicted: Tensor, labelled: Tensor, hits: Tensor, ignore_index: int | None = None) -> Tensor:
+    """Intersection over union of predicted and true regions of each class.
 
     Everingham, Van Gool, Williams, Winn, Zisserman, "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010:
     hits / (hits + false positives + false negatives) of a class, counted over all images together.
@@ -161,12 +207,17 @@ def mean_iou(predicted: Tensor, labelled: Tensor, hits: Tensor) -> Tensor:
         predicted: (C,), how often each class was predicted.
         labelled: (C,), how often it was the label.
         hits: (C,), how often it was both.
+        ignore_index: Label of samples that do not count. A class of this index has no region, even if it is predicted.
 
     Returns:
-        Scalar float64 in [0, 1]; NaN without samples.
+        (C,) float64 in [0, 1]; NaN for classes that neither were predicted nor are a label. The mean intersection over
+        union is the mean of the others.
     """
     union = predicted + labelled - hits
-    return (hits.double() / union).nanmean()
+    values = hits.double() / union
+    if ignore_index is not None and 0 <= ignore_index < len(values):
+        values[ignore_index] = torch.nan
+    return values
 
 
 def diversity(predicted: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypedDict, cast
 
@@ -14,11 +15,11 @@ from ttalight.labels import UNLABELLED
 from ttalight.metrics.functional import (
     TOP_K,
     add_sums,
+    batch_sums,
+    class_iou,
     classification_sums,
     diversity,
     expected_calibration_error,
-    flatten_pixels,
-    mean_iou,
 )
 
 
@@ -27,7 +28,8 @@ class ClassificationValues(TypedDict):
 
     ``accuracy``, ``error``, ``top5``, ``ece``, ``diversity`` and ``miou`` are in [0, 1], ``brier`` in [0, 2], ``nll``
     and ``entropy`` in nats. ``top5`` is None for five classes and fewer, ``miou`` for anything but dense predictions.
-    Without labels only ``samples``, ``entropy`` and ``diversity`` are numbers.
+    ``iou`` has the intersection over union of every class of dense predictions, None for a class that does not occur;
+    otherwise it is empty. Without labels only ``samples``, ``entropy`` and ``diversity`` are numbers.
     """
 
     samples: int
@@ -40,14 +42,16 @@ class ClassificationValues(TypedDict):
     entropy: float
     diversity: float
     miou: float | None
+    iou: list[float | None]
 
 
 class StreamingClassification(Metric):
     """Accuracy, top-5, NLL, calibration error, Brier score, entropy and prediction diversity of a stretch of a stream.
 
     Only sums are kept, on the device: memory does not grow with the stream, any cut into batches gives the same
-    numbers, and an update never waits for the device. Dense predictions count every pixel as a sample, and have a mean
-    intersection over union.
+    numbers, and an update never waits for the device. Dense predictions count every pixel as a sample, and have an
+    intersection over union of every class and their mean. They are summed up in blocks of pixels, so that memory beside
+    the logits does not grow with the size of the images.
 
     The Brier score is the original one of all classes, the squared distance of the probabilities from the one-hot
     label (G. W. Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 1950).
@@ -59,7 +63,8 @@ class StreamingClassification(Metric):
         num_classes: Number of classes C, at least 2.
         bins: Number of equal-width confidence bins of the calibration error.
         ignore_index: Label of samples that do not count, such as 255 in many segmentation sets; picking them out
-            waits for the device.
+            waits for the device. If the network has an output of this index, predicting it is an error, and it does not
+            count in the mean intersection over union.
 
     Raises:
         ValueError: If ``num_classes`` < 2 or ``bins`` < 1.
@@ -119,16 +124,12 @@ class StreamingClassification(Metric):
             ValueError: If a shape is wrong. Labels outside [0, C) are reported by :meth:`compute`.
         """
         self.dense = self.dense or logits.ndim > 2
-        logits, labels = flatten_pixels(logits, labels)
-        if logits.shape[1] != self.num_classes:
+        if logits.ndim > 1 and logits.shape[1] != self.num_classes:
             raise InputError(
                 f"got logits of {logits.shape[1]} classes, expected {self.num_classes}: "
                 "classes are dimension 1, and num_classes must be the size of the network's output"
             )
-        if self.ignore_index is not None:
-            counts = labels != self.ignore_index
-            logits, labels = logits[counts], labels[counts]
-        sums = classification_sums(logits, labels, self.bins)
+        sums = batch_sums(logits, labels, self.bins, self.ignore_index)
         # Not in place: a state made in inference mode may be updated outside of it.
         for name, value in add_sums(self._sums(), sums).items():
             setattr(self, name, value)
@@ -142,14 +143,14 @@ class StreamingClassification(Metric):
         Raises:
             ValueError: If a label was outside [0, C).
         """
-        return classification_values(self._sums(), self.dense)
+        return classification_values(self._sums(), self.dense, ignore_index=self.ignore_index)
 
     def _sums(self) -> dict[str, Tensor]:
         return cast("dict[str, Tensor]", self.metric_state)
 
 
 def classification_values(
-    sums: Mapping[str, Tensor], dense: bool = False, partial: bool = False
+    sums: Mapping[str, Tensor], dense: bool = False, partial: bool = False, ignore_index: int | None = None
 ) -> ClassificationValues:
     """Make metrics from the sums of :func:`classification_sums`; waits for the device.
 
@@ -157,6 +158,7 @@ def classification_values(
         sums: The sums.
         dense: Whether the samples were pixels.
         partial: Whether some samples may lack the label that others have.
+        ignore_index: Label of the samples that were left out.
 
     Returns:
         See :meth:`StreamingClassification.compute`.
@@ -168,20 +170,21 @@ def classification_values(
     derived = (
         expected_calibration_error(sums["bin_count"], sums["bin_confidence"], sums["bin_correct"]),
         diversity(sums["predicted"]),
-        mean_iou(sums["predicted"], sums["labelled"], sums["hits"]),
+        *class_iou(sums["predicted"], sums["labelled"], sums["hits"], ignore_index).unbind(),
     )
     names = (
         "samples", "unlabelled", "correct", "top5_correct", "lowest_label", "highest_label", "nll", "brier", "entropy",
     )  # fmt: skip
     seen = torch.stack([value.double() for value in (*(sums[name] for name in names), *derived)]).tolist()
-    samples, unlabelled, correct, top5, lowest, highest, nll, brier, entropy, ece, spread, miou = seen
+    samples, unlabelled, correct, top5, lowest, highest, nll, brier, entropy, ece, spread, *iou = seen
     _check_labels(int(lowest), int(highest), classes)
     if 0 < unlabelled < samples and not partial:
         raise InputError(
             f"{int(unlabelled)} of {int(samples)} samples have the label {UNLABELLED}, which means none: "
             "give all samples of a domain a label, or none of them, or name a label that does not count by ignore_index"
         )
-    total = samples or float("nan")
+    total = samples or math.nan
+    known = [value for value in iou if not math.isnan(value)]
     values: ClassificationValues = {
         "samples": int(samples),
         "accuracy": correct / total,
@@ -192,7 +195,8 @@ def classification_values(
         "brier": brier / total,
         "entropy": entropy / total,
         "diversity": spread,
-        "miou": miou if dense else None,
+        "miou": (sum(known) / len(known) if known else math.nan) if dense else None,
+        "iou": [None if math.isnan(value) else value for value in iou] if dense else [],
     }
     return _without_labels(values) if unlabelled else values
 
@@ -200,6 +204,7 @@ def classification_values(
 def _without_labels(values: ClassificationValues) -> ClassificationValues:
     """Return the measures that need no labels; the others are None."""
     values |= {"accuracy": None, "error": None, "top5": None, "nll": None, "ece": None, "brier": None, "miou": None}
+    values["iou"] = []
     return values
 
 

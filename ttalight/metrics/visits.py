@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ttalight.metrics.functional import add_sums, classification_sums, flatten_pixels
+from ttalight.metrics.functional import add_sums, batch_sums
 from ttalight.metrics.streaming import ClassificationValues, classification_values
 
 
@@ -56,11 +56,7 @@ class VisitMetrics:
             self._add(visit, logits[own], labels[own])
 
     def _add(self, visit: int, logits: Tensor, labels: Tensor) -> None:
-        logits, labels = flatten_pixels(logits, labels)
-        if self.ignore_index is not None:
-            counts = labels != self.ignore_index
-            logits, labels = logits[counts], labels[counts]
-        sums = classification_sums(logits, labels)
+        sums = batch_sums(logits, labels, ignore_index=self.ignore_index)
         self._open[visit] = add_sums(self._open[visit], sums) if visit in self._open else sums
 
     def close(self, visit: int, counts: bool = True) -> None:
@@ -74,7 +70,7 @@ class VisitMetrics:
             ValueError: If a label was outside [0, C).
         """
         sums = self._open.pop(visit)
-        self.closed[visit] = classification_values(sums, self._dense)
+        self.closed[visit] = classification_values(sums, self._dense, ignore_index=self.ignore_index)
         if counts:
             self._total = sums if self._total is None else add_sums(self._total, sums)
 
@@ -102,7 +98,9 @@ class VisitMetrics:
 
     def total(self) -> ClassificationValues | None:
         """Return the metrics of all samples of the closed visits that count, None if there are none."""
-        return None if self._total is None else classification_values(self._total, self._dense, partial=True)
+        if self._total is None:
+            return None
+        return classification_values(self._total, self._dense, partial=True, ignore_index=self.ignore_index)
 
 
 def _copied(sums: Mapping[str, Tensor], device: torch.device | str | None = None) -> dict[str, Tensor]:

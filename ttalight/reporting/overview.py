@@ -59,6 +59,7 @@ def progress(results: Results) -> str:
 def domain_table(results: Results) -> str:
     """Tabulate the visits of one run: accuracy and calibration error in percent, NLL in nats, images per second.
 
+    Dense predictions have the mean intersection over union beside the accuracy of the pixels.
     Without labels the columns are agreement with the source model and diversity in percent, and entropy in nats. A run
     with readings has a column of accuracies for each number of steps; one with very many visits has a line for each
     domain. Below the mean over rows stand the mean over images, where it is another one, and what the probes say.
@@ -81,17 +82,19 @@ def domain_cells(results: Results) -> tuple[list[str], list[list[str]]]:
     early = [[_percent(row["accuracy"]) for row in [*by_domain(read["domains"]), read["mean"]]] for read in readings]
     at = [list(cells) for cells in zip(*early, strict=True)] or [[] for _ in range(len(rows) + 1)]
     labelled = not rows or any(row["accuracy"] is not None for row in rows)
-    names = ("accuracy %", "nll", "ece %") if labelled else ("agreement %", "entropy", "diversity %")
+    dense = any("miou" in row for row in rows)
+    measured = ("accuracy %", *(("mIoU %",) if dense else ()), "nll", "ece %")
+    names = measured if labelled else ("agreement %", "entropy", "diversity %")
     header = ["domain", "images", *(f"{read['steps']} steps" for read in readings), *names]
     cells = [
-        [name, str(row["samples"]), *read, *_measures(row, labelled), number(row["images_per_second"], 0)]
+        [name, str(row["samples"]), *read, *_measures(row, labelled, dense), number(row["images_per_second"], 0)]
         for name, row, read in zip(visit_names(rows), rows, at, strict=False)
     ]
     total = str(sum(row["samples"] for row in counted(results["domains"])))
     speed = number(results["cost"]["images_per_second"], 0)
-    cells.append(["mean", total, *at[-1], *_measures(results["mean"], labelled), speed])
+    cells.append(["mean", total, *at[-1], *_measures(results["mean"], labelled, dense), speed])
     if results["weighted_mean"] != results["mean"] and len({row["samples"] for row in counted(rows)}) > 1:
-        weighted = _measures(results["weighted_mean"], labelled)
+        weighted = _measures(results["weighted_mean"], labelled, dense)
         cells.append(["weighted mean", total, *[""] * len(readings), *weighted, ""])
     return [*header, "images/s"], cells
 
@@ -134,15 +137,17 @@ def _join(rows: Sequence[DomainResult]) -> DomainResult:
     known = [row["seconds"] for row in rows if row["seconds"] is not None]
     samples, seconds = sum(row["samples"] for row in rows), sum(known) if len(known) == len(rows) else None
     joined: DomainResult = {**rows[0], **average(rows, [1] * len(rows))}
+    joined.pop("iou", None)
     joined |= {"visit": 0, "samples": samples, "seconds": seconds}
     joined["images_per_second"] = samples / seconds if seconds else None
     return joined
 
 
-def _measures(row: DomainResult | Summary, labelled: bool) -> list[str]:
+def _measures(row: DomainResult | Summary, labelled: bool, dense: bool) -> list[str]:
     if not labelled:
         return [_percent(row.get("agreement")), number(row.get("entropy"), 3), _percent(row.get("diversity"))]
-    return [_percent(row["accuracy"]), number(row["nll"], 3), _percent(row["ece"])]
+    regions = [_percent(row.get("miou"))] if dense else []
+    return [_percent(row["accuracy"]), *regions, number(row["nll"], 3), _percent(row["ece"])]
 
 
 def _percent(share: float | None) -> str:

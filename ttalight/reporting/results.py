@@ -49,9 +49,9 @@ class DomainResult(_Row, total=False):
 
     Fractions in [0, 1], ``brier`` in [0, 2], ``nll`` and ``entropy`` in nats; None is not finite, or ``top5`` of five
     classes, and all measures but ``entropy``, ``diversity`` and ``agreement`` where images have no labels.
-    ``agreement``, there only then, is the share of predictions that are the source model's. ``miou`` is there for dense
-    predictions only. ``start`` counts the images of the stream before the visit;
-    a ``probe`` is a look at clean data that no mean counts.
+    ``agreement``, there only then, is the share of predictions that are the source model's. ``miou`` and ``iou``, the
+    intersection over union of every class (None where a class does not occur), are there for dense predictions only.
+    ``start`` counts the images of the stream before the visit; a ``probe`` is a look at clean data that no mean counts.
     """
 
     brier: float | None
@@ -59,6 +59,7 @@ class DomainResult(_Row, total=False):
     diversity: float | None
     agreement: float | None
     miou: float | None
+    iou: list[float | None]
     start: int
     probe: bool
 
@@ -83,7 +84,11 @@ class Summary(Averages, total=False):
     miou: float | None
 
 
-class Overall(Summary):
+class _ByClass(Summary, total=False):
+    iou: list[float | None]
+
+
+class Overall(_ByClass):
     """The measures of all images of the stream, probes left out, as if they were one domain."""
 
     samples: int
@@ -247,8 +252,8 @@ def write_results(folder: str | Path, results: Results) -> None:
     text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
     table = io.StringIO()
     present = set(_Row.__annotations__).union(*plain["domains"])
-    columns = [name for name in get_type_hints(DomainResult) if name in present]
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    columns = [name for name in get_type_hints(DomainResult) if name in present and name != "iou"]  # no list is a cell
+    writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({**row, "name": csv_text(row["name"])} for row in plain["domains"])
     # The JSON file comes last: it is the one that says how far the run got.

@@ -28,8 +28,8 @@ _INTEGERS = (-(2**63), 2**63 - 1)
 _SLACK = 1e-6
 
 _SHARES = (
-    "accuracy", "error", "top5", "ece", "diversity", "agreement", "miou", "domain_accuracy", "group_accuracy", "first",
-    "last", "lowest",
+    "accuracy", "error", "top5", "ece", "diversity", "agreement", "miou", "iou", "domain_accuracy", "group_accuracy",
+    "first", "last", "lowest",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "samples", "visit", "start", "rows", "probes", "classes", "bad_batches", "missed_batches", "missed", "batch_size",
@@ -166,7 +166,7 @@ def _check_plain(values: Sequence[Any], kind: Any, where: _Place) -> None:
         if long is not None:
             raise InputError(f"{where(long)} has {len(values[long]):,} characters, expected at most {_LONGEST:,}")
     if values and not allowed.isdisjoint((int, float)):
-        key = where(0).rpartition(".")[2]
+        key = where(0).rpartition(".")[2].partition("[")[0]
         _check_range(values, key, float not in allowed, where)
 
 
