@@ -103,10 +103,20 @@ class TestPlans:
         assert (adapted["adapter"]["init_args"]["steps"], adapted["adapter"]["init_args"]["reset"]) == (1, "domain")
         assert jobs["ttt_plus_plus_paper"]["model"]["init_args"]["calibration_images"] == 256 + 1280
 
+    @pytest.mark.parametrize(("recipe", "budget"), [("paper", "matched"), ("paper", "paper"), ("small", "matched")])
+    def test_a_flow_is_trained_on_a_supervised_stage(self, plan_of, recipe, budget):
+        own, start = ("_paper", "ttt_flow_source_paper") if budget == "paper" else ("", "source")
+        plan = plan_of(2, recipe, budget=budget, methods=("TTTFlow",))
+        job = next(job for job in plan.jobs if job.name == f"ttt_flow{own}")
+        assert job.reads == (start,)
+        assert job.config["model"]["init_args"]["supervised"] == f"runs/x/{start}/checkpoints/last.ckpt"
+        assert plan.rows[-1].jobs[0] == f"ttt_flow{own}_adapt_0"
+        assert job.passes > 0
+
     def test_budgets_share_equal_runs_only(self, plan_of):
         jobs: dict[str, object] = {}
         for budget in ("matched", "paper"):
-            for job in plan_of(2, budget=budget, methods=("TTT", *IN_TABLE[2], "Y")).jobs:
+            for job in plan_of(2, budget=budget, methods=("TTT", *IN_TABLE[2], "Y", "TTTFlow")).jobs:
                 assert jobs.setdefault(job.name, job.config) == job.config
 
     @pytest.mark.parametrize("budget", ["matched", "paper"])

@@ -203,7 +203,7 @@ class FeatureFlow(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = _full(z)
             for layer in reversed(self.layers):
-                z = layer.inverse(z)
+                z = layer.inverse(z)  # type: ignore[operator]
         return z
 
 

@@ -23,7 +23,7 @@ from ttalight.reproduce.recipes import (
 )
 
 #: Classes that can start from the checkpoint of a SupervisedTask; others take its encoder alone.
-_SUPERVISED_START = ("TTTPlusPlus", "ReCTTT")
+_SUPERVISED_START = ("TTTPlusPlus", "ReCTTT", "TTTFlow")
 #: The supervised encoder's weights alone.
 EXPORTED = "encoder.pt"
 _COLLECTOR = "ttalight.analysis.FeatureCollector"
@@ -190,11 +190,11 @@ class Planner:
         if method == "CTA-C":
             reads = (self._simclr(),)
             arguments["self_supervised"] = self._weights(reads[0])
-        elif method == "TTT++" and self.configs.has_own_budget(method):
-            before = self.configs.method("ttt_plus_plus_source", fit=True)
-            reads = (self._fit("ttt_plus_plus_source_paper", before),)
+        elif method in ("TTT++", "TTTFlow") and self.configs.has_own_budget(method):
+            before = f"{METHODS[method]}_source"
+            reads = (self._fit(f"{before}_paper", self.configs.method(before, fit=True)),)
             arguments["supervised"] = self._weights(reads[0])
-        elif self.recipe.shared_start:
+        elif method == "TTTFlow" or self.recipe.shared_start:
             reads = self._share_start(config)
         return self._fit(self._rival_name(method), config, reads)
 

@@ -15,19 +15,23 @@ TABLE_DATA = {2: "cifar10", 4: "cifar100", 5: "tiny_imagenet", 6: "cifar10"}
 DATA = {"cifar10": (50000, 10, 32), "cifar100": (50000, 100, 32), "tiny_imagenet": (100000, 200, 64),
         "digits": (1000, 10, 32)}  # fmt: skip
 #: Passes of one training image, on networks that all else is small beside: a forward counts 1, forward and backward 3.
-#: ReC-TTT's has two encoders, the frozen one on two images, and a decoder on four times the batch.
+#: ReC-TTT's has two encoders, the frozen one on two images, and a decoder on four times the batch. TTTFlow's has a flow
+#: on maps of 512 channels, which costs twice the network.
 TRAINING = {"SupervisedTask": 3.0, "ContrastiveTask": 6.0, "AlignmentTask": 6.0, "JointTask": 9.0, "ProbeTask": 1.0,
-            "TTTPlusPlus": 6.0, "RotationTTT": 15.0, "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 20.0}  # fmt: skip
+            "TTTPlusPlus": 6.0, "RotationTTT": 15.0, "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 20.0,
+            "TTTFlow": 7.0}  # fmt: skip
 #: Passes of one image in one step of adaptation. ReC-TTT's frozen decoder has no gradients of weights.
 ADAPTING = {"CrossTaskTTT": 6.0, "ProbeTask": 6.0, "JointTask": 6.0, "TTTPlusPlus": 9.0, "RotationTTT": 12.0,
-            "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 16.0}  # fmt: skip
+            "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 16.0,
+            "TTTFlow": 7.0}  # fmt: skip
 #: What comes to both on a ResNet-20, as measured on a CPU: beside its thin maps ClusT3's assignments to clusters, 150
-#: for each position, are the larger part, and NC-TTT's noise is not small.
-BESIDE = {"ClusT3": (12.0, 10.0), "NCTTT": (1.0, 0.0)}
+#: for each position, are the larger part, and NC-TTT's noise is not small. TTTFlow's flow is small there.
+BESIDE = {"ClusT3": (12.0, 10.0), "NCTTT": (1.0, 0.0), "TTTFlow": (-4.8, -3.5)}
 #: Label in tables -> files of the method in cifar10_matched and cifar10_paper.
 METHODS = {"TTT": "rotation_ttt", "TTT++": "ttt_plus_plus", "ClusT3": "clust3", "NC-TTT": "nc_ttt",
            "ReC-TTT": "rec_ttt", "CTA-C": "probe", "CTA": "cta", "Y": "joint",
-           "CTA-unfrozen": "cta_unfrozen", "CTA-twins": "cta_twins"}  # fmt: skip
+           "CTA-unfrozen": "cta_unfrozen", "CTA-twins": "cta_twins",
+           "TTTFlow": "ttt_flow"}  # fmt: skip
 #: Variants of CTA that its paper mentions without a table: what they change in self-supervised stage and alignment.
 VARIANTS: dict[str, tuple[Config, Config]] = {
     "CTA-unfrozen": ({}, {"freeze_teacher": False}),

@@ -98,8 +98,10 @@ class TTTFlow(MapTask):
         with torch.no_grad():
             maps = self._maps(images)
         if self._initialize:
-            # The maps of all processes, which must begin with the same flow.
-            self.flow.initialize(self.all_gather(maps).reshape(-1, *maps.shape[1:]))
+            # Of the maps of all processes, since all must begin with the same flow.
+            gathered = self.all_gather(maps)
+            assert isinstance(gathered, Tensor)
+            self.flow.initialize(gathered.reshape(-1, *maps.shape[1:]))
             self._initialize = False
         return {"auxiliary": flow_likelihood_loss(*self.flow(maps)).mean()}
 
