@@ -11,6 +11,12 @@ from ttalight.data.image_folder import ImageFolderDataModule
 from ttalight.data.imagenet import ImageNetDataModule
 from ttalight.data.layout import CorruptedFolder
 from ttalight.data.module import ImageDataModule
+from ttalight.data.segmentation import (
+    ACDCDataModule,
+    CamVidDataModule,
+    CityscapesDataModule,
+    SegmentationDataModule,
+)
 from ttalight.data.streams import (
     BatchMixing,
     Clocked,
@@ -38,8 +44,11 @@ from ttalight.data.tiny_imagenet import TinyImageNetDataModule
 from ttalight.data.unlabelled_folder import UnlabelledFolderDataModule
 
 __all__ = [
+    "ACDCDataModule",
     "BatchMixing",
     "CIFARDataModule",
+    "CamVidDataModule",
+    "CityscapesDataModule",
     "Clocked",
     "Continual",
     "Correlated",
@@ -65,6 +74,7 @@ __all__ = [
     "Probed",
     "Recurring",
     "SavedStream",
+    "SegmentationDataModule",
     "SingleSample",
     "Stream",
     "StreamDataset",

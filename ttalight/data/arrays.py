@@ -90,7 +90,10 @@ class StreamDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.stream)
 
     def __getitem__(self, positions: slice) -> tuple[Tensor, Tensor]:
-        """Return images (B, 3, H, W) and labels (B,) of the samples at the given positions of the stream."""
+        """Return images (B, 3, H, W) and labels (B,) of the samples at the given positions of the stream.
+
+        Labels of pixels are (B, H, W).
+        """
         domain = self.stream.domain_of(positions)
         sample = self.stream.sample[positions].astype(np.int64)
         if domain.min() == domain.max():
@@ -99,10 +102,13 @@ class StreamDataset(Dataset[tuple[Tensor, Tensor]]):
         return self._mixed(domain, sample)
 
     def _mixed(self, domain: npt.NDArray[np.int64], sample: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        first = self.domains[0]
-        images = first.images.new_empty((len(domain), *first.images.shape[1:]))
-        labels = first.labels.new_empty(len(domain))
+        batch: tuple[Tensor, Tensor] | None = None
         for index in np.unique(domain):
             where = torch.from_numpy(np.flatnonzero(domain == index))
-            images[where], labels[where] = self.domains[index].__getitems__(sample[where.numpy()])[:2]
-        return images, labels
+            part = self.domains[index].__getitems__(sample[where.numpy()])[:2]
+            if batch is None:  # labels are one number an image, or one a pixel
+                images, labels = (field.new_empty((len(domain), *field.shape[1:])) for field in part)
+                batch = images, labels
+            batch[0][where], batch[1][where] = part
+        assert batch is not None, "a batch has samples"
+        return batch

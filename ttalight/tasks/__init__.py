@@ -11,6 +11,7 @@ from ttalight.tasks.nc_ttt import NCTTT
 from ttalight.tasks.probe_task import ProbeTask
 from ttalight.tasks.rec_ttt import ReCTTT
 from ttalight.tasks.rotation_ttt import RotationTTT
+from ttalight.tasks.segmentation import SegmentationTask
 from ttalight.tasks.supervised import SupervisedTask
 from ttalight.tasks.ttt_flow import TTTFlow
 from ttalight.tasks.ttt_plus_plus import TTTPlusPlus
@@ -28,6 +29,7 @@ __all__ = [
     "ProbeTask",
     "ReCTTT",
     "RotationTTT",
+    "SegmentationTask",
     "SupervisedTask",
     "TTTFlow",
     "TTTPlusPlus",

@@ -57,6 +57,8 @@ class BaseTask(LightningModule, ABC):
     """
 
     encoder: nn.Module
+    #: Label of pixels that do not count, of a task that predicts pixels.
+    ignore_index: int | None = None
     #: Passes of the encoder, in whole batches, that one call of ``auxiliary_loss`` makes.
     auxiliary_views: int = 1
     #: Arguments that are no plain values, so that checkpoints do not have them.
@@ -195,7 +197,7 @@ class BaseTask(LightningModule, ABC):
         dtypes = (torch.float32, torch.float16, torch.bfloat16) if mixed else (weights,)
         adapter = find_callback(self.trainer, Adapter)
         adapted = adapter is not None and adapter.engine is not None
-        check_batch(batch, dtypes, getattr(self, "num_classes", None), adapted)
+        check_batch(batch, dtypes, getattr(self, "num_classes", None), adapted, self.ignore_index)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Check the first batch."""
@@ -214,7 +216,9 @@ class BaseTask(LightningModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Key all draws of the coming batch by (seed, epoch, batch, rank), whatever was drawn before."""
         self._check_first(batch, batch_idx)
-        check_values(batch, getattr(self, "num_classes", None))  # a single NaN would corrupt all weights
+        check_values(
+            batch, getattr(self, "num_classes", None), ignore_index=self.ignore_index
+        )  # a single NaN would corrupt all weights
         key = derive_seed(self._seed, "train", self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(key)
         self.draws.manual_seed(key)

@@ -17,16 +17,23 @@ __all__ = ["check_batch", "check_values"]
 _OVERSHOOT = 0.5
 
 
-def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | None, adapted: bool = False) -> None:
+def check_batch(
+    batch: Any,
+    dtypes: tuple[torch.dtype, ...],
+    num_classes: int | None,
+    adapted: bool = False,
+    ignore_index: int | None = None,
+) -> None:
     """Refuse a batch that is not (images, labels, ...) as a task expects it; reads values once.
 
     Args:
         batch: What the data module delivered, on the device: images (B, 3, H, W), RGB in [0, 1], then labels (B,), if
-            there are any, in 0 to num_classes - 1, or all of them ``UNLABELLED``.
+            there are any, in 0 to num_classes - 1, or all of them ``UNLABELLED``. Labels of pixels are (B, H, W).
         dtypes: Floating-point types that the network takes.
         num_classes: Number of classes; None where labels are not read.
         adapted: Whether an adapter gets the images: it looks for bytes and for pixels that are not finite in every
             batch, and decides what becomes of them.
+        ignore_index: Label of pixels that do not count.
 
     Raises:
         TypeError: If the batch is no such sequence, or the images are of another type.
@@ -49,7 +56,7 @@ def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | 
             f"images are {images.dtype}, the network takes {' or '.join(map(str, dtypes))}: convert them in the data "
             "module, for example by images.float()"
         )
-    check_values(batch, num_classes, pixels=not adapted, unlabelled=True)
+    check_values(batch, num_classes, pixels=not adapted, unlabelled=True, ignore_index=ignore_index)
     if judged_later:
         return
     finite = images.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -59,7 +66,13 @@ def check_batch(batch: Any, dtypes: tuple[torch.dtype, ...], num_classes: int | 
         raise InputError(f"images must be RGB in [0, 1], got values from {low:.4g} to {high:.4g}: {advice}")
 
 
-def check_values(batch: Any, num_classes: int | None, pixels: bool = True, unlabelled: bool = False) -> None:
+def check_values(
+    batch: Any,
+    num_classes: int | None,
+    pixels: bool = True,
+    unlabelled: bool = False,
+    ignore_index: int | None = None,
+) -> None:
     """Refuse NaN and infinite pixels, and labels beyond the classes.
 
     Args:
@@ -67,6 +80,7 @@ def check_values(batch: Any, num_classes: int | None, pixels: bool = True, unlab
         num_classes: Number of classes; None where labels are not read.
         pixels: Whether pixels are looked at.
         unlabelled: Whether no image may have a label: all are ``UNLABELLED`` then.
+        ignore_index: Label of pixels that do not count.
 
     Raises:
         ValueError: If there are any; the message says how many.
@@ -78,8 +92,12 @@ def check_values(batch: Any, num_classes: int | None, pixels: bool = True, unlab
         bad = len(images) - int(images.isfinite().flatten(1).all(1).sum())
         if bad:
             raise InputError(f"{bad} of {len(images)} images have NaN or infinite pixels: repair them or remove them")
-    if num_classes is None or not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+    if num_classes is None or not isinstance(labels, Tensor) or labels.is_floating_point():
         return
+    if labels.ndim not in (1, 3):  # of images, or of pixels
+        return
+    if ignore_index is not None:
+        labels = labels.where(labels != ignore_index, 0)
     low, high = (int(value) for value in labels.aminmax())
     if unlabelled and low == high == UNLABELLED:
         return

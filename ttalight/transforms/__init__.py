@@ -16,6 +16,7 @@ from ttalight.transforms.crop import draw_boxes, draw_offsets, padded_crop, rand
 from ttalight.transforms.draws import draw_mask
 from ttalight.transforms.flip import horizontal_flip, random_horizontal_flip
 from ttalight.transforms.jitter_affine import RandomJitterAffineFlip
+from ttalight.transforms.label_maps import RandomResizedCropFlipMaps, resized_crop_maps
 from ttalight.transforms.rotation import rotate_quarters, rotation_views
 from ttalight.transforms.simclr import SimCLRViews, ViewParameters
 from ttalight.transforms.supervised import RandomCropFlip, RandomResizedCropFlip
@@ -33,6 +34,7 @@ __all__ = [
     "RandomCropFlip",
     "RandomJitterAffineFlip",
     "RandomResizedCropFlip",
+    "RandomResizedCropFlipMaps",
     "SimCLRViews",
     "JitterParameters",
     "ViewParameters",
@@ -58,6 +60,7 @@ __all__ = [
     "random_grayscale",
     "random_horizontal_flip",
     "resized_crop",
+    "resized_crop_maps",
     "rotate_quarters",
     "rotation_views",
     "solarize_tables",
