@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -13,9 +14,12 @@ import ttalight  # isort: skip  (first: it makes torchvision importable)
 import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from ttalight.callbacks import Termination
+from ttalight.callbacks.search import get_callback
 from ttalight.distributed import deco
 from ttalight.distributed.slow_links import Setting
 
@@ -50,14 +54,14 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=LR)
 
 
-def fit(folder: Path, hook=None, epochs: int = 1, ckpt_path=None, linear: bool = False, **options) -> Tensor:
+def fit(folder: Path, hook=None, *others, epochs: int = 1, ckpt_path=None, linear: bool = False, **options) -> Tensor:
     """Return all weights after a fit in two processes; several buckets of gradients each step."""
     lightning.seed_everything(0, verbose=False)
     module = Module(linear)
     trainer = ttalight.Trainer(
         default_root_dir=folder, accelerator="cpu", devices=RANKS, strategy=DDPStrategy(bucket_cap_mb=1e-4),
         logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=epochs,
-        use_distributed_sampler=False, callbacks=[hook] if hook else None, **options,
+        use_distributed_sampler=False, callbacks=[hook, *others] if hook else None, **options,
     )  # fmt: skip
     trainer.fit(module, loader(), ckpt_path=ckpt_path)
     return weights_of(module)
@@ -92,6 +96,22 @@ def changed_settings(folder: Path) -> dict:
     return {"weights": weights, "left": left}
 
 
+class Signal(lightning.Callback):
+    """SIGTERM to the second process in the fourth batch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.steps = trainer.global_step
+        if trainer.global_rank == 1 and batch_idx == 3:
+            get_callback(trainer, Termination).received = True
+
+
+def steps_until_signal(folder: Path) -> int:
+    signal = Signal()
+    with contextlib.suppress(SIGTERMException):
+        fit(folder, deco.DeCoHook(ratio=0.1, delay=2), signal)
+    return signal.steps + 1
+
+
 def main(folder: Path) -> dict:
     hook = deco.DeCoHook
     done = {"plain": fit(folder / "plain"), "whole": fit(folder / "whole", hook(ratio=1, delay=0))}
@@ -108,6 +128,7 @@ def main(folder: Path) -> dict:
     torch.distributed.barrier()
     done["other model"] = refusal(folder / "refused", hook(ratio=0.1, delay=2), ckpt_path=folder / "other-0.ckpt")
     done["ratio"] = refusal(folder / "refused", hook(ratio=0.5, delay=2))
+    done["steps until signal"] = steps_until_signal(folder / "signal")
     done["changed"] = changed_settings(folder / "changed")
     return done
 

@@ -26,6 +26,7 @@ def done(tmp_path_factory):
     for ended in launch(SCRIPT, processes.RANKS, folder):
         assert ended.returncode == 0, ended.stdout
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes.RANKS))
+    assert first["steps until signal"] == second["steps until signal"]
     weights = [name for name, value in first.items() if isinstance(value, torch.Tensor)]
     assert all(torch.equal(first[name], second[name]) for name in weights)
     return first
@@ -79,6 +80,10 @@ def test_no_gradient_is_lost_when_the_setting_changes(done):
     assert (left["ratio"], left["delay"], len(left["in_flight"])) == (0.1, 2, 1)
     applied = 3 * total / processes.RANKS - missing
     torch.testing.assert_close(done["changed"]["weights"], start - processes.LR * applied)
+
+
+def test_signal_ends_all_processes_when_it_has_arrived(done):
+    assert done["steps until signal"] == 4 + 2  # in the fourth batch, with a delay of 2
 
 
 def test_refusals(done, tmp_path):

@@ -20,6 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from ttalight.adapters import Adapter
 from ttalight.callbacks.recorder import Recorder
 from ttalight.callbacks.search import find_callback, get_callback
+from ttalight.distributed.deco import DeCoHook
 
 __all__ = ["TERMINATED", "Termination", "spawned"]
 
@@ -108,8 +109,8 @@ class Termination(Callback):
     # -- which batch is the last one
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Decide together with the other processes."""
-        self._decide(trainer)
+        """Decide together with the other processes; over slow links what they noted some batches ago."""
+        self._decide(trainer, find_callback(trainer, DeCoHook))
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Decide together with the other processes, where all of them have the same batches."""
@@ -130,9 +131,12 @@ class Termination(Callback):
         for process in self._launched if first else ():
             process.send_signal(signal.SIGTERM)
 
-    def _decide(self, trainer: Trainer) -> None:
+    def _decide(self, trainer: Trainer, hook: DeCoHook | None = None) -> None:
         if trainer.world_size > 1:
-            self.ends = trainer.strategy.reduce_boolean_decision(self.received, all=False)
+            if hook is not None:
+                self.ends = hook.any_process(self.received)
+            else:
+                self.ends = trainer.strategy.reduce_boolean_decision(self.received, all=False)
             self._take_over(trainer)
 
     # -- processes that this one has launched

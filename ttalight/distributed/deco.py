@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -84,6 +84,7 @@ class DeCoHook(CheckedArguments, Callback):
         self._slices: dict[Tensor, slice] = {}
         self._unsent: Tensor | None = None
         self._in_flight: deque[_Message] = deque()
+        self._flags: deque[tuple[Any, Tensor]] = deque()
         self._buckets: list[tuple[Any, Future[Tensor], Any]] = []
         self._sends_buckets = True
         self._left = 0.0
@@ -111,12 +112,18 @@ class DeCoHook(CheckedArguments, Callback):
                 f"ratio is {ratio} in {ranks} processes, but a value that is sent with its index saves nothing from "
                 f"1/{ranks} on: use a smaller ratio, or 1"
             )
+        if any(_is_synchronized(module) for module in model.modules()):
+            rank_zero_warn(
+                "BatchNorm layers wait for the statistics of all processes, each layer twice a step, which DeCoHook "
+                "cannot hide: use sync_batchnorm=False (trainer.sync_batchnorm: false) on slow links"
+            )
         self._slices, start = {}, 0
         for parameter in model.module.parameters():
             if parameter.requires_grad:
                 self._slices[parameter] = slice(start, start + parameter.numel())
                 start += parameter.numel()
         self._take_over(start)
+        self._flags.clear()
         self._buckets, self._left, self._until_choice = [], 0.0, _WARMUP
         self._computed.clear()
         self._open_groups()
@@ -126,6 +133,21 @@ class DeCoHook(CheckedArguments, Callback):
         """Wait for messages on their way: they would disturb the end of the process group."""
         for message in self._in_flight:
             message.wait()
+        for work, _ in self._flags:
+            work.wait()
+
+    def any_process(self, flag: bool) -> bool:
+        """Return whether any process has given true ``delay`` calls ago, so that no step waits for the link.
+
+        ``Trainer`` asks so after each batch whether a process has got SIGTERM. Every process has to call.
+        """
+        given, found = torch.tensor(int(flag)), False
+        self._flags.append((dist.all_reduce(given, dist.ReduceOp.MAX, group=self._groups[0], async_op=True), given))
+        while len(self._flags) > self.setting.delay:
+            work, given = self._flags.popleft()
+            work.wait()
+            found = found or bool(given)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has not been sent, averaged over processes, and what is on its way. Every process has to call."""
@@ -262,7 +284,7 @@ class DeCoHook(CheckedArguments, Callback):
         for message in self._in_flight:  # the link has to be idle
             message.wait()
         small, large = torch.zeros(1, device=like.device), torch.zeros(_PROBE // 4, device=like.device)
-        self._seconds(small)  # the processes meet
+        self._seconds(small)  # the processes meet here
         latency = min(self._seconds(small) for _ in range(3))
         transfer = max(min(self._seconds(large) for _ in range(2)) - latency, 1e-9)
         measured = torch.tensor([median(self._computed), latency, transfer], device=like.device, dtype=torch.float64)
@@ -280,8 +302,11 @@ class DeCoHook(CheckedArguments, Callback):
         )
 
     def _seconds(self, tensor: Tensor) -> float:
+        """Return the time of a message behind a broadcast, with which Lightning begins each step."""
+        group = self._groups[0]
         began = time.perf_counter()
-        dist.all_reduce(tensor, group=self._groups[0])
+        dist.broadcast(tensor[:1], dist.get_global_rank(group, 0), group=group)
+        dist.all_reduce(tensor, group=group)
         if tensor.is_cuda:
             torch.cuda.synchronize(tensor.device)
         return time.perf_counter() - began
@@ -321,7 +346,9 @@ class _Message:
         """Return why this is no message about a vector, None if it is one."""
         if not self.indices:
             return difference([whole], self.values, "in_flight")
-        for values, indices in zip(self.values, self.indices, strict=False):
+        if len(self.values) != len(self.indices):
+            return f"in_flight has values of {len(self.values)} processes and indices of {len(self.indices)}"
+        for values, indices in zip(self.values, self.indices, strict=True):
             if not isinstance(indices, Tensor) or indices.dtype != torch.int32 or indices.ndim != 1:
                 return "in_flight has no indices"
             if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(whole):
@@ -329,6 +356,13 @@ class _Message:
             if fault := difference(whole[: len(indices)], values, "in_flight"):
                 return fault
         return None
+
+
+def _is_synchronized(module: nn.Module) -> bool:
+    """Return whether it is a BatchNorm layer of torch for several processes, or one that ``BatchNormSync`` changed."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+        isinstance(module, nn.SyncBatchNorm) or "forward" in vars(module)
+    )
 
 
 def _communicate(state: DeCoHook, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
