@@ -20,7 +20,9 @@ NAMES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in 
 def twin(config: dict[str, Any]) -> dict[str, Any]:
     """Put digits and a ResNet-8 into a configuration, and two batches in place of all."""
     model, trainer = config["model"]["init_args"], config["trainer"]
-    if config["model"]["class_path"] != "EmbeddingTask":
+    if config["model"]["class_path"] in ("MaskedAutoencoderTask", "MaskedTTT"):
+        model["encoder"] = "cifar_vit4"
+    elif config["model"]["class_path"] != "EmbeddingTask":
         model["encoder"] = "cifar_resnet8"
     if config["model"]["class_path"] == "VisionLanguageTask":
         model["stem"] = "cifar"
@@ -37,6 +39,8 @@ def twin(config: dict[str, Any]) -> dict[str, Any]:
         adapter = config["adapter"].get("init_args", {})
         if "steps" in adapter:
             adapter["steps"] = min(adapter["steps"], 2)
+        if "masks" in adapter:
+            adapter["masks"] = 2
         if "read_at" in adapter:
             adapter["read_at"] = [step for step in adapter["read_at"] if step < adapter["steps"]]
     else:

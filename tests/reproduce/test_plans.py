@@ -113,10 +113,21 @@ class TestPlans:
         assert plan.rows[-1].jobs[0] == f"ttt_flow{own}_adapt_0"
         assert job.passes > 0
 
+    def test_masked_autoencoder_has_a_transformer(self, plan_of):
+        plan = plan_of(2, "small", methods=("TTT-MAE",))
+        jobs = {job.name: job for job in plan.jobs}
+        names = ("masked_ttt_source", "masked_ttt", "masked_ttt_adapt_0")
+        first, second, adapted = (jobs[name].config["model"]["init_args"] for name in names)
+        assert (first["encoder"], second["encoder"], adapted["encoder"]) == ("cifar_vit4",) * 3
+        assert second["autoencoder"] == f"runs/x/{names[0]}/checkpoints/last.ckpt"
+        assert jobs[names[2]].passes > 20 * 128 * 500 * 16
+        with pytest.raises(ValueError, match="TTT-MAE are for images of 32 pixels, tiny_imagenet has others"):
+            plan_of(5, data="tiny_imagenet", methods=("TTT-MAE",))
+
     def test_budgets_share_equal_runs_only(self, plan_of):
         jobs: dict[str, object] = {}
         for budget in ("matched", "paper"):
-            for job in plan_of(2, budget=budget, methods=("TTT", *IN_TABLE[2], "Y", "TTTFlow")).jobs:
+            for job in plan_of(2, budget=budget, methods=("TTT", "TTT-MAE", *IN_TABLE[2], "Y", "TTTFlow")).jobs:
                 assert jobs.setdefault(job.name, job.config) == job.config
 
     @pytest.mark.parametrize("budget", ["matched", "paper"])

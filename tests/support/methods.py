@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ttalight import adapters
-from ttalight.adapters import Adapter, EntropyAdapter, GradientAdapter, SelfTrainingAdapter, Tent, TestTimeTraining
+from ttalight.adapters import Adapter, EntropyAdapter, GradientAdapter, SelfTrainingAdapter, Tent
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -22,12 +22,10 @@ EVERY_CLASS: dict[str, type[Adapter]] = {
 TRANSFORMER_ONLY = ("FOA", "CALIP")
 #: Those that encode texts, with the text tower of a vision-language model.
 TEXT_ONLY = ("BATCLIP", "CLIPArTT", "WATT", "TPT", "CTPT", "OTPT")
+#: Those that train a self-supervised task.
+TASK_ONLY = ("TestTimeTraining", "MaskedReconstruction")
 #: Those that adapt any classifier, without a self-supervised task.
-CLASSES = {
-    name: cls
-    for name, cls in EVERY_CLASS.items()
-    if cls is not TestTimeTraining and name not in (*TRANSFORMER_ONLY, *TEXT_ONLY)
-}
+CLASSES = {name: cls for name, cls in EVERY_CLASS.items() if name not in (*TASK_ONLY, *TRANSFORMER_ONLY, *TEXT_ONLY)}
 #: Without source images, that is: ActMAD takes what BatchNorm layers know of these.
 BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND", "ActMAD")
 

@@ -48,8 +48,15 @@ SETTINGS = {
     "T3A": {"supports": 20},
     "TestTimeTraining": {"steps": 1},
 }
-#: Bases, and FOA, which adapts vision transformers alone.
-NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter, EntropyAdapter, adapters.FOA)
+#: Bases, and FOA and MaskedReconstruction, which adapt vision transformers alone.
+NOT_MEASURED = (
+    Adapter,
+    GradientAdapter,
+    SelfTrainingAdapter,
+    EntropyAdapter,
+    adapters.FOA,
+    adapters.MaskedReconstruction,
+)
 #: The last entry adapts with a window.
 WINDOW = "Tent, window of 8"
 

@@ -15,7 +15,14 @@ from ttalight.adapters import Adapter, EntropyAdapter, GradientAdapter, SelfTrai
 from ttalight.models.cifar.cifar_resnet import cifar_resnet20
 from ttalight.tasks import CrossTaskTTT
 
-NOT_MEASURED = (Adapter, GradientAdapter, SelfTrainingAdapter, EntropyAdapter, adapters.FOA)
+NOT_MEASURED = (
+    Adapter,
+    GradientAdapter,
+    SelfTrainingAdapter,
+    EntropyAdapter,
+    adapters.FOA,
+    adapters.MaskedReconstruction,
+)
 METHODS: dict[str, type[Adapter]] = {
     name: value
     for name in adapters.__all__

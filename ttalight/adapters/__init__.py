@@ -26,6 +26,7 @@ from ttalight.adapters.methods.eta import ETA
 from ttalight.adapters.methods.find import FIND
 from ttalight.adapters.methods.foa import FOA
 from ttalight.adapters.methods.lame import LAME
+from ttalight.adapters.methods.masked_reconstruction import MaskedReconstruction
 from ttalight.adapters.methods.memo import MEMO
 from ttalight.adapters.methods.moetta import MoETTA
 from ttalight.adapters.methods.mta import MTA
@@ -119,6 +120,7 @@ __all__ = [
     "RMT",
     "AdaContrast",
     "ActMAD",
+    "MaskedReconstruction",
     "MEMO",
     "NCTTA",
     "MoETTA",

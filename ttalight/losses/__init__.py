@@ -9,6 +9,7 @@ from ttalight.losses.contrastive import ContrastiveLoss, contrastive_loss
 from ttalight.losses.decoupled import decoupled_entropy
 from ttalight.losses.entropy import entropy
 from ttalight.losses.likelihood import flow_likelihood_loss
+from ttalight.losses.masked_patches import masked_patch_loss
 from ttalight.losses.moments import (
     MomentAlignment,
     MomentSummary,
@@ -51,6 +52,7 @@ __all__ = [
     "hybrid_targets",
     "in_distribution_loss",
     "marginal_entropy",
+    "masked_patch_loss",
     "mean_distance",
     "multi_view_contrastive_loss",
     "mutual_divergence",

@@ -4,6 +4,7 @@ from ttalight.models.cifar.cifar_preact_resnet import CifarPreActResNet
 from ttalight.models.cifar.cifar_resnet import CifarResNet
 from ttalight.models.cifar.cifar_resnet_gn import CifarResNetGN
 from ttalight.models.cifar.cifar_resnext import CifarResNeXt
+from ttalight.models.cifar.cifar_vit import CifarViT
 from ttalight.models.cifar.cifar_wide_resnet import CifarWideResNet
 from ttalight.models.class_prompts import ClassPrompts
 from ttalight.models.cosine_classifier import CosineClassifier
@@ -23,6 +24,7 @@ __all__ = [
     "CifarResNeXt",
     "CifarResNet",
     "CifarResNetGN",
+    "CifarViT",
     "CifarWideResNet",
     "ClassPrompts",
     "CosineClassifier",

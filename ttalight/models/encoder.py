@@ -19,6 +19,7 @@ from ttalight.files.tensors import load_tensors
 # What registers the networks for 32-pixel images with timm.
 from ttalight.models.cifar import cifar_preact_resnet, cifar_resnet, cifar_resnet_gn, cifar_resnext, cifar_wide_resnet  # noqa: F401
 from ttalight.models.cifar.cifar_network import CifarNetwork
+from ttalight.models.cifar.cifar_vit import CifarViT
 from ttalight.models.depthwise import with_fast_depthwise
 from ttalight.models.weight_files import PublicWeights, classifier_names, numbers_allowed, public_weights
 
@@ -39,8 +40,8 @@ def create_encoder(
     first stage (as in the public code of ClusT3, ReC-TTT and TTT++). Pretrained 7x7 kernels are cut to their 3x3
     centre. The first convolution of timm's ``EfficientNet`` class (EfficientNet, EfficientNet-Lite, MobileNetV2 and
     MNASNet) gets a stride of 1 and keeps its weights. The cifar_* networks have that stem already: cifar_resnet8, 14,
-    20, 32, 44, 56 and 110, cifar_resnet26_gn, cifar_preact_resnet18, cifar_wrn28_10, cifar_wrn40_2 and
-    cifar_resnext29_4x32d.
+    20, 32, 44, 56 and 110, cifar_resnet26_gn, cifar_preact_resnet18, cifar_wrn28_10, cifar_wrn40_2,
+    cifar_resnext29_4x32d and the transformers cifar_vit4 and cifar_vit8.
 
     Depthwise convolutions are ``DepthwiseConv2d``, whose weight gradient is fast on small maps on the CPU.
 
@@ -76,7 +77,7 @@ def create_encoder(
             "download weights, or false for random ones"
         )
     encoder = _from_timm(name, download=pretrained is True, in_chans=in_chans, num_classes=0)
-    if stem == "cifar" and not isinstance(encoder, CifarNetwork):
+    if stem == "cifar" and not isinstance(encoder, (CifarNetwork, CifarViT)):
         _replace_stem(encoder, name, keep_weights=pretrained is True)
     if file is not None:
         _load_file(encoder, name, file)

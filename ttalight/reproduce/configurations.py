@@ -15,6 +15,8 @@ from ttalight.errors import MissingFileError
 from ttalight.reproduce.recipes import DATA, METHODS, OTHER_DATA, Config, Recipe
 
 PACKAGE = Path(__file__).resolve().parents[1]
+#: Tasks that mask the patches of a transformer, whatever network the others have.
+MASKED = ("MaskedAutoencoderTask", "MaskedTTT")
 
 
 def configs_folder(package: Path = PACKAGE) -> Path:
@@ -85,12 +87,15 @@ class Configurations:
         file = "source.yaml" if fit else "unadapted.yaml"
         own = _read(self._base / file)
         arguments = config["model"]["init_args"]
-        for name in ("encoder", "num_classes", "stem"):
+        is_masked = config["model"]["class_path"] in MASKED
+        for name in ("num_classes",) if is_masked else ("encoder", "num_classes", "stem"):
             if name in own["model"]["init_args"] and (name in arguments or name != "num_classes"):
                 arguments[name] = own["model"]["init_args"][name]
         if "num_classes" in arguments:
             arguments["num_classes"] = self.classes
         arguments |= {name: value for name, value in self.recipe.model.items() if _knows(config, name, fit)}
+        if is_masked:
+            arguments["encoder"] = self.recipe.transformer
         if self.pretrained is not None and arguments.get("pretrained") is True:
             arguments["pretrained"] = self.pretrained
         if self.side != 32 and config["model"]["class_path"] == "NCTTT":
@@ -115,6 +120,8 @@ def _knows(config: Config, name: str, fit: bool) -> bool:
     task = config["model"]["class_path"]
     if name == "decoder_blocks":
         return bool(task == "ReCTTT")
+    if name in ("encoder", "channels_last") and task in MASKED:
+        return False
     if name in ("lr", "warmup_epochs"):
         return fit and "optimizer" not in config["model"]["init_args"]
     return True

@@ -23,6 +23,8 @@ _PROTOCOLS = {
     "unknown",
     "ReC-TTT": "ReC-TTT has steps {adapter.steps}; the published number is the best of several by test accuracy, and "
     "the weights from ImageNet at 32 pixels that it starts from were never released",
+    "TTT-MAE": "TTT-MAE has {model.encoder}, trained from random weights; its authors have ViT-L on ImageNet, and "
+    "nothing for CIFAR is published",
 }
 #: Settings that say where something is or how it is shown, and the weights that ``_start`` tells of.
 _LEFT_OUT = ("accelerator", "default_root_dir", "devices", "limit_val_batches", "log_every_n_steps", "callbacks",

@@ -108,6 +108,8 @@ class Planner:
         unknown = [method for method in methods or () if method not in METHODS]
         if unknown:
             raise InputError(f"--methods: {', '.join(unknown)} unknown, there are {', '.join(METHODS)}")
+        if "TTT-MAE" in (methods or ()) and DATA[data][2] != 32:
+            raise InputError(f"--methods: the transformers of TTT-MAE are for images of 32 pixels, {data} has others")
         self.recipe, self.data, self.root, self.budget = RECIPES[recipe], data, Path(root), budget
         self.methods, self.generate = methods, generate
         self.configs = Configurations(self.recipe, data, budget, pretrained)
@@ -190,6 +192,10 @@ class Planner:
         if method == "CTA-C":
             reads = (self._simclr(),)
             arguments["self_supervised"] = self._weights(reads[0])
+        elif method == "TTT-MAE":
+            before = self.configs.method("masked_ttt_source", fit=True)
+            reads = (self._fit("masked_ttt_source", before),)
+            arguments["autoencoder"] = self._weights(reads[0])
         elif method in ("TTT++", "TTTFlow") and self.configs.has_own_budget(method):
             before = f"{METHODS[method]}_source"
             reads = (self._fit(f"{before}_paper", self.configs.method(before, fit=True)),)
@@ -291,6 +297,8 @@ class Planner:
             each = ADAPTING[model] + self.recipe.beside.get(model, (0.0, 0.0))[1]
             each /= 1 if adapter["class_path"] == "TestTimeTraining" else 3  # forwards alone
             per_image += arguments["steps"] * each + len(arguments.get("read_at", ()))
+        elif adapter["class_path"] == "MaskedReconstruction":
+            per_image += arguments["steps"] * arguments["masks"] * ADAPTING[model] + len(arguments["read_at"])
         elif adapter["class_path"] == "Tent":
             per_image = 3.0
         per_image += 2 if "callbacks" in config["trainer"] else 0

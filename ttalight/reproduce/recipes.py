@@ -19,17 +19,19 @@ DATA = {"cifar10": (50000, 10, 32), "cifar100": (50000, 100, 32), "tiny_imagenet
 #: on maps of 512 channels, which costs twice the network.
 TRAINING = {"SupervisedTask": 3.0, "ContrastiveTask": 6.0, "AlignmentTask": 6.0, "JointTask": 9.0, "ProbeTask": 1.0,
             "TTTPlusPlus": 6.0, "RotationTTT": 15.0, "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 20.0,
+            "MaskedAutoencoderTask": 1.0, "MaskedTTT": 2.5,
             "TTTFlow": 7.0}  # fmt: skip
-#: Passes of one image in one step of adaptation. ReC-TTT's frozen decoder has no gradients of weights.
+#: Passes of one image in one step of adaptation, of TTT-MAE for each mask. ReC-TTT's frozen decoder has no gradients of
+#: weights.
 ADAPTING = {"CrossTaskTTT": 6.0, "ProbeTask": 6.0, "JointTask": 6.0, "TTTPlusPlus": 9.0, "RotationTTT": 12.0,
-            "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 16.0,
+            "ClusT3": 3.0, "NCTTT": 3.0, "ReCTTT": 16.0, "MaskedTTT": 1.0,
             "TTTFlow": 7.0}  # fmt: skip
 #: What comes to both on a ResNet-20, as measured on a CPU: beside its thin maps ClusT3's assignments to clusters, 150
 #: for each position, are the larger part, and NC-TTT's noise is not small. TTTFlow's flow is small there.
 BESIDE = {"ClusT3": (12.0, 10.0), "NCTTT": (1.0, 0.0), "TTTFlow": (-4.8, -3.5)}
 #: Label in tables -> files of the method in cifar10_matched and cifar10_paper.
 METHODS = {"TTT": "rotation_ttt", "TTT++": "ttt_plus_plus", "ClusT3": "clust3", "NC-TTT": "nc_ttt",
-           "ReC-TTT": "rec_ttt", "CTA-C": "probe", "CTA": "cta", "Y": "joint",
+           "ReC-TTT": "rec_ttt", "TTT-MAE": "masked_ttt", "CTA-C": "probe", "CTA": "cta", "Y": "joint",
            "CTA-unfrozen": "cta_unfrozen", "CTA-twins": "cta_twins",
            "TTTFlow": "ttt_flow"}  # fmt: skip
 #: Variants of CTA that its paper mentions without a table: what they change in self-supervised stage and alignment.
@@ -91,13 +93,19 @@ class Recipe:
     repeated: tuple[str, ...] | None = None
     seeds: int = 3
     training_images: int | None = None
+    #: Network of TTT-MAE, which masks the patches of a transformer.
+    transformer: str = "cifar_vit4"
     measured: int = 10000
     source_images: int = 10000
     about: str = ""
 
 
 RECIPES = {
-    "paper": Recipe((0.01, 0.025, 0.05, 0.1, 0.25, 0.5), about="the paper's: ResNet-50, schedules of Table 3"),
+    "paper": Recipe(
+        (0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+        transformer="cifar_vit8",
+        about="the paper's: ResNet-50, schedules of Table 3",
+    ),
     "small": Recipe(
         (0.05, 0.25, 0.5),
         folder="cifar10_small",

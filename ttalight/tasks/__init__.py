@@ -7,6 +7,8 @@ from ttalight.tasks.contrastive import ContrastiveTask
 from ttalight.tasks.cross_task_ttt import CrossTaskTTT
 from ttalight.tasks.embedding import EmbeddingTask
 from ttalight.tasks.joint_task import JointTask
+from ttalight.tasks.masked_autoencoder import MaskedAutoencoderTask
+from ttalight.tasks.masked_ttt import MaskedTTT
 from ttalight.tasks.nc_ttt import NCTTT
 from ttalight.tasks.probe_task import ProbeTask
 from ttalight.tasks.rec_ttt import ReCTTT
@@ -25,6 +27,8 @@ __all__ = [
     "CrossTaskTTT",
     "EmbeddingTask",
     "JointTask",
+    "MaskedAutoencoderTask",
+    "MaskedTTT",
     "NCTTT",
     "ProbeTask",
     "ReCTTT",
