@@ -193,8 +193,7 @@ class Planner:
             reads = (self._simclr(),)
             arguments["self_supervised"] = self._weights(reads[0])
         elif method == "TTT-MAE":
-            before = self.configs.method("masked_ttt_source", fit=True)
-            reads = (self._fit("masked_ttt_source", before),)
+            reads = (self._fit("masked_ttt_source", self.configs.method("masked_ttt_source", fit=True)),)
             arguments["autoencoder"] = self._weights(reads[0])
         elif method in ("TTT++", "TTTFlow") and self.configs.has_own_budget(method):
             before = f"{METHODS[method]}_source"
