@@ -16,9 +16,14 @@ __all__ = [
     "normalize_by_batch",
     "normalize_by_moved",
     "normalize_each",
+    "normalize_images",
     "normalized",
     "with_gradient_layout",
 ]
+
+
+#: Numbers whose differences from the mean stay in the cache of a processor until they are summed.
+_PART = 2**18
 
 
 def moments(x: Tensor, dimensions: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -34,14 +39,22 @@ def moments(x: Tensor, dimensions: Sequence[int]) -> tuple[Tensor, Tensor]:
         return mean, var
     # On the CPU two sums and a difference take a seventh of the time of torch.var_mean; the last digits may differ.
     mean = x.mean(dimensions, keepdim=True)
-    return mean.squeeze(dimensions), (x - mean).square_().mean(dimensions)
+    if x.numel() <= _PART or torch.compiler.is_compiling():
+        return mean.squeeze(dimensions), (x - mean).square_().mean(dimensions)
+    rows = max(1, _PART * len(x) // x.numel())
+    if 0 in dimensions:
+        sums = [(part - mean).square_().sum(dimensions) for part in torch.split(x, rows)]
+        return mean.squeeze(dimensions), torch.stack(sums).sum(0) / (x.numel() // mean.numel())
+    parts = zip(torch.split(x, rows), torch.split(mean, rows), strict=True)
+    return mean.squeeze(dimensions), torch.cat([(part - own).square_().mean(dimensions) for part, own in parts])
 
 
 def normalize_by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Return what ``torch.batch_norm`` does in training, with gradients, and no running statistics.
 
-    In ``channels_last`` on the CPU that sums one value after the other in float32, which for the layers of a small
-    ResNet costs two digits of the gradients; here they are those of the default layout, in the same time.
+    On the CPU large batches take less time. In ``channels_last`` torch's layer sums one value after the other there, in
+    float32, which for the layers of a small ResNet costs two digits of the gradients. Here they are those of the
+    default layout.
 
     Args:
         x: (B, C, *), float32 or float64.
@@ -72,8 +85,23 @@ def normalize_each(
     seen_mean, seen_var = moments(x.detach().to(mean.dtype), list(range(2, x.ndim)))
     mean, var = (own.lerp(seen, share).flatten() for own, seen in ((mean, seen_mean), (var, seen_var)))
     weight, bias = (None if value is None else value.repeat(len(x)) for value in (weight, bias))
+    return normalize_images(x, mean, var, weight, bias, eps)
+
+
+def normalize_images(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:
+    """Normalise each image by statistics, weight and bias of its own, in one operation.
+
+    Args:
+        x: (B, C, *).
+        mean: (B * C,).
+        var: (B * C,).
+        weight: (B * C,) or None.
+        bias: (B * C,) or None.
+        eps: Added to the variance.
+    """
     images = x.reshape(1, -1, *x.shape[2:])  # a channel for each channel of each image
-    return F.batch_norm(images, mean, var, weight, bias, False, 0.0, eps).view(x.shape)
+    # ``F.batch_norm`` wants a positive eps, and so does cuDNN.
+    return torch.batch_norm(images, weight, bias, mean, var, False, 0.0, eps, False).view(x.shape)
 
 
 def normalized(x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ttalight.adapters.adapter import Adapter
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
-from ttalight.models.batch_statistics import moments
+from ttalight.models.batch_statistics import moments, normalize_images
 from ttalight.models.exported_norm import ExportedNorm
 from ttalight.models.network import Network
 from ttalight.models.norm import NormLayer
@@ -164,24 +164,17 @@ def normalize_by_groups(
         divides: Whether there are groups, a boolean scalar.
         unified: Whether the statistics of the whole batch take their place where there are none.
     """
-    mean, var = image_moments(x, source_mean.dtype)
-    together = same_group(mean)
-    group_mean, group_var = group_statistics(mean, var, together)
-    if unified:
-        other_mean, other_var = group_statistics(mean, var, torch.ones_like(together))
-    else:
-        other_mean, other_var = source_mean, source_var
-    mean = torch.lerp(torch.where(divides, group_mean, other_mean), source_mean, alpha)
-    var = torch.lerp(torch.where(divides, group_var, other_var), source_var, alpha)
-    scale = (var + layer.eps).rsqrt()
-    shift = -mean * scale
-    if layer.weight is not None:
-        scale, shift = scale * layer.weight, shift * layer.weight
-    if layer.bias is not None:
-        shift = shift + layer.bias
-    shape = (*mean.shape, *[1] * (x.ndim - 2))
-    normal: Tensor = x.to(scale.dtype) * scale.view(shape) + shift.view(shape)
-    return normal.to(x.dtype)
+    mean, var = group_mean, group_var = image_moments(x, source_mean.dtype)
+    if len(x) > 1:
+        together = same_group(mean)
+        group_mean, group_var = group_statistics(mean, var, together)
+        mean, var = group_statistics(mean, var, torch.ones_like(together)) if unified else (mean, var)
+    if not unified:
+        mean, var = source_mean, source_var
+    mean = torch.lerp(torch.where(divides, group_mean, mean), source_mean, alpha).flatten()
+    var = torch.lerp(torch.where(divides, group_var, var), source_var, alpha).flatten()
+    weight, bias = (None if value is None else value.repeat(len(x)) for value in (layer.weight, layer.bias))
+    return normalize_images(x.to(mean.dtype), mean, var, weight, bias, layer.eps).to(x.dtype)
 
 
 def image_moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -200,16 +193,16 @@ def same_group(means: Tensor) -> Tensor:
         means: (B, D).
     """
     size = len(means)
-    links = torch.eye(size, dtype=means.dtype, device=means.device)
+    group = torch.arange(size, device=means.device)
     if size > 1:
         unit = F.normalize(means, dim=1)
-        nearest = (unit @ unit.T).fill_diagonal_(-torch.inf).argmax(1)
-        # Images with the same nearest neighbour are connected through it.
-        links[torch.arange(size, device=means.device), nearest] = 1
-        links = torch.maximum(links, links.T)
-        for _ in range(math.ceil(math.log2(size))):  # paths of twice the length each time
-            links = (links @ links).clamp_(max=1)
-    return links > 0
+        # Images with the same nearest neighbour are connected through it. From neighbour to neighbour, each image of a
+        # group reaches the same circle: the least number in it names the group.
+        ahead = (unit @ unit.T).fill_diagonal_(-torch.inf).argmax(1)
+        for _ in range(math.ceil(math.log2(size))):  # twice as far each time
+            group, ahead = torch.minimum(group, group[ahead]), ahead[ahead]
+        group = group[ahead]
+    return group[:, None] == group
 
 
 def group_statistics(mean: Tensor, var: Tensor, together: Tensor) -> tuple[Tensor, Tensor]:
