@@ -169,13 +169,10 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation.overloadpacket.__name__
-        if exempt():
-            return operation(*args, **(kwargs or {}))
-        if name in ("_local_scalar_dense", "equal"):
+        if name in ("_local_scalar_dense", "equal") and not exempt():
             self.read.append(name)
-        if name in ("nonzero", "masked_select", "masked_scatter_backward") or (
-            name in INDEXING and any(map(is_mask, args[1]))
-        ):
+        is_masked = name in INDEXING and any(map(is_mask, args[1]))
+        if (is_masked or name in ("nonzero", "masked_select", "masked_scatter_backward")) and not exempt():
             self.masked.append(name)
         return operation(*args, **(kwargs or {}))
 

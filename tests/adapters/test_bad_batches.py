@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from support.images import with_nan
-from support.methods import methods
+from support.methods import KINDS, QUICK, methods
 from torch import nn
 
 import ttalight
@@ -18,7 +18,7 @@ from ttalight.callbacks import AdaptationCheckpoint, Recorder
 from ttalight.data import DigitsDataModule
 from ttalight.tasks import SupervisedTask
 
-METHODS = methods({}, MEMO={"views": 3}, TTAug={"views": 2})
+METHODS = methods(QUICK)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*runs with its settings for CIFAR", "ignore:.*source", "ignore:.*on_bad_batch", "ignore:.*statistics"
@@ -43,33 +43,37 @@ DAMAGE = {
 }
 
 
-CASES = [
-    ("NaN", "error"),
-    ("NaN", "skip"),
-    ("NaN", "source"),
-    ("infinite", "error"),
-    ("bytes", "error"),
-    ("bytes", "skip"),
-]
-
-
-@pytest.mark.parametrize(("damage", "policy"), CASES)
-def test_bad_batch_leaves_later_batches_unchanged(method, make_net, batches, damage, policy):
-    """But for random draws, which are keyed by the place in the stream."""
+def check_bad_batch(method, make_net, batches, damage, policies):
+    """Later batches are what they would be, but for random draws, which are keyed by the place in the stream."""
     spoil, error, message = DAMAGE[damage]
-    clean, dirty = method(reset="never").wrap(make_net()), method(reset="never", on_bad_batch=policy).wrap(make_net())
-    assert torch.equal(clean(batches[0]), dirty(batches[0]))
-    clean.engine.net.counters.batch += policy != "error"  # the keys of the draws that follow
-    if policy == "error":
-        with pytest.raises(error, match=message):
-            dirty(spoil(batches[1]))
-    else:
-        logits = dirty(spoil(batches[1]))
-        assert torch.isfinite(logits).all()
-        assert logits.shape == (6, 4)
-        assert dirty.engine.bad_batches == 1
-    for batch in batches[2:]:
-        assert torch.equal(clean(batch), dirty(batch))
+    clean = method(reset="never").wrap(make_net())
+    expected = [clean(batches[0])]
+    clean.engine.net.counters.batch += "error" not in policies  # the keys of the draws that follow
+    expected += [clean(batch) for batch in batches[2:]]
+    for policy in policies:
+        dirty = method(reset="never", on_bad_batch=policy).wrap(make_net())
+        assert torch.equal(dirty(batches[0]), expected[0])
+        if policy == "error":
+            with pytest.raises(error, match=message):
+                dirty(spoil(batches[1]))
+        else:
+            logits = dirty(spoil(batches[1]))
+            assert torch.isfinite(logits).all()
+            assert logits.shape == (6, 4)
+            assert dirty.engine.bad_batches == 1
+        assert all(map(torch.equal, map(dirty, batches[2:]), expected[1:])), policy
+
+
+def test_bad_batch_leaves_later_batches_unchanged(method, make_net, batches):
+    check_bad_batch(method, make_net, batches, "NaN", ["skip", "source"])
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    ("damage", "policy"), [("NaN", "error"), ("infinite", "error"), ("bytes", "error"), ("bytes", "skip")]
+)
+def test_every_fault_leaves_later_batches_unchanged(name, make_net, batches, damage, policy):
+    check_bad_batch(METHODS[name], make_net, batches, damage, [policy])
 
 
 def test_first_of_all_comes_a_bad_batch(method, make_net, batches):
@@ -226,10 +230,6 @@ class Stop(lightning.Callback):
 
 class TestRuns:
     """Through the trainer, on a task of this package; a bad batch may be the first one."""
-
-    @pytest.fixture(autouse=True)
-    def _quick(self, monkeypatch):
-        monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
 
     def run(self, folder, adapter, bad, *callbacks, resume=False):
         torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import timm
@@ -43,6 +44,13 @@ def moves(adapted):
     return any(not torch.equal(weight, source) for weight, source in zip(net.parameters, net.source, strict=True))
 
 
+def from_file(state):
+    """Return a state as a file without pickled code holds it."""
+    torch.save(state, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
 @pytest.mark.parametrize("reset", ["never", "batch"])
 def test_a_state_continues_bit_for_bit(method, reset, make_net, batches):
     whole = method(reset=reset).wrap(make_net())
@@ -51,7 +59,7 @@ def test_a_state_continues_bit_for_bit(method, reset, make_net, batches):
     first, second, fresh = (method(reset=reset).wrap(make_net()) for _ in range(3))
     for batch, logits in zip(batches[:2], expected, strict=False):
         assert torch.equal(first(batch), logits)
-    state = copy.deepcopy(first.engine.capture())
+    state = from_file(first.engine.capture())
     second(batches[3])
     for continued in (second, fresh):
         continued.load_state_dict(state)
@@ -81,7 +89,7 @@ def test_a_release_gives_the_network_back(method, make_net, batches, state_of, s
     same_state(net, before)
 
 
-@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("classes", [2, 1000])
 def test_any_batch_and_any_number_of_classes(method, make_net, batches, classes):
     adapted = method().wrap(make_net(classes=classes))
     for batch in batches:

@@ -29,23 +29,32 @@ CLASSES = {name: cls for name, cls in EVERY_CLASS.items() if name not in (*TASK_
 #: Without source images, that is: ActMAD takes what BatchNorm layers know of these.
 BATCH_NORM_ONLY = ("PTBN", "AlphaBN", "EMABN", "FIND", "ActMAD")
 
+#: One of each kind: statistics, entropy, importance of weights, a teacher, prototypes, a memory, layers of its own,
+#: views of an image, views and a cache, a cache alone. They stand for all where the engine does the work.
+KINDS = ("EMABN", "Tent", "EATA", "CoTTA", "RMT", "RoTTA", "MoETTA", "MEMO", "DPE", "TDA")
+#: Few views and small memories, which are enough to see what a method does.
+QUICK: Settings = {
+    "AdaContrast": {"queue": 64, "refine_after": 6},
+    "CoTTA": {"views": 2},
+    "ECALP": {"memory": 8, "image_neighbors": 3},
+    "MEMO": {"views": 3},
+    "TTAug": {"views": 2},
+    **{name: {"views": 3} for name in ("TPS", "ZERO", "VTE", "MTA", "BoostAdapter", "DPE")},
+}
 #: Random networks are sure of nothing, and their predictions for two images are much alike: with these settings methods
 #: that leave samples out take some.
 _OPEN = {"margin": 1.0, "redundancy": 0.99995}
 SETTINGS: Settings = {
+    **QUICK,
     "ETA": _OPEN,
     "EATA": {**_OPEN, "fisher": "stream", "fisher_samples": 8},
     "RDumb": _OPEN,
     "SAR": {"margin": 1.0},
     "DeYO": {"margin": 1.0, "threshold": -1.0},
-    "CoTTA": {"views": 2},
     "RoTTA": {"memory": 4},
     "NOTE": {"memory": 4},
-    "AdaContrast": {"queue": 64, "refine_after": 6},
     "NCTTA": {"margin": 1.0},
     "MoETTA": {"frozen": []},
-    "TTAug": {"views": 2},
-    **{name: {"views": 3} for name in ("TPS", "ZERO", "VTE", "MTA", "BoostAdapter", "DPE")},
 }
 
 
