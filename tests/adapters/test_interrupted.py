@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from support.methods import EVERY_CLASS, SETTINGS, TEXT_ONLY, TRANSFORMER_ONLY
+from support.methods import CLASSES, EVERY_CLASS, SETTINGS
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -21,7 +21,7 @@ OPEN = {
     "MEMO": {"views": 2, "reset": "domain"},
     "TestTimeTraining": {"reset": "domain"},
 }
-NAMES = [name for name in EVERY_CLASS if name not in (*TRANSFORMER_ONLY, *TEXT_ONLY)]
+NAMES = [*CLASSES, "TestTimeTraining"]
 #: Whatever is raised, a batch ends alike.
 CASES = [
     *((name, KeyboardInterrupt) for name in NAMES),
