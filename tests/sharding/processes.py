@@ -245,6 +245,9 @@ def fits(folder: Path, devices: int) -> dict:
     plain = tasks.SupervisedTask(crop="none", flip=0.0, **TRAINED)
     done = {"supervised": weights_after_fit(folder / "supervised", devices, plain)}
     done["alignment"] = weights_after_fit(folder / "alignment", devices, Fixed())
+    flow = tasks.TTTFlow(crop="none", flip=0.0, flow_steps=2, hidden=4, **TRAINED)
+    flow._started = True
+    done["flow"] = weights_after_fit(folder / "flow", devices, flow)
     done["local negatives"] = weights_after_fit(folder / "local", devices, Fixed(negatives="local"))
     done["own statistics"] = weights_after_fit(folder / "own", devices, Fixed(), sync_batchnorm=False)
     return done

@@ -21,7 +21,7 @@ def alone(cases, tmp_path_factory):
     return cases.fits(tmp_path_factory.mktemp("alone"), 1)
 
 
-@pytest.mark.parametrize("name", ["supervised", "alignment"])
+@pytest.mark.parametrize("name", ["supervised", "alignment", "flow"])
 def test_fit_equals_one_process(name, together, alone):
     for rank in together:
         torch.testing.assert_close(rank[name], alone[name], rtol=1e-5, atol=1e-5)
