@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ttalight
-from ttalight.adapters import ETA, Source
+from ttalight.adapters import ETA, FastPass, Source
 from ttalight.data import DigitsDataModule
 from ttalight.tasks import SupervisedTask
 
@@ -153,3 +153,23 @@ def test_ensembles_are_compared_at_equal_compute():
     assert cost["Tent"] == ("1.00", "1.00")
     assert cost["Tent, 2 networks"] == cost["Tent, 2 steps"] == ("2.00", "2.00")
     assert tool.show(rows).splitlines()[1] == "| --- |" + " ---: |" * 8
+
+
+def test_precisions_are_compared_image_by_image(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    tool = load("precision")
+    data = DigitsDataModule(batch_size=20, domains=["clean", "fog"], limit=40)
+    data.setup("test")
+    batches = tool.stream(data)
+    assert [len(domain) for domain in batches] == [2, 2]
+    network = SupervisedTask(encoder="cifar_resnet8").eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    passes = FastPass(precision="bf16-mixed", compile=False)
+    seen = [tool.adapt("Tent", network, batches, **options) for options in ({}, {"passes": passes})]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert [seen[0].ways, seen[1].ways[:5]] == ["", "bf16 "]
+    labels = [torch.cat([labels for _, labels in domain]) for domain in batches]
+    apart = [labels[0].clone(), labels[1].clone()]
+    apart[1][:4] = -1
+    cells = tool.row(tool.Seen(labels, 2.0, ""), tool.Seen(apart, 1.0, "bf16 own"), labels)
+    assert cells == ["95.00", "90.00", "100.00", "95.00", "-5.00", "2.00", "bf16 own"]
