@@ -35,6 +35,7 @@ PUBLIC = {
     **{("MoETTA", name): ("SGD", 1e-3, 0.9, False) for name in ("cifar", "imagenet")},
     **{("MEMO", "cifar"): ("SGD", 5e-3, 0, False), ("MEMO", "imagenet"): ("SGD", 2.5e-4, 0, False)},
     **{("CoTTA", name): ADAM for name in ("cifar", "cifar100")},
+    ("CoTTA", "cityscapes"): ("Adam", 6e-5 / 8, 0, False),
     **{("RoTTA", name): ADAM for name in ("cifar", "imagenet")},
     **{("NOTE", name): ("Adam", 1e-4, 0, False) for name in ("cifar", "imagenet")},
     **{(name, "cifar"): ADAM for name in ("SANTA", "RMT")},

@@ -13,6 +13,7 @@ from ttalight.adapters.components.moments_file import measure_and_write, weights
 from ttalight.adapters.components.source_images import SourceImages
 from ttalight.errors import InputError
 from ttalight.models.network import Network
+from ttalight.models.parts import all_modules
 from ttalight.seeding import global_seed
 
 __all__ = ["ActivationStatistics"]
@@ -59,7 +60,7 @@ class ActivationStatistics(Callback):
 @contextmanager
 def evaluated(module: nn.Module) -> Iterator[None]:
     """Set a module to evaluation mode temporarily."""
-    modes = {part: part.training for part in module.modules()}
+    modes = {part: part.training for part in all_modules(module)}
     module.eval()
     try:
         yield

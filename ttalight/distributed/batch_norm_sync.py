@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ttalight.distributed import global_moments, rank_and_world_size
 from ttalight.models.batch_statistics import move_running_statistics, normalized
 from ttalight.models.instance_aware import InstanceAwareBatchNorm
+from ttalight.models.parts import all_modules
 
 __all__ = ["BatchNormSync"]
 
@@ -80,5 +81,5 @@ class _Forward:
 
 
 def _batch_norms(model: nn.Module) -> list[Any]:
-    layers = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    layers = (module for module in all_modules(model) if isinstance(module, _BatchNorm))
     return [layer for layer in layers if not isinstance(layer, InstanceAwareBatchNorm)]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttalight.errors import InputError
@@ -67,7 +68,8 @@ def find_classifier(module: nn.Module, run: _Run, name: str | None = None) -> Cl
     """Find the classifier of a model by asking whose output the logits are.
 
     It is the one layer whose output the logits are: all of it, or some of its columns in any order (a class list that
-    is restricted behind the classifier). Logits of masked classes are not compared.
+    is restricted behind the classifier). Logits of masked classes are not compared. Logits of pixels may be the layer's
+    output scaled up bilinearly; features are then at the lower resolution.
 
     Args:
         module: The model.
@@ -93,6 +95,8 @@ def find_classifier(module: nn.Module, run: _Run, name: str | None = None) -> Cl
     if not found:
         chosen = {path: _rows(layers[path], run) for path, output in seen.items() if _gives_some(output, logits)}
         found = [Classifier(path, layers[path], rows) for path, rows in chosen.items() if rows is not None]
+    if not found:
+        found = [Classifier(path, layers[path]) for path, output in seen.items() if _gives_resized(output, logits)]
     if name is not None:
         return found[0] if found else Classifier(name, layers[name])
     if len(found) != 1:
@@ -148,6 +152,17 @@ def _gives_some(output: Tensor, logits: Tensor) -> bool:
         value = wanted[:, place, None]
         same &= (value == given[None, :, place]) | masked[:, place, None]
     return bool(same.any(1).all())
+
+
+def _gives_resized(output: Tensor, logits: Tensor) -> bool:
+    """Return whether logits of pixels are a layer's output, scaled up bilinearly."""
+    if output.ndim != 4 or logits.ndim != 4 or output.shape[:2] != logits.shape[:2]:
+        return False
+    size = logits.shape[2:]
+    return any(
+        torch.allclose(F.interpolate(output, size=size, mode="bilinear", align_corners=aligned).to(logits), logits)
+        for aligned in (False, True)
+    )
 
 
 def _rows(layer: nn.Module, run: _Run) -> Tensor | None:

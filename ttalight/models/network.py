@@ -18,6 +18,7 @@ from ttalight.models.attaching.classifier_hook import ClassifierHook, Head
 from ttalight.models.depth import norms_before_last_block
 from ttalight.models.norm import NormLayer, NormMode, PassState, find_norms
 from ttalight.models.outputs import Select, logits_of, map_tensors, possible_classes, with_logits
+from ttalight.models.parts import all_modules
 from ttalight.models.passes.batch_shard import BatchShard
 from ttalight.models.vectors import other_values
 
@@ -109,7 +110,7 @@ class Network:
         #: Passes of the present batch that returned more than a tensor: logits, and all of it without a graph.
         self._returned: list[tuple[Tensor, Any]] = []
         self._trainable: list[bool] = []
-        self._modules, self._all = list(module.modules()), list(module.parameters())
+        self._modules, self._all = list(all_modules(module)), list(module.parameters())
 
     @property
     def device(self) -> torch.device:

@@ -83,6 +83,12 @@ class SegmentationTask(ClassifierSteps, BaseTask):
             load_weights(self.network, select(checkpoint, {"": ""}), path, "weights")
             self._note_source(path, self.network)
 
+    def check_classes(self, data: Any) -> None:
+        """Check that the network has an output for each class of a data module; it may have one more, for the rest."""
+        theirs = getattr(data, "num_classes", None)
+        if theirs is not None and theirs > self.num_classes:
+            super().check_classes(data)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (B, C, H, W), of images in [0, 1], (B, 3, H, W)."""
         logits = logits_of(self.network(self.prepare_images(images)))

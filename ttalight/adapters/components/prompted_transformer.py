@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight.errors import InputError
+from ttalight.models.parts import all_modules
 
 __all__ = ["ClassTokens", "PromptedTransformer"]
 
@@ -124,7 +125,7 @@ def _drop(count: int, block: nn.Module, inputs: object, output: Tensor) -> Tenso
 def _parts_of(network: nn.Module) -> _Parts:
     found = [
         (name, part)
-        for part in network.modules()
+        for part in all_modules(network)
         for name in (_TIMM, _TORCHVISION)
         if name in sys.modules and isinstance(part, sys.modules[name].VisionTransformer)
     ]

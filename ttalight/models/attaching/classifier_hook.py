@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ttalight.errors import InputError
 from ttalight.models.attaching.attachment import attach_forward, detach_forward
 from ttalight.models.classifier import Classifier, can_classify, find_classifier
+from ttalight.models.parts import all_modules
 
 __all__ = ["ClassifierHook", "Head"]
 
@@ -73,7 +74,7 @@ class ClassifierHook:
             ValueError: If there is none.
         """
         if not self.candidates:
-            scripted = any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules())
+            scripted = any(isinstance(part, torch.jit.ScriptModule) for part in all_modules(self.module))
             raise InputError(
                 f"{type(self.module).__name__} has no Linear layer and no 1x1 convolution"
                 f"{' outside TorchScript' if scripted else ''}, so it has no classifier "

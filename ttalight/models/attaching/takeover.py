@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ttalight.errors import InputError, UsageError
+from ttalight.models.parts import all_modules
 
 __all__ = ["Takeover", "check_free", "check_loaded", "owner_of", "release"]
 
@@ -33,7 +34,7 @@ def owner_of(module: nn.Module) -> Owner | None:
 
 def release(network: nn.Module) -> nn.Module:
     """Stop the adaptation of a network whose handle is lost, and return the network as ``Adapter.wrap`` got it."""
-    for part in network.modules():
+    for part in all_modules(network):
         if owner := owner_of(part):
             owner.release()
     return network
@@ -52,8 +53,8 @@ class Takeover:
 
     def __init__(self, module: nn.Module, owner: Owner) -> None:
         check_free(module)
-        _owners.update((part, weakref.ref(owner)) for part in module.modules())
-        self._training = [(part, part.training) for part in module.modules()]
+        _owners.update((part, weakref.ref(owner)) for part in all_modules(module))
+        self._training = [(part, part.training) for part in all_modules(module)]
         self._flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
         for parameter, _, _ in self._flags:
             parameter.grad = None
@@ -69,7 +70,7 @@ class Takeover:
         for part, training in self._training:
             part.training = training
         module.train(mode)
-        self._training = [(part, part.training) for part in module.modules()]
+        self._training = [(part, part.training) for part in all_modules(module)]
         module.eval()
 
     def end(self) -> None:
@@ -83,7 +84,7 @@ class Takeover:
 
     def restore_copy(self, module: nn.Module) -> None:
         """Set flags and gradients of a copy of the module to those before the takeover."""
-        for part, (_, training) in zip(module.modules(), self._training, strict=True):
+        for part, (_, training) in zip(all_modules(module), self._training, strict=True):
             part.training = training
         for parameter, (_, requires_grad, gradient) in zip(module.parameters(), self._flags, strict=True):
             parameter.requires_grad_(requires_grad)

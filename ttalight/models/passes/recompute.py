@@ -15,6 +15,7 @@ from ttalight.errors import InputError
 from ttalight.models.attaching.attachment import attach_forward, detach_forward
 from ttalight.models.network import Network
 from ttalight.models.norm import NormLayer, NormMode
+from ttalight.models.parts import all_modules
 from ttalight.models.passes.pass_policy import PassPolicy
 
 __all__ = ["RecomputedBlocks"]
@@ -67,7 +68,7 @@ class _Block:
 
     def __init__(self, module: nn.Module, layers: dict[nn.Module, NormLayer]) -> None:
         self.module = module
-        self.norms = [layers[part] for part in module.modules() if part in layers]
+        self.norms = [layers[part] for part in all_modules(module) if part in layers]
         carried = vars(module).get("forward")
         self._own: Callable[..., Any] = partial(type(module).forward, module) if carried is None else carried
 
@@ -101,7 +102,7 @@ class _Again:
 
 def _blocks(module: nn.Module, layers: dict[nn.Module, NormLayer]) -> Iterator[nn.Module]:
     for child in module.children():
-        if child in layers or not any(part in layers for part in child.modules()):
+        if child in layers or not any(part in layers for part in all_modules(child)):
             continue
         inner = list(_blocks(child, layers))
         if not inner and isinstance(module, (nn.Sequential, nn.ModuleList)):
