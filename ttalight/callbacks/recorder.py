@@ -7,8 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -97,11 +95,11 @@ class Recorder(Callback):
         if not self._active:
             return
         self.results, self.status, self._ended, self._finished, self._ranks = None, {}, False, None, None
-        stream: Stream | None = getattr(getattr(trainer, "datamodule", None), "stream", None)
-        self._folder, share = self.run_folder(trainer), _share(trainer)
-        folder = self._folder
+        data = None if trainer.validating else getattr(trainer, "datamodule", None)
+        stream: Stream | None = getattr(data, "stream", None)
+        folder = self._folder = self.run_folder(trainer)
         self._ignored = self.ignore_index if self.ignore_index is not None else _ignore_index(trainer, module)
-        self._measurement = Measurement(None if trainer.validating else stream, self._ignored, share)
+        self._measurement = Measurement(stream, self._ignored, getattr(data, "share", None))
         self._logits: Tensor | None = None
         self._engine: Engine | None = None
         self._output: Select = None
@@ -112,7 +110,7 @@ class Recorder(Callback):
             self._measurement.load_state_dict(state["measurement"], module.device)
         if self.predictions and folder is None:
             raise InputError("predictions=True needs a place to write to: give the Recorder a folder, or a logger")
-        if share is not None and folder is None:
+        if self._measurement.share is not None and folder is None:
             raise InputError(
                 "shard='domain' needs a place where processes leave what they measured: give the Trainer a "
                 "default_root_dir, or the Recorder a folder"
@@ -127,7 +125,7 @@ class Recorder(Callback):
         """Replace the files of an earlier run: beside this one's they would pass for its results."""
         if not self._active or self._folder is None:
             return
-        folder, share = Path(self._folder), _share(trainer)
+        folder, share = Path(self._folder), self._measurement.share
         if trainer.is_global_zero:
             for name in () if self._checkpointed else _WRITTEN:
                 (folder / name).unlink(missing_ok=True)
@@ -383,16 +381,10 @@ class Recorder(Callback):
             )
 
 
-def _share(trainer: Trainer) -> npt.NDArray[np.int64] | None:
-    """Return the numbers of the batches that this process measures, None where it measures all."""
-    return None if trainer.validating else getattr(getattr(trainer, "datamodule", None), "share", None)
-
-
 def _ignore_index(trainer: Trainer, module: LightningModule) -> int | None:
     """Return the label of pixels that do not count, as the module or the data module has it; None if neither does."""
-    owners: tuple[Any, ...] = (module, getattr(trainer, "datamodule", None))
-    values = (getattr(owner, "ignore_index", None) for owner in owners)
-    return next((value for value in values if isinstance(value, int)), None)
+    found: Any = getattr(module, "ignore_index", getattr(getattr(trainer, "datamodule", None), "ignore_index", None))
+    return found if isinstance(found, int) else None
 
 
 def _labels(batch: Any) -> Tensor:

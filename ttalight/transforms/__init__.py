@@ -19,7 +19,7 @@ from ttalight.transforms.jitter_affine import RandomJitterAffineFlip
 from ttalight.transforms.label_maps import RandomResizedCropFlipMaps, resized_crop_maps
 from ttalight.transforms.rotation import rotate_quarters, rotation_views
 from ttalight.transforms.simclr import SimCLRViews, ViewParameters
-from ttalight.transforms.supervised import RandomCropFlip, RandomResizedCropFlip
+from ttalight.transforms.supervised import RandomCropFlip, RandomResizedCropFlip, ResizedCropFlip
 from ttalight.transforms.tones import (
     autocontrast_tables,
     equalize_tables,
@@ -35,6 +35,7 @@ __all__ = [
     "RandomJitterAffineFlip",
     "RandomResizedCropFlip",
     "RandomResizedCropFlipMaps",
+    "ResizedCropFlip",
     "SimCLRViews",
     "JitterParameters",
     "ViewParameters",

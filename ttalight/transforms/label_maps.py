@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ttalight.errors import InputError
-from ttalight.transforms.checks import check_images, positive_range, probability, whole_number
-from ttalight.transforms.crop import draw_boxes, resized_crop
-from ttalight.transforms.draws import draw_mask
+from ttalight.transforms.crop import resized_crop
+from ttalight.transforms.supervised import ResizedCropFlip
 
 __all__ = ["RandomResizedCropFlipMaps", "resized_crop_maps"]
 
@@ -49,33 +46,11 @@ def resized_crop_maps(labels: Tensor, boxes: Tensor, size: int, flip: Tensor | N
     return labels[image, rows[:, :, None], columns[:, None, :]]
 
 
-class RandomResizedCropFlipMaps(nn.Module):
+class RandomResizedCropFlipMaps(ResizedCropFlip):
     """Random resized crop and horizontal flip of images and label maps, drawn for every image by itself.
 
-    Images are scaled bilinearly, label maps keep their numbers; see ``RandomResizedCropFlip``.
-
-    Args:
-        size: Side of the output in pixels; None keeps the shorter side of the input.
-        scale: Least and greatest share of the image's area, within (0, 1].
-        ratio: Least and greatest width / height of the crop.
-        flip: Chance of mirroring left to right.
-
-    Raises:
-        ValueError: If an argument is out of range.
+    Images are scaled bilinearly, label maps keep their numbers. For arguments see ``ResizedCropFlip``.
     """
-
-    def __init__(
-        self,
-        size: int | None = None,
-        scale: Sequence[float] = (0.25, 1.0),
-        ratio: Sequence[float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-    ) -> None:
-        super().__init__()
-        self.size = None if size is None else whole_number("size", size, 1)
-        self.scale = positive_range("scale", scale, upper=1.0)
-        self.ratio = positive_range("ratio", ratio)
-        self.flip = probability("flip", flip)
 
     def forward(
         self, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
@@ -94,15 +69,8 @@ class RandomResizedCropFlipMaps(nn.Module):
             TypeError: If the images are not floating point.
             ValueError: If a shape is wrong.
         """
-        check_images(images)
-        count, _, height, width = images.shape
-        if labels.shape != (count, height, width):
-            raise InputError(f"label maps must be {(count, height, width)}, as the images, got {tuple(labels.shape)}")
-        boxes = draw_boxes(count, height, width, self.scale, self.ratio, generator, images.device)
-        flips = draw_mask(count, self.flip, generator, images.device) if self.flip else None
-        size = self.size or min(height, width)
-        return resized_crop(images, boxes, size, flips), resized_crop_maps(labels, boxes, size, flips)
-
-    def extra_repr(self) -> str:
-        """Name the settings in ``print(module)``."""
-        return f"size={self.size}, scale={self.scale}, ratio={self.ratio}, flip={self.flip}"
+        drawn = self.draw(images, generator)
+        expected = images[:, 0].shape
+        if labels.shape != expected:
+            raise InputError(f"label maps must be {tuple(expected)}, as the images, got {tuple(labels.shape)}")
+        return resized_crop(images, *drawn), resized_crop_maps(labels, *drawn)

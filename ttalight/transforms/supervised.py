@@ -12,10 +12,8 @@ from ttalight.transforms.crop import draw_boxes, draw_offsets, padded_crop, resi
 from ttalight.transforms.draws import draw_mask
 
 
-class RandomResizedCropFlip(nn.Module):
-    """Random resized crop and horizontal flip, drawn for every image by itself.
-
-    Szegedy et al.: Going Deeper with Convolutions, CVPR 2015, arXiv:1409.4842, in torchvision's form.
+class ResizedCropFlip(nn.Module):
+    """Draws resized crops and horizontal flips; base class.
 
     Args:
         size: Side of the output in pixels; None keeps the shorter side of the input.
@@ -40,6 +38,26 @@ class RandomResizedCropFlip(nn.Module):
         self.ratio = positive_range("ratio", ratio)
         self.flip = probability("flip", flip)
 
+    def draw(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, int, Tensor | None]:
+        """Return boxes (B, 4), the side of the output, and which crops are mirrored, (B,), None for none."""
+        check_images(images)
+        count, _, height, width = images.shape
+        boxes = draw_boxes(count, height, width, self.scale, self.ratio, generator, images.device)
+        flips = draw_mask(count, self.flip, generator, images.device) if self.flip else None
+        return boxes, self.size or min(height, width), flips
+
+    def extra_repr(self) -> str:
+        """Name the settings in ``print(module)``."""
+        return f"size={self.size}, scale={self.scale}, ratio={self.ratio}, flip={self.flip}"
+
+
+class RandomResizedCropFlip(ResizedCropFlip):
+    """Random resized crop and horizontal flip, drawn for every image by itself.
+
+    Szegedy et al.: Going Deeper with Convolutions, CVPR 2015, arXiv:1409.4842, in torchvision's form. For arguments see
+    ``ResizedCropFlip``.
+    """
+
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Augment a batch.
 
@@ -54,15 +72,7 @@ class RandomResizedCropFlip(nn.Module):
             TypeError: If the images are not floating point.
             ValueError: If their shape is wrong.
         """
-        check_images(images)
-        count, _, height, width = images.shape
-        boxes = draw_boxes(count, height, width, self.scale, self.ratio, generator, images.device)
-        flips = draw_mask(count, self.flip, generator, images.device) if self.flip else None
-        return resized_crop(images, boxes, self.size or min(height, width), flips)
-
-    def extra_repr(self) -> str:
-        """Name the settings in ``print(module)``."""
-        return f"size={self.size}, scale={self.scale}, ratio={self.ratio}, flip={self.flip}"
+        return resized_crop(images, *self.draw(images, generator))
 
 
 class RandomCropFlip(nn.Module):
