@@ -13,7 +13,7 @@ from ttalight.models import ImageTower, TextTower
 from ttalight.models.class_names import class_names_of, templates_of
 from ttalight.models.two_towers import image_half
 
-pytest.importorskip("open_clip")
+open_clip = pytest.importorskip("open_clip")
 
 TEXTS = ["a cat .", "a photo of one more red dog ."]
 
@@ -85,6 +85,17 @@ def test_the_image_half_has_no_text(model):
     assert image_half(other) is other
 
 
+def test_tokens_of_another_tokenizer(model):
+    for tokens, message in (
+        ([[1, 2], [3]], r"must map 2 texts to a tensor of tokens, \(2, length\), got list"),
+        (torch.ones(3, 4).long(), r"got shape \(3, 4\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            TextTower(model, lambda _, tokens=tokens: tokens).tokenize(TEXTS)
+    with pytest.raises(ValueError, match="makes token 49407, and the text tower has 40 tokens: give the tokenizer of"):
+        TextTower(model, open_clip.get_tokenizer("ViT-B-32")).tokenize(TEXTS)
+
+
 def test_models_without_texts():
     with pytest.raises(ValueError, match="Linear encodes no texts: it has neither encode_text"):
         TextTower(nn.Linear(2, 2), tokenize)
@@ -101,6 +112,11 @@ def test_names_of_sets(name, count):
     assert not any("_" in each for each in names)
 
 
+def test_names_that_come_twice():
+    with pytest.warns(UserWarning, match="class_names has 'cat' more than once: .* equal text features"):
+        assert class_names_of(["cat", "dog", "cat"]) == ["cat", "dog", "cat"]
+
+
 def test_templates():
     assert len(set(templates_of("cifar"))) == 18
     assert "a low contrast photo of the {}." in templates_of("cifar")
@@ -115,6 +131,7 @@ def test_templates():
         (class_names_of, "cifar", "or one of cifar10, cifar100, digits, imagenet, got 'cifar'"),
         (class_names_of, ["cat"], "list of two or more strings"),
         (class_names_of, ["cat", 2], "list of two or more strings"),
+        (class_names_of, ["cat", " "], "class 1 .* has no name, got ' '"),
         (templates_of, "a photo", r"each template needs \{\} .*, got 'a photo'; lists are cifar"),
         (templates_of, [], "list of one string or more"),
     ],

@@ -92,6 +92,16 @@ class TestTowersInPython:
             model.ln_final.weight.add_(0.1)
         with pytest.raises(TypeError):  # other weights have another file
             make(model, text_cache=str(folder))
+        with pytest.raises(ValueError, match=r"text_cache must be a folder, and .*pt is a file"):
+            make(model, text_cache=str(next(folder.iterdir())))
+
+    def test_models_of_open_clip_know_their_images(self, model, images):
+        model.visual.preprocess_cfg = {"size": 8, "mean": (0.3,) * 3, "std": (0.2,) * 3, "interpolation": "bicubic"}
+        task, given = make(model), make(model, mean=(0.1,) * 3, std=(0.5,) * 3)
+        assert task.normalize.mean.tolist() == pytest.approx([0.3] * 3)
+        assert given.normalize.mean.tolist() == pytest.approx([0.1] * 3)
+        larger = torch.nn.functional.pad(images, (2, 2, 2, 2))
+        torch.testing.assert_close(task(larger), task(images))  # the centre
 
 
 class TestTransformers:
@@ -175,6 +185,14 @@ class TestByName:
         with pytest.raises(ConnectionError, match=r"cannot make ViT-B-32 without a download \(no route\)"):
             VisionLanguageTask(encoder="open_clip/ViT-B-32", class_names="cifar10")
 
+    def test_without_a_package_of_the_model(self, monkeypatch):
+        def fail(*args, **kwargs):
+            raise ModuleNotFoundError("No module named 'transformers'")
+
+        monkeypatch.setattr(open_clip, "create_model", fail)
+        with pytest.raises(ImportError, match=r"more package for ViT-B-16-SigLIP \(No .*transformers'\): install it"):
+            VisionLanguageTask(encoder="open_clip/ViT-B-16-SigLIP", class_names="cifar10")
+
     def test_without_the_package(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
         with pytest.raises(ImportError, match=r"encoder='open_clip/ViT-B-32' needs open_clip.*ttalight\[clip\]"):
@@ -196,7 +214,8 @@ class TestArguments:
                 VisionLanguageTask(image_tower=model, **given)
 
     def test_what_texts_need(self, model):
-        with pytest.raises(ValueError, match="encoded by a text tower, which networks of timm do not have"):
-            VisionLanguageTask(encoder="cifar_resnet8", stem="cifar", class_names=NAMES)
+        for name in ("cifar_resnet8", "ViT-B-32"):
+            with pytest.raises(ValueError, match=r"encoded by a text tower, .*encoder='open_clip/ViT-B-32'"):
+                VisionLanguageTask(encoder=name, stem="cifar", class_names=NAMES)
         with pytest.raises(ValueError, match="need tokenizer="):
             VisionLanguageTask(image_tower=model, class_names=NAMES)

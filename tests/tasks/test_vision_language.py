@@ -10,7 +10,7 @@ import torch
 from support.methods import methods
 from torch import nn
 
-from ttalight.adapters import LAME, T3A, RetrievalFusion, Source, Tent
+from ttalight.adapters import LAME, T3A, TDA, DoTA, RetrievalFusion, Source, Tent
 from ttalight.cli import main
 from ttalight.models import CosineClassifier, encode_class_names, ensemble_text_features
 from ttalight.models.label_space import select_classes
@@ -40,6 +40,12 @@ class TwoTowers(nn.Module):
 
     def encode_text(self, texts):
         return self.text(texts)
+
+
+class Returns(nn.Module):
+    def __init__(self, forward) -> None:
+        super().__init__()
+        self.forward = forward
 
 
 @pytest.fixture
@@ -93,6 +99,21 @@ def test_weights_have_the_type_of_the_tower(model, text, images):
     task = VisionLanguageTask(text, image_tower=model.float(), projection=torch.eye(WIDTH).double()).eval()
     assert {value.dtype for value in task.parameters()} == {torch.float32}
     assert task(images.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_towers_in_half_precision_take_images_as_they_come(model, text, images, dtype):
+    """As the weights that OpenAI publishes; the first parameter of a tower may have another type than its layers."""
+    tower = model.visual.to(dtype)
+    tower.register_parameter("positions", nn.Parameter(torch.zeros(1)))
+    task = VisionLanguageTask(text.float(), image_tower=tower, mean=(0.5,) * 3, std=(0.3,) * 3).eval()
+    with torch.no_grad():
+        expected = task.classifier(
+            nn.functional.normalize(tower(((images.float() - 0.5) / 0.3).to(dtype)).float(), dim=1)
+        )
+    for given in (images.float(), images.to(dtype).float()):
+        torch.testing.assert_close(TDA().wrap(copy.deepcopy(task))(given, adapt=False), expected, rtol=0.05, atol=0.5)
+    assert DoTA().wrap(task)(images.float()).isfinite().all()
 
 
 def test_prompts_are_averaged():
@@ -198,6 +219,23 @@ class TestArguments:
             with pytest.raises(ValueError, match=r"either encoder \(a name of timm's\) or image_tower"):
                 VisionLanguageTask(text, **towers)
 
+    def test_towers_of_other_kinds(self, text, images):
+        with pytest.raises(
+            TypeError, match=r"image_tower must be a module in Python, got str: give the name .* encoder"
+        ):
+            VisionLanguageTask(text, image_tower="resnet18")
+        with pytest.raises(TypeError, match=r"expected a tensor of features from the tower, .*, got list"):
+            VisionLanguageTask(text, image_tower=Returns(lambda images: [images])).double()(images)
+        with pytest.raises(
+            ValueError, match=r"expected features \(B, D\) of the image tower, got shape \(8, 3, 9, 9\)"
+        ):
+            VisionLanguageTask(text, image_tower=nn.Identity()).double()(images)
+
+    def test_models_of_transformers_need_a_normalisation(self, text, model):
+        model.get_image_features = model.encode_image
+        with pytest.raises(ValueError, match="do not say how images are normalised: give mean= and std="):
+            VisionLanguageTask(text, image_tower=model)
+
     def test_widths(self, text, model, images):
         with pytest.raises(ValueError, match="tower gives 64 features and the text features have 6: give a projection"):
             VisionLanguageTask(text, encoder="cifar_resnet8", stem="cifar")
@@ -294,7 +332,8 @@ class TestRuns:
 
     def test_other_classes_than_the_data(self, make_trainer, make_data, tmp_path):
         task = VisionLanguageTask(torch.randn(7, 64), encoder="cifar_resnet8", stem="cifar")
-        with pytest.raises(ValueError, match="DigitsDataModule has 10 classes, VisionLanguageTask was made for 7"):
+        message = "DigitsDataModule has 10 classes, VisionLanguageTask was made for 7: give the names or text features"
+        with pytest.raises(ValueError, match=message):
             make_trainer(tmp_path).adapt(task, make_data(domains=["clean"]), Source())
 
     def test_the_command(self, path, tmp_path, monkeypatch):

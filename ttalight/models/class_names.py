@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +47,7 @@ def class_names_of(given: str | Sequence[str]) -> list[str]:
             its labels. ImageNet's are those that CLIP's authors chose, and come with open_clip.
 
     Raises:
-        ValueError: If there is no such set, or the names are fewer than two, not all different, or no strings.
+        ValueError: If there is no such set, or the names are fewer than two, or one is no string or has no letter.
         ImportError: If open_clip is needed and not installed.
     """
     if isinstance(given, str):
@@ -57,6 +59,14 @@ def class_names_of(given: str | Sequence[str]) -> list[str]:
         return [name.replace("_", " ") for name in _CLASS_NAMES[given].split()]
     if not isinstance(given, (list, tuple)) or {*map(type, given)} != {str} or len(given) < 2:
         raise InputError(f"class_names must be a list of two or more strings, or the name of a set, got {given!r:.80}")
+    if blank := [number for number, name in enumerate(given) if not name.strip()]:
+        raise InputError(f"class_names: class {blank[0]} (counted from 0) has no name, got {given[blank[0]]!r}")
+    if twice := [name for name, count in Counter(given).items() if count > 1]:
+        warnings.warn(
+            f"class_names has {twice[0]!r} more than once: the classes have equal text features, so the first of them "
+            "is predicted for all. Give them names that differ",
+            stacklevel=2,
+        )
     return list(given)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ttalight.errors import InputTypeError
+
 __all__ = ["ImageTower", "pooled"]
 
 
@@ -28,6 +30,15 @@ class ImageTower(nn.Module):
 
 
 def pooled(output: Any) -> Tensor:
-    """Return the features in what a tower returns: a tensor, or an output of transformers with ``pooler_output``."""
-    features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
+    """Return the features in what a tower returns: a tensor, or an output of transformers with ``pooler_output``.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    features = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+    if not isinstance(features, Tensor):
+        raise InputTypeError(
+            f"expected a tensor of features from the tower, or an output with pooler_output, got "
+            f"{type(output).__name__}: give a module that returns features alone"
+        )
     return features

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ttalight.errors import DownloadError, InputError, MissingFileError
+from ttalight.errors import DownloadError, InputError, MissingFileError, MissingPackageError
 from ttalight.models.class_names import import_open_clip
 
 __all__ = ["OPEN_CLIP", "create_open_clip"]
@@ -29,7 +29,7 @@ def create_open_clip(name: str, pretrained: bool | str) -> tuple[nn.Module, Any]
         ValueError: If there is no such model, ``pretrained`` is true, or the file does not fit.
         FileNotFoundError: If there is neither such a file nor such a tag.
         ConnectionError: If weights or tokenizer cannot be downloaded.
-        ImportError: If open_clip is not installed.
+        ImportError: If open_clip is not installed, or a package that it needs for this model.
     """
     package = import_open_clip(f"encoder={OPEN_CLIP + name!r}")
     if name not in (known := package.list_models()):
@@ -49,6 +49,8 @@ def create_open_clip(name: str, pretrained: bool | str) -> tuple[nn.Module, Any]
     try:
         model: nn.Module = package.create_model(name, pretrained=tag, load_weights=tag is not None)
         tokenizer = package.get_tokenizer(name)
+    except ImportError as error:
+        raise MissingPackageError(f"open_clip needs one more package for {name} ({error}): install it") from error
     except Exception as error:  # hubs, caches and archives have no common base class
         raise DownloadError(_download_message(package, name, tag, error)) from error
     if file is not None and tag is None:

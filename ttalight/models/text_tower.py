@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ttalight.errors import InputError
+from ttalight.errors import InputError, InputTypeError
 from ttalight.models.image_tower import pooled
 from ttalight.models.two_towers import text_half
 
@@ -57,15 +57,34 @@ class TextTower(nn.Module):
         return TextTower(copy.deepcopy(self.model), self.tokenizer).to(like.device, like.dtype)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return the tokens of N texts, (N, length), on the device of the tower."""
+        """Return the tokens of N texts, (N, length), on the device of the tower.
+
+        Raises:
+            TypeError: If the tokenizer returns something else.
+            ValueError: If a token is none of the tower's.
+        """
         if hasattr(self.tokenizer, "model_input_names"):  # transformers
             options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
             tokens: Tensor = self.tokenizer(list(texts), **options)["input_ids"]
         else:
             tokens = self.tokenizer(list(texts))
+        self._check_tokens(tokens, len(texts))
         if self._causal is not None:
             tokens = tokens[:, : int(tokens.argmax(1).max()) + 1]
         return tokens.to(next(self.parameters()).device)
+
+    def _check_tokens(self, tokens: Any, count: int) -> None:
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or len(tokens) != count:
+            seen = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise InputTypeError(
+                f"tokenizer must map {count} texts to a tensor of tokens, ({count}, length), got {seen}"
+            )
+        known = next((layer.num_embeddings for layer in self._embeddings()), None)
+        if known is not None and bool((tokens >= known).any()):
+            raise InputError(
+                f"tokenizer makes token {int(tokens.max())}, and the text tower has {known} tokens: give the tokenizer "
+                "of this model"
+            )
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the embeddings of tokens, (N, length, W), without those of their positions."""
@@ -122,11 +141,15 @@ class TextTower(nn.Module):
             f"{prefix}.attn_mask": owner.attn_mask[:length, :length],
         }
 
-    def _embedding(self) -> nn.Module:
+    def _embedding(self) -> nn.Embedding:
+        for layer in self._embeddings():
+            return layer
+        raise InputError(f"{type(self.model).__name__} has no layer token_embedding, so its prompts cannot be tuned")
+
+    def _embeddings(self) -> Iterator[nn.Embedding]:
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding) and name.endswith("token_embedding"):
-                return module
-        raise InputError(f"{type(self.model).__name__} has no layer token_embedding, so its prompts cannot be tuned")
+                yield module
 
 
 def _is_causal(model: nn.Module, name: str) -> bool:

@@ -63,6 +63,8 @@ class BaseTask(LightningModule, ABC):
     auxiliary_views: int = 1
     #: Arguments that are no plain values, so that checkpoints do not have them.
     unsaved_arguments: tuple[str, ...] = ()
+    #: What to do where the data have another number of classes, for an error.
+    classes_advice: str = "set --model.num_classes {}"
 
     def __init__(
         self,
@@ -180,7 +182,7 @@ class BaseTask(LightningModule, ABC):
         if None not in (own, theirs) and own != theirs:
             raise InputError(
                 f"{type(data).__name__} has {theirs} classes, {type(self).__name__} was made for {own}: "
-                f"set --model.num_classes {theirs}"
+                f"{self.classes_advice.format(theirs)}"
             )
 
     def teardown(self, stage: str) -> None:

@@ -29,13 +29,15 @@ def encoded_texts(prompts: ClassPrompts, cache: str | None) -> tuple[Tensor, str
             keeps no file.
 
     Raises:
-        ValueError: If a file in the folder is damaged.
+        ValueError: If the folder is a file, or a file in it is damaged.
         OSError: If the folder is not writable.
     """
     digest = hashlib.sha256(weights_sha256(prompts.tower).encode())
     digest.update(json.dumps([prompts.names, prompts.templates]).encode())
     add_bytes(digest, prompts.tower.tokenize(prompts.texts(prompts.templates[0])))
     name = f"{digest.hexdigest()}.pt"
+    if cache is not None and Path(cache).is_file():
+        raise InputError(f"text_cache must be a folder, and {cache} is a file: name another path")
     if cache is None or not Path(cache, name).is_file():
         features = prompts.features()
         if cache is not None:

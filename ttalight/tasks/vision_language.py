@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.errors import InputError
+from ttalight.errors import InputError, InputTypeError
 from ttalight.models.class_names import class_names_of, templates_of
 from ttalight.models.class_prompts import ClassPrompts
 from ttalight.models.cosine_classifier import CosineClassifier
@@ -59,7 +59,7 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
         pretrained: A local file of the encoder's weights; or ``true`` for those that timm downloads, a tag for those of
             open_clip.
         kwargs: See ``BaseTask``. ``mean``, ``std`` and ``image_size`` say how images are prepared for a tower that is
-            given in Python.
+            given in Python. Models that open_clip has created know it themselves.
 
     Raises:
         ValueError: If an argument is out of range, or a file does not fit.
@@ -67,6 +67,7 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
         ImportError: If open_clip is needed and not installed.
     """
 
+    classes_advice = "give the names or text features of the {} classes of the data"
     unsaved_arguments = ("text_features", "image_tower", "projection", "tokenizer", "text_cache")
 
     def __init__(
@@ -98,6 +99,7 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
         self._prompts: ClassPrompts | None = None
         self.class_names: list[str] | None
         if class_names is not None:
+            assert model is not None
             self._prompts = _prompts(model, tokenizer, class_names, templates)
             features, self.text_sha256 = encoded_texts(self._prompts, text_cache)
             self.class_names = self._prompts.names
@@ -127,16 +129,28 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
     ) -> tuple[nn.Module | None, Any]:
         """Make the image tower, and return the model that it is of, None for one of timm, with its tokenizer."""
         if model is not None:
-            if encodes_names and hasattr(model, "get_image_features") and not self.preparation.is_given:
+            if not isinstance(model, nn.Module):
+                raise InputTypeError(
+                    f"image_tower must be a module in Python, got {type(model).__name__}: give the name of a network "
+                    "as encoder"
+                )
+            if hasattr(model, "get_image_features") and not self.preparation.is_given:
                 raise InputError(
                     "models of transformers do not say how images are normalised: give mean= and std=, which are "
                     "image_mean and image_std of the model's image processor"
                 )
             self.encoder, self._filled = ImageTower(image_half(model) if encodes_names else model), True
+            if hasattr(visual := getattr(model, "visual", model), "preprocess_cfg"):  # created by open_clip
+                self.take_preprocessing(visual)
             self.hparams.pop("encoder", None)  # results then name the task in its place
             return model, tokenizer
         assert encoder is not None
         if not encoder.startswith(OPEN_CLIP):
+            if encodes_names:
+                raise InputError(
+                    "class_names are encoded by a text tower, which networks of timm do not have: give text_features, "
+                    f"a model of open_clip (encoder='{OPEN_CLIP}ViT-B-32'), or a model with both towers as image_tower"
+                )
             self.encoder = self.start_encoder(encoder, stem, pretrained)
             return None, tokenizer
         model, own = create_open_clip(encoder.removeprefix(OPEN_CLIP), pretrained)
@@ -160,15 +174,23 @@ class VisionLanguageTask(ClassifierSteps, BaseTask):
         """Return the hash of the text features, which is saved with a result: results with others do not compare."""
         return {"text_features": self.text_sha256[:16]}
 
+    def prepare_images(self, images: Tensor) -> Tensor:
+        """Return what the image tower sees, (B, 3, S, S), in the type of its first layer; see ``BaseTask``."""
+        prepared = super().prepare_images(images)
+        layers = (module for module in self.encoder.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
+        return prepared if (first := next(layers, None)) is None else prepared.to(first.weight.dtype)
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Return unit vectors, (B, D), of images in [0, 1], (B, 3, H, W)."""
         if self._tokens is None:
             features = self.encode(images)
         else:
             features, tokens = encode_tokens(self.encoder, self.prepare_images(images))
-            self._tokens.append(F.normalize(self.projection(tokens), dim=2))
+            self._tokens.append(F.normalize(self.projection(tokens.to(self.classifier.weight.dtype)), dim=2))
+        if features.ndim != 2:
+            raise InputError(f"expected features (B, D) of the image tower, got shape {tuple(features.shape)}")
         self._check_width(features.shape[1])
-        return F.normalize(self.projection(features), dim=1)
+        return F.normalize(self.projection(features.to(self.classifier.weight.dtype)), dim=1)
 
     @contextmanager
     def keep_tokens(self) -> Iterator[list[Tensor]]:
@@ -202,13 +224,8 @@ def _scale_of(model: nn.Module | None) -> float:
 
 
 def _prompts(
-    model: nn.Module | None, tokenizer: Any, class_names: str | list[str], templates: str | list[str]
+    model: nn.Module, tokenizer: Any, class_names: str | list[str], templates: str | list[str]
 ) -> ClassPrompts:
-    if model is None:
-        raise InputError(
-            "class_names are encoded by a text tower, which networks of timm do not have: give text_features, a model "
-            f"of open_clip ({OPEN_CLIP}NAME), or a model with both towers as image_tower"
-        )
     if not callable(tokenizer):
         raise InputError("class_names and image_tower need tokenizer=, which maps N texts to tokens")
     return ClassPrompts(TextTower(model, tokenizer), class_names_of(class_names), templates_of(templates))
