@@ -14,9 +14,13 @@ from ttalight.adapters.components.embedding_cache import EmbeddingCache
 from ttalight.adapters.components.image_predictions import check_image_predictions
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError
+from ttalight.models.cosine_classifier import CosineClassifier
 from ttalight.models.network import Network
 
-__all__ = ["FeatureAdapter"]
+__all__ = ["FeatureAdapter", "cosine_scale"]
+
+#: CLIP's factor on cosines.
+_SCALE = 100.0
 
 
 class FeatureAdapter(Adapter):
@@ -79,3 +83,16 @@ class FeatureAdapter(Adapter):
     ) -> tuple[Tensor, Tensor]:
         """Return logits and features of a batch from the cache, where there is one; see ``EmbeddingCache.fetch``."""
         return compute() if self._embeddings is None else self._embeddings.fetch(net, images, key, rows, compute)
+
+
+def cosine_scale(net: AdaptiveNetwork, given: float | None) -> float:
+    """Return the factor on the cosines in a network's logits.
+
+    Args:
+        net: The network, its classifier found.
+        given: The factor; None for that of the classifier, or CLIP's 100 where it has none.
+    """
+    if given is not None:
+        return given
+    found = net.classifier.found
+    return found.scale if found is not None and isinstance(found.module, CosineClassifier) else _SCALE

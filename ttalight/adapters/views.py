@@ -86,7 +86,16 @@ class ViewAdapter(FeatureAdapter):
 
     @torch.no_grad()
     def read_view_features(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits, (B, V, C), and features of any length, (B, V, D); see ``read_views``."""
+        """Return logits, (B, V, C), and features of any length, (B, V, D); see ``read_views``.
+
+        Raises:
+            ValueError: If there are no images, but for example saved features.
+        """
+        if images.ndim != 4:
+            raise InputError(
+                f"{type(self).__name__} reads crops of images, (B, 3, H, W), and got shape {tuple(images.shape)}: "
+                "use a method that reads features alone, or the images and a VisionLanguageTask"
+            )
         if self.views == 1:
             logits, features = self.read(net, images)
             return logits[:, None], features[:, None].to(net.head.weight.dtype)
@@ -101,7 +110,8 @@ class ViewAdapter(FeatureAdapter):
     def _read_crops(self, net: AdaptiveNetwork, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits, (B, V - 1, C), and features, (B, V - 1, D), of random views, in passes of bounded size."""
         pixels, batch, count = self._space.to_pixels(images), len(images), self.views - 1
-        together, read = max(1, self.pass_size // count), []
+        together = max(1, self.pass_size // count)
+        read: list[tuple[Tensor, Tensor]] = []
         for first in range(0, batch, together):
             numbers = range(first, min(first + together, batch))
             made = torch.cat([self._views(pixels[number : number + 1], net.draws(number)) for number in numbers])

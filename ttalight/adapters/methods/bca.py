@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ttalight.adapters.feature import FeatureAdapter
+from ttalight.adapters.feature import FeatureAdapter, cosine_scale
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
 from ttalight.losses.entropy import is_masked
@@ -38,7 +38,7 @@ class BCA(FeatureAdapter):
         mean_count: Number of images that a mean stands for at the beginning.
         prior_threshold: Probability above which the row of the predicted class moves.
         prior_count: Number of images that a row stands for at the beginning.
-        scale: Factor on the cosines in the network's logits.
+        scale: Factor on the cosines in the network's logits; by default its classifier's, 100 for one without.
         norm: Statistics of BatchNorm layers, ``source`` or ``batch``.
         kwargs: See ``Adapter``.
 
@@ -54,7 +54,7 @@ class BCA(FeatureAdapter):
         mean_count: float = 20_000.0,
         prior_threshold: float = 0.65,
         prior_count: float = 1.0,
-        scale: float = 100.0,
+        scale: float | None = None,
         norm: Literal["source", "batch"] = "source",
         **kwargs: Any,
     ) -> None:
@@ -62,9 +62,9 @@ class BCA(FeatureAdapter):
         for name, value in (("mean_threshold", mean_threshold), ("prior_threshold", prior_threshold)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {value}")
-        for name, value in (("mean_count", mean_count), ("prior_count", prior_count), ("scale", scale)):
-            if not 0 < value < math.inf:
-                raise InputError(f"{name} must be positive and finite, got {value}")
+        for name, given in (("mean_count", mean_count), ("prior_count", prior_count), ("scale", scale)):
+            if given is not None and not 0 < given < math.inf:
+                raise InputError(f"{name} must be positive and finite, got {given}")
         self.mean_threshold, self.mean_count = mean_threshold, mean_count
         self.prior_threshold, self.prior_count = prior_threshold, prior_count
         self.scale = scale
@@ -73,6 +73,7 @@ class BCA(FeatureAdapter):
         """Begin with the rows of the classifier as means, each of which stands for its class."""
         super().configure(net)
         weight = net.head.weight
+        self._scale = cosine_scale(net, self.scale)
         self._texts = F.normalize(weight, dim=1)
         self._means = self._texts.clone()
         self._prior = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
@@ -104,7 +105,7 @@ class BCA(FeatureAdapter):
         return self._logits(self._probabilities(logits, features), logits)
 
     def _probabilities(self, logits: Tensor, features: Tensor) -> Tensor:
-        moved = logits.to(features.dtype) + self.scale * (features @ (self._means - self._texts).T)
+        moved = logits.to(features.dtype) + self._scale * (features @ (self._means - self._texts).T)
         return moved.masked_fill(is_masked(logits), -torch.inf).softmax(1) @ self._prior
 
     def _logits(self, probabilities: Tensor, logits: Tensor) -> Tensor:

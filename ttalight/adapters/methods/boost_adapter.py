@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttalight.adapters.components.class_cache import similarities
 from ttalight.adapters.methods.tda import TDA
@@ -82,6 +82,10 @@ class BoostAdapter(TDA, ViewAdapter):
         read = cache.read_present(features, classes, present, self.positive_sharpness)
         near = similarities(features[:, None], crop_units, self.positive_sharpness)[:, 0]
         return read.scatter_add(1, crops.classes, near * is_read), places
+
+    def export(self, net: AdaptiveNetwork, module: nn.Module) -> None:
+        """Raise a TypeError: the prediction is no network's."""
+        super().export(net, module)
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that are saved with a result, so that results can be compared."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ttalight.adapters.components.class_cache import ClassCache
-from ttalight.adapters.feature import FeatureAdapter
+from ttalight.adapters.feature import FeatureAdapter, cosine_scale
 from ttalight.engine.adaptive_network import AdaptiveNetwork
 from ttalight.errors import InputError, InputTypeError
 from ttalight.losses.entropy import entropy, is_masked
@@ -41,7 +41,7 @@ class DMN(FeatureAdapter):
         size: Features M of a class in the memory.
         sharpness: How fast the weight of a feature falls with its distance: exp(-sharpness (1 - cosine)).
         weight: Weight of the second probabilities, where that of the first is 1.
-        scale: Factor on the cosines of the second classifier.
+        scale: Factor on the cosines of the second classifier; by default that of the first, 100 for one without.
         norm: Statistics of BatchNorm layers, ``source`` or ``batch``.
         kwargs: See ``Adapter``.
 
@@ -57,7 +57,7 @@ class DMN(FeatureAdapter):
         size: int = 50,
         sharpness: float = 5.5,
         weight: float = 1.0,
-        scale: float = 100.0,
+        scale: float | None = None,
         norm: Literal["source", "batch"] = "source",
         **kwargs: Any,
     ) -> None:
@@ -67,14 +67,14 @@ class DMN(FeatureAdapter):
         if not 0 <= sharpness < math.inf:
             raise InputError(f"sharpness must be at least 0 and finite, got {sharpness}")
         for name, value in (("weight", weight), ("scale", scale)):
-            if not 0 < value < math.inf:
+            if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be positive and finite, got {value}")
         self.size, self.sharpness, self.weight, self.scale = size, sharpness, weight, scale
 
     def configure(self, net: AdaptiveNetwork) -> None:
         """Begin with an empty memory."""
         super().configure(net)
-        self._texts = F.normalize(net.head.weight, dim=1)
+        self._texts, self._scale = F.normalize(net.head.weight, dim=1), cosine_scale(net, self.scale)
         self._cache = ClassCache(net.head.weight, self.size)
 
     def method_state(self) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ class DMN(FeatureAdapter):
         return texts + class_vectors(features, self._cache.features, present, self.sharpness)
 
     def _compare(self, features: Tensor, vectors: Tensor) -> Tensor:
-        return self.scale * torch.einsum("cbd,bd->bc", F.normalize(vectors, dim=2), features)
+        return self._scale * torch.einsum("cbd,bd->bc", F.normalize(vectors, dim=2), features)
 
     def _mix(self, logits: Tensor, by_memory: Tensor) -> Tensor:
         masked = is_masked(logits)
