@@ -40,8 +40,6 @@ from ttalight.tasks import EmbeddingTask, VisionLanguageTask
 
 SCALE, BATCH = 30.0, 50
 PHOTO_DOMAINS = ("gaussian_noise", "motion_blur", "fog", "contrast", "jpeg_compression")
-#: Arguments where logits are not cosines times 100.
-ARGUMENTS: dict[str, dict[str, Any]] = {"BCA": {"scale": SCALE}, "DMN": {"scale": SCALE}}
 
 
 def make_data(given: argparse.Namespace, seed: int) -> ImageDataModule:
@@ -86,7 +84,7 @@ def make_method(name: str, images: int, folder: Path) -> A.Adapter:
         images: Images of a corruption, which OnZeta needs to know.
         folder: Where embeddings of views are kept.
     """
-    arguments = dict(ARGUMENTS.get(name, {}))
+    arguments: dict[str, Any] = {}
     cls: Any = getattr(A, name)
     if name == "OnZeta":
         arguments["images"] = images
