@@ -1,48 +1,27 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support.processes import launch
 
-import ttalight
 from ttalight.distributed import gather_with_gradients
 
-RANKS = 2
 SCRIPT = Path(__file__).with_name("two_processes.py")
 _spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
 worker = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(worker)
+RANKS = worker.RANKS
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict]:
     """Values that each rank saved."""
     folder = tmp_path_factory.mktemp("ranks")
-    package = str(Path(ttalight.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((package, os.environ.get("PYTHONPATH", "")))}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), str(RANKS), folder / "store", folder / f"{rank}.pt"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        logs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for process, log in zip(processes, logs, strict=True):
-        assert process.returncode == 0, log
+    for ended in launch(SCRIPT, RANKS, folder):
+        assert ended.returncode == 0, ended.stdout
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -1,4 +1,4 @@
-"""One rank of the distributed loss tests: python two_processes.py RANK RANKS STORE OUTPUT."""
+"""One rank of the distributed loss tests: python two_processes.py RANK PORT FOLDER."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ LOSSES = {
     "alignment, positive": lambda a, b, w, gather: alignment_loss(a, b, w, 0.2, sibling="positive", gather=gather),
     "alignment, frozen": lambda a, b, w, gather: alignment_loss(a, b, w.detach(), 0.2, gather=gather),
 }
+RANKS = 2
 SIZE = 6  # images of the whole batch
 
 
@@ -49,14 +50,14 @@ def gradients(encoders: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in encoders.parameters()]
 
 
-def main(rank: int, ranks: int, store: str, output: str) -> None:
+def main(rank: int, port: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
     )
     results = {}
-    for size in (SIZE, ranks):  # the second has one image a rank, which is enough when vectors are gathered
-        images = batch(size).chunk(ranks, dim=1)[rank]
+    for size in (SIZE, RANKS):  # the second has one image a rank, which is enough when vectors are gathered
+        images = batch(size).chunk(RANKS, dim=1)[rank]
         for name, loss_of in LOSSES.items():
             encoders = Encoders()
             encoders.teacher.requires_grad_(name in ("alignment", "alignment, exclude", "alignment, positive"))
@@ -70,11 +71,11 @@ def main(rank: int, ranks: int, store: str, output: str) -> None:
     weights = (rank + 1) * torch.arange(12.0).view(4, 3)
     (gathered * weights).sum().backward()
     results["gather"] = (gathered.detach(), rows.grad)
-    torch.save(results, output)
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     # Tearing down gloo beside a DistributedDataParallel can deadlock: its thread and the interpreter's wait mutually.
     os._exit(0)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import sys
 import textwrap
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.processes import fork, free_port
 
 import ttalight
 from ttalight.callbacks.adaptation_files import list_checkpoints
@@ -47,12 +46,6 @@ FIT = ["fit", *COMMON, "--trainer.max_epochs", "1000"]
 SECONDS = 10
 
 
-def free_port() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return str(sock.getsockname()[1])
-
-
 class Run:
     """A run of two processes.
 
@@ -64,15 +57,18 @@ class Run:
 
     def __init__(self, words: list[str], folder: Path, external: bool, strategy: str = "ddp") -> None:
         (folder / "slow.py").write_text(textwrap.dedent(SLOW))
-        path = os.pathsep.join((str(Path(ttalight.__file__).parents[1]), str(folder), os.environ.get("PYTHONPATH", "")))
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        words = [*words, "--trainer.strategy", strategy]
+        self.folder, self.log = folder, folder / "log-0"
+        call: tuple = (main, words)
+        if strategy == "ddp" and not external:  # the second process gets the words of the first one's interpreter
+            path = os.pathsep.join((str(Path(ttalight.__file__).parents[1]), str(folder)))
+            more = {"PYTHONPATH": os.pathsep.join((path, os.environ.get("PYTHONPATH", ""))), "OMP_NUM_THREADS": "1"}
+            call = (os.execve, sys.executable, [sys.executable, "-m", "ttalight", *words], {**os.environ, **more})
         launch = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} if external else {}
-        self.folder = folder
         self.started = [
-            subprocess.Popen(
-                [sys.executable, "-m", "ttalight", *words, "--trainer.strategy", strategy],
-                env={**environment, **launch, **({"LOCAL_RANK": str(rank)} if external else {})},
-                cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            fork(
+                *call, log=folder / f"log-{rank}", rank=rank, folder=folder,
+                environment={**launch, **({"LOCAL_RANK": str(rank)} if external else {})},
             )
             for rank in range(2 if external else 1)
         ]  # fmt: skip
@@ -83,20 +79,20 @@ class Run:
         for _ in range(3000):
             if all(file.is_file() and file.read_text() for file in files):
                 return [int(file.read_text()) for file in files]
-            assert all(process.poll() is None for process in self.started), self.started[0].communicate()[0]
+            assert all(process.is_alive() for process in self.started), self.log.read_text()
             time.sleep(0.1)
         raise AssertionError("the run does not begin")
 
     def end(self, seconds: float = SECONDS) -> list[int]:
         """Waits for the end, and returns the exit codes."""
         for process in self.started:
-            process.communicate(timeout=seconds)
-        return [process.returncode for process in self.started]
+            process.join(timeout=seconds)
+        return [process.exitcode for process in self.started]
 
     def kill(self) -> None:
         for process in self.started:
             process.kill()
-            process.wait()
+            process.join()
         for file in self.folder.glob("rank-*"):
             if is_there(int(file.read_text())):
                 os.kill(int(file.read_text()), signal.SIGKILL)
