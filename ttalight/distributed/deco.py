@@ -36,7 +36,7 @@ class DeCoHook(CheckedArguments, Callback):
     ``delay`` sums of a fit are not applied. A ratio of 1 without delay is plain DDP, bit for bit.
 
     Without ``ratio`` and ``delay`` both are chosen while training, by ``choose_setting``. Latency and bandwidth are
-    measured by messages of their own, the slowest process counts.
+    measured by messages of their own. The slowest link and the shortest computation of all processes count.
 
     A checkpoint holds what has not been sent and what is on its way, so that a fit with fixed ratio and delay resumes
     with the numbers of an uninterrupted one. What has not been sent is averaged over processes whenever a checkpoint is
@@ -145,7 +145,9 @@ class DeCoHook(CheckedArguments, Callback):
         self._flags.append((dist.all_reduce(given, dist.ReduceOp.MAX, group=self._groups[0], async_op=True), given))
         while len(self._flags) > self.setting.delay:
             work, given = self._flags.popleft()
+            began = time.perf_counter()
             work.wait()
+            self._left += time.perf_counter() - began  # no computation
             found = found or bool(given)
         return found
 
@@ -287,9 +289,10 @@ class DeCoHook(CheckedArguments, Callback):
         self._seconds(small)  # the processes meet here
         latency = min(self._seconds(small) for _ in range(3))
         transfer = max(min(self._seconds(large) for _ in range(2)) - latency, 1e-9)
-        measured = torch.tensor([median(self._computed), latency, transfer], device=like.device, dtype=torch.float64)
+        # The shortest computation: the first process does not wait for the broadcast that begins a step of Lightning.
+        measured = torch.tensor([-median(self._computed), latency, transfer], device=like.device, dtype=torch.float64)
         dist.all_reduce(measured, dist.ReduceOp.MAX, group=self._groups[0])
-        compute, latency, transfer = measured.tolist()
+        compute, latency, transfer = (abs(value) for value in measured.tolist())
         size = 4 * sum(part.stop - part.start for part in self._slices.values())
         bandwidth = 2 * (ranks - 1) / ranks * _PROBE / transfer
         self.setting = choose_setting(
