@@ -91,6 +91,7 @@ class TestConfigs:
         expected = {name: set(DIGITS) for name in files.keys() - BUDGETS.keys() - {"vision_language"}}
         expected["cifar10_lite0"] = {*DIGITS, "cta_consistency"}
         expected["mnist_to_digits"] = {*DIGITS, "cta_consistency"} - {"source", "simclr", "align"}
+        expected["cifar10_vit"] = {"masked_autoencoder", "masked_ttt", "masked_ttt_adapt", "masked_ttt_batch"}
         assert {name: files[name] for name in expected} == expected
 
     @pytest.mark.parametrize("budget", BUDGETS)
