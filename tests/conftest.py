@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ttalight  # noqa: F401  (imported first: it makes torchvision importable beside a CPU build of torch)
+from ttalight.reporting.figures import can_plot
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,20 @@ def _no_seed_of_another_test():
     os.environ.pop("PL_GLOBAL_SEED", None)
     yield
     os.environ.pop("PL_GLOBAL_SEED", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_figures():
+    """Runs log no figures: one takes as long as all else of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
+        yield
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Let runs log figures."""
+    monkeypatch.setattr("ttalight.callbacks.logs.can_plot", can_plot)
 
 
 @pytest.fixture(scope="session")

@@ -89,8 +89,20 @@ def run(tmp_path_factory):
         yield run_once
 
 
+def different() -> list[str]:
+    """Return the names of configurations with twins of their own, but for the folders of runs.
+
+    ``tests/test_cli.py`` runs those of the digits, and reads all files.
+    """
+    seen: dict[str, str] = {}
+    for name in NAMES:
+        config = twin(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())) | {"name": None}
+        seen.setdefault(re.sub(r"runs/\w+/", "runs/", yaml.safe_dump(config)), name)
+    return [name for name in seen.values() if not name.startswith("digits/")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", different())
 def test_a_tiny_twin_of_every_configuration_runs(name, run):
     place = run(name)
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())

@@ -14,7 +14,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from support.methods import methods
+from support.methods import KINDS, QUICK, methods
 from torch import nn
 
 import ttalight
@@ -27,7 +27,8 @@ from ttalight.data import Continual, DigitsDataModule, Mixed, Probed, SingleSamp
 from ttalight.reporting import read_predictions, read_results
 from ttalight.reporting.compare import main as compare
 
-METHODS = methods({}, RMT={"warm_up": 12}) | {
+#: All methods continue from their states (tests/adapters/test_every_method.py).
+METHODS = {name: methods(QUICK, RMT={"warm_up": 12})[name] for name in KINDS} | {
     "TestTimeTraining": lambda: TestTimeTraining(steps=1, lr=0.01),
     "TestTimeTraining with readings": lambda: TestTimeTraining(steps=2, lr=0.01, read_at=[1]),
     "EATA on the stream": lambda: adapters.EATA(fisher="stream", fisher_samples=14),
@@ -86,11 +87,6 @@ class Stop(lightning.Callback):
             raise KeyError("stopped")
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
-
-
 def stream(order=None, **kwargs) -> DigitsDataModule:
     return DigitsDataModule(batch_size=4, domains=["clean", "contrast"], limit=20, stream=order, **kwargs)
 
@@ -146,7 +142,7 @@ def whole_tent(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_goes_on_at_any_batch(name, tmp_path):
+def test_continues_at_any_batch(name, tmp_path):
     draw = random.Random(name)
     stop = draw.choice([batch for batch in range(1, BATCHES) if batch != IN_DOMAIN])
     every = draw.randint(1, stop)
@@ -424,7 +420,6 @@ class TestCommand:
         (folder / "killer.py").write_text(textwrap.dedent(KILLER))
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            patch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
             main(["adapt", *WORDS, "--name", "whole"])
         return folder
 

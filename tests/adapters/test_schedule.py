@@ -203,11 +203,6 @@ def run(folder, order, adapter, *callbacks, batch_size=4, **arguments):
     return trainer.adapt(Module(), data, adapter, **arguments)
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
-
-
 @pytest.mark.filterwarnings("ignore:.*statistics")
 def test_a_run_under_a_clock_counts_what_it_misses(tmp_path):
     results = run(tmp_path, Clocked(cost=2.5, stream=Continual()), Tent(lr=0.01))

@@ -54,7 +54,6 @@ def _work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ttalight"])
-    monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
     Path("base.yaml").write_text(yaml.safe_dump(BASE))
     Path("stopper.py").write_text(textwrap.dedent(STOPPER))
 
