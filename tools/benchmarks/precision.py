@@ -2,7 +2,7 @@
 
     python tools/benchmarks/precision.py --data FOLDER --weights cifar_resnet20=resnet20-12fca82f.th
                                          [--methods Tent EATA] [--domains gaussian_noise fog] [--limit 600]
-                                         [--precisions bf16-mixed auto] [--batch-size 200]
+                                         [--precisions 32 bf16-mixed auto] [--batch-size 200]
 
 FOLDER has ``cifar-10-batches-py``. Corruptions are generated, severity 5. A file of weights follows the name of its
 network: ``cifar_resnet20``, ``cifar_resnet26_gn``, or ``tf_efficientnet_lite0``, whose ImageNet features of images of
@@ -115,7 +115,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", nargs="+", required=True, metavar="NETWORK=FILE")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--domains", nargs="+", default=["gaussian_noise", "fog", "jpeg_compression"])
-    parser.add_argument("--precisions", nargs="+", choices=["bf16-mixed", "auto"], default=["bf16-mixed"])
+    parser.add_argument("--precisions", nargs="+", choices=["32", "bf16-mixed", "auto"], default=["bf16-mixed"])
     parser.add_argument("--limit", type=int, default=600, help="images of each corruption")
     parser.add_argument("--batch-size", type=int, default=200)
     given = parser.parse_args(words)
