@@ -135,7 +135,7 @@ def measure(run: Path, network: nn.Module, data: SegmentationDataModule, method:
     if (run / "results.json").is_file() and (found := read_results(run))["complete"]:
         return found
     trainer = ttalight.Trainer(default_root_dir=str(run), accelerator="cpu", enable_progress_bar=False, logger=False)
-    return trainer.adapt(task(network), data, method)
+    return trainer.adapt(task(network), data, method, overwrite=True)
 
 
 def percent(value: float | None) -> str:
