@@ -47,6 +47,8 @@ def make_data(given: argparse.Namespace, seed: int) -> ImageDataModule:
     arguments: dict[str, Any] = {"batch_size": BATCH, "seed": seed, "limit": given.limit}
     if given.set == "unseen":
         classes = list(range(SEEN, len(CIFAR10)))
+        if given.domains:
+            arguments["domains"] = given.domains.split(",")
         return CorruptedDataModule(
             root=str(given.root), classes=classes, resize=SIZE, severity=5, generate=True, **arguments
         )
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("--set", choices=("unseen", "photographs", "cifar100"), default="unseen")
     parser.add_argument("--out", type=Path, default=Path("runs/vision_language/methods"))
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--domains", help="some of the corruptions of unseen, instead of all")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default="Source,T3A,LAME,TDA,DoTA,OnZeta,ECALP,BCA,OGA,DMN,StatA")
     given = parser.parse_args()
