@@ -39,7 +39,7 @@ from ttalight.data import (
 from ttalight.tasks import EmbeddingTask, VisionLanguageTask
 
 SCALE, BATCH = 30.0, 50
-PHOTO_DOMAINS = ("gaussian_noise", "motion_blur", "fog", "contrast", "jpeg_compression")
+PHOTO_DOMAINS = ["gaussian_noise", "motion_blur", "fog", "contrast", "jpeg_compression"]
 
 
 def make_data(given: argparse.Namespace, seed: int) -> ImageDataModule:
@@ -52,12 +52,12 @@ def make_data(given: argparse.Namespace, seed: int) -> ImageDataModule:
         return CorruptedDataModule(
             root=str(given.root), classes=classes, resize=SIZE, severity=5, generate=True, **arguments
         )
-    size, domains = (224, PHOTO_DOMAINS) if given.set == "photographs" else (SIZE, ("clean",))
+    size, domains = (224, PHOTO_DOMAINS) if given.set == "photographs" else (SIZE, ["clean"])
     return ImageFolderDataModule(
         root=str(given.small / given.set),
         resize=size,
         interpolation="bicubic",
-        domains=domains,
+        domains=given.domains.split(",") if given.domains else domains,
         severity=3,
         **arguments,
     )
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--set", choices=("unseen", "photographs", "cifar100"), default="unseen")
     parser.add_argument("--out", type=Path, default=Path("runs/vision_language/methods"))
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--domains", help="some of the corruptions of unseen, instead of all")
+    parser.add_argument("--domains", help="other domains than those of the set, such as clean")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default="Source,T3A,LAME,TDA,DoTA,OnZeta,ECALP,BCA,OGA,DMN,StatA")
     given = parser.parse_args()
