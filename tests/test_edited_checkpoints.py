@@ -40,7 +40,6 @@ def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
         patch.setattr("ttalight.trainer.Progress", Stop)
         words = [*WORDS, "--trainer.default_root_dir", "run"]
         words[words.index("--trainer.enable_progress_bar") + 1] = "true"
@@ -57,7 +56,6 @@ def stopped(tmp_path_factory):
 @pytest.fixture
 def work(stopped, monkeypatch):
     monkeypatch.chdir(stopped[0])
-    monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
 
 
 def places(value, path=()):
@@ -193,7 +191,7 @@ def test_the_line_says_what_is_wrong(path, value, message, work, stopped, capsys
 
 FIT = """fit --model SupervisedTask --model.encoder cifar_resnet8 --data DigitsDataModule --data.limit 4
     --data.batch_size 4 --trainer.accelerator cpu --trainer.enable_progress_bar false
-    --trainer.enable_model_summary false --trainer.limit_val_batches 0 --trainer.limit_train_batches 1""".split()
+    --trainer.enable_model_summary false --trainer.limit_val_batches 0 --trainer.limit_train_batches 2""".split()
 MODEL_CHECKPOINT = (
     "ModelCheckpoint{'monitor': None, 'mode': 'min', 'every_n_train_steps': 0, 'every_n_epochs': 1, "
     "'train_time_interval': None}"

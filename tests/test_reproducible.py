@@ -15,7 +15,7 @@ from ttalight.cli import main
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.enable_model_summary false".split()
 MODEL = "--model SupervisedTask --model.encoder cifar_resnet8 --model.num_classes 2 --seed_everything 7".split()
-PHOTOS = "--data ImageFolderDataModule --data.root photos --data.batch_size 4".split()
+PHOTOS = "--data ImageFolderDataModule --data.root photos --data.resize 32 --data.batch_size 4".split()
 FIT = ["fit", *MODEL, *PHOTOS, *QUIET, *"--trainer.max_epochs 1 --trainer.deterministic true".split()]
 ADAPT = [
     "adapt", *MODEL, *PHOTOS, *QUIET,
@@ -47,7 +47,6 @@ def folder(tmp_path_factory):
                 image.save(folder / "photos" / split / name / f"{index}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
         main([*FIT, "--name", "fit"])
         main([*ADAPT, "--name", "adapt"])
     return folder
@@ -56,7 +55,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _work(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -6,10 +6,9 @@ import errno
 import os
 import signal
 import socket
-import subprocess
-import sys
 import textwrap
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from support.processes import fork
 from torch import nn
 
 import ttalight
@@ -38,11 +38,6 @@ WORDS = [
     *"--data.batch_size 5 --data.domains [clean,contrast]".split(), *QUIET,
 ]  # fmt: skip
 ADAPT = ["adapt", *WORDS, "--adapter", "Tent"]
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
 
 
 @pytest.fixture
@@ -355,15 +350,12 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "waits.py").write_text(textwrap.dedent(WAITS))
         monkeypatch.syspath_prepend(tmp_path)
-        path = os.pathsep.join((str(Path(ttalight.__file__).parents[1]), str(tmp_path)))
-        words = [*ADAPT, "--name", "run", "--overwrite"]
-        first = subprocess.Popen(
-            [sys.executable, "-m", "ttalight", *words, "--trainer.callbacks+=waits.Waits"],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, stderr=(tmp_path / "log").open("w"),
-        )  # fmt: skip
+        words = [*ADAPT, "--name", "run", "--overwrite", "--trainer.callbacks+=waits.Waits"]
+        first = fork(main, words, log=tmp_path / "log")
         try:
             while not Path("waits").exists():
-                assert first.poll() is None, (tmp_path / "log").read_text()
+                assert first.is_alive(), (tmp_path / "log").read_text()
+                time.sleep(0.1)
             before = files(tmp_path / "runs")
             for more in (ADAPT, [*ADAPT, "--overwrite"], ["fit", *WORDS], ["fit", *WORDS, "--overwrite"]):
                 said = refused(*more, "--name", "run")
@@ -376,7 +368,7 @@ class TestCommand:
             assert files(tmp_path / "runs") == before
         finally:
             first.kill()
-            first.wait()
+            first.join()
         main(["adapt", "--resume", "runs/run", "--trainer.callbacks", "null"])
         assert read_results("runs/run")["complete"] is True
         assert not [path for path in Path("runs/run").iterdir() if path.name.startswith(".")]

@@ -25,7 +25,7 @@ QUIET = [
     "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
 ]  # fmt: skip
 DATA = ["--data", "DigitsDataModule", "--data.limit", "20", "--data.batch_size", "10", "--data.domains", "[fog]"]
-FIT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "0"]
+FIT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "0"]
 ADAPT = ["adapt", *DATA, *QUIET, "--adapter", "PTBN"]
 
 

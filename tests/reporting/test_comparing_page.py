@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOOPS = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs" / "comparing.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
 QUIET = ["--trainer.enable_progress_bar", "false"]
 TINY = {
-    "fit": [*QUIET, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1",
+    "fit": [*QUIET, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--data.batch_size", "20",
             "--trainer.limit_val_batches", "0", "--trainer.enable_model_summary", "false"],
     "adapt": [*QUIET, "--data.limit", "20", "--data.domains", "[clean, contrast]"],
     "compare": [],

@@ -30,7 +30,7 @@ SLOW = """
             self.batches = 0
 
         def on_test_batch_start(self, trainer, *args):
-            time.sleep(0.02)
+            time.sleep(0.1)
             self.batches += 1
             if self.batches == 3:
                 Path(f"rank-{trainer.global_rank}").write_text(str(os.getpid()))
@@ -40,7 +40,7 @@ SLOW = """
 COMMON = """--model SupervisedTask --model.encoder cifar_resnet8 --data DigitsDataModule --data.batch_size 4
     --trainer.accelerator cpu --trainer.devices 2 --trainer.enable_progress_bar false
     --trainer.enable_model_summary false --trainer.callbacks+=slow.Slow --name stopped""".split()
-STREAM = "--data.domains [clean,contrast,brightness] --data.limit 100".split()
+STREAM = "--data.domains [clean,contrast,brightness] --data.limit 40".split()
 ADAPT = ["adapt", *COMMON, *STREAM, "--adapter", "Tent"]
 FIT = ["fit", *COMMON, "--trainer.max_epochs", "1000"]
 SECONDS = 10
