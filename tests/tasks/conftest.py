@@ -14,7 +14,7 @@ SMALL = {"encoder": "cifar_resnet8", "lr": 1e-3}
 @pytest.fixture(scope="session")
 def make_data():
     def make(**kwargs) -> DigitsDataModule:
-        return DigitsDataModule(**({"batch_size": 50, "limit": 60} | kwargs))
+        return DigitsDataModule(**({"batch_size": 20, "limit": 24} | kwargs))
 
     return make
 

@@ -34,7 +34,7 @@ def task(request, files):
     return KINDS[request.param](weights=files[request.param], encoder="cifar_resnet8")
 
 
-def stream(task, adapter, batches=(12, 12)):
+def stream(task, adapter, batches=(6, 6)):
     """Adapt to batches of images and return the logits."""
     images = torch.rand(sum(batches), 3, 32, 32, generator=torch.Generator().manual_seed(1))
     adapted = adapter.wrap(task)
@@ -48,14 +48,15 @@ def test_fit_and_adapt_by_the_command_line(name, stages, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kind = KINDS[name].__name__
     common = [
-        "--model", kind, "--model.encoder", "cifar_resnet8", "--data", "DigitsDataModule", "--data.batch_size", "50",
+        "--model", kind, "--model.encoder", "cifar_resnet8", "--data", "DigitsDataModule", "--data.batch_size", "16",
         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
-    tiny = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    tiny = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "2"]
     source = ["--model.self_supervised", stages["simclr"]] if name == "probe" else []
+    tiny += [word for option, value in OPTIONS.get(name, {}).items() for word in (f"--model.{option}", str(value))]
     main(["fit", "--name", "source", *common, *tiny, *source])
     weights = "runs/source/checkpoints/last.ckpt"
-    run = ["--data.limit", "20", "--data.domains", "[contrast]", "--model.weights", weights]
+    run = ["--data.limit", "10", "--data.domains", "[contrast]", "--model.weights", weights]
     main(["adapt", "--name", "run", *common, *run])
     results = json.loads((tmp_path / "runs" / "run" / "results.json").read_text())
     assert results["complete"] is True
@@ -105,18 +106,18 @@ def test_the_classifier_stays_and_what_is_named_moves(task):
 def test_readings_touch_nothing(task):
     """Predicting on the way changes no later prediction, and gives what a shorter run gives."""
     adapter = TestTimeTraining(steps=3, lr=1e-3, read_at=[1])
-    images = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     adapted = adapter.wrap(task)
     final, reading = adapted(images), adapted.engine.net.readings[1]
     adapted.release()
-    assert torch.equal(final, stream(task, TestTimeTraining(steps=3, lr=1e-3), (12,)))
-    assert torch.equal(reading, stream(task, TestTimeTraining(steps=1, lr=1e-3), (12,)))
+    assert torch.equal(final, stream(task, TestTimeTraining(steps=3, lr=1e-3), (6,)))
+    assert torch.equal(reading, stream(task, TestTimeTraining(steps=1, lr=1e-3), (6,)))
 
 
 @pytest.mark.filterwarnings("ignore:.*nothing to be compared with")
 def test_ragged_and_single_batches(task):
-    logits = stream(task, TestTimeTraining(steps=2, lr=1e-3), (13, 2, 1))
-    assert logits.shape == (16, 10)
+    logits = stream(task, TestTimeTraining(steps=2, lr=1e-3), (5, 2, 1))
+    assert logits.shape == (8, 10)
     assert logits.isfinite().all()
 
 

@@ -15,10 +15,11 @@ from ttalight.tasks import AlignmentTask, SupervisedTask
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "digits"
 LAST = "runs/digits/source/checkpoints/last.ckpt"
 QUIET = ["--trainer.enable_progress_bar", "false"]
+STREAM = ["--data.limit", "100", "--data.domains", "[clean,contrast]"]
 
 
 def adapt(*words: str, name: str) -> dict:
-    main(["adapt", "--config", str(CONFIGS / "unadapted.yaml"), *QUIET, "--data.limit", "100", "--name", name, *words])
+    main(["adapt", "--config", str(CONFIGS / "unadapted.yaml"), *QUIET, *STREAM, "--name", name, *words])
     return json.loads(Path(f"runs/{name}/results.json").read_text())
 
 

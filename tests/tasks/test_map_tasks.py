@@ -25,7 +25,7 @@ OWN = {
 ENCODER = {"encoder": "cifar_resnet8"}
 FIT = [
     "--model.lr", "1e-3", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2",
-    "--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false",
+    "--trainer.limit_val_batches", "2", "--trainer.enable_progress_bar", "false",
     "--trainer.enable_model_summary", "false", "--trainer.accelerator", "cpu",
 ]  # fmt: skip
 DIGITS = ["--data", "DigitsDataModule", "--data.batch_size", "20"]
@@ -208,7 +208,7 @@ class TestAdaptation:
     def test_runs_by_the_real_command_with_its_own_adapter(self, kind, files, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         main([
-            "adapt", *words(kind), "--model.weights", files[kind], *DIGITS, "--data.limit", "20",
+            "adapt", *words(kind), "--model.weights", files[kind], *DIGITS, "--data.limit", "8",
             "--data.domains", "[contrast]", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
             "--name", "run",
         ])  # fmt: skip

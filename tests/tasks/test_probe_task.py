@@ -16,7 +16,7 @@ def fitted(stages, make_trainer, make_data, tmp_path_factory):
     task = ProbeTask(self_supervised=stages["simclr"], crop="none", **SMALL)
     start = {name: value.clone() for name, value in task.state_dict().items()}
     folder = tmp_path_factory.mktemp("probe")
-    make_trainer(folder).fit(task, datamodule=make_data())
+    make_trainer(folder).fit(task, datamodule=make_data(batch_size=50))
     return task, start, str(folder / "checkpoints" / "last.ckpt")
 
 
@@ -33,7 +33,7 @@ def test_only_the_classifier_is_trained(fitted, stages):
 
 def test_the_classifier_learns_what_the_features_say(fitted, make_data):
     task, start, _ = fitted
-    data = make_data()
+    data = make_data(batch_size=50)
     data.setup("fit")
     images, labels = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)[:2]
     task.eval()

@@ -60,7 +60,7 @@ def task(request, make_data):
     return task
 
 
-def batches(count, size=6):
+def batches(count, size=4):
     return torch.rand(count * size, 3, 32, 32, generator=torch.Generator().manual_seed(1)).split(size)
 
 
@@ -73,7 +73,7 @@ def test_labels_of_the_stream_change_no_prediction(task, make_trainer, tmp_path)
     def run(kind):
         logits = []
         handle = task.register_forward_hook(lambda module, inputs, output: logits.append(output))
-        data = kind(batch_size=10, limit=20, domains=["contrast"])
+        data = kind(batch_size=5, limit=10, domains=["contrast"])
         adapter = TestTimeTraining(steps=2, lr=1e-3, reset="domain")
         results = make_trainer(tmp_path).adapt(task, data, adapter, overwrite=True)
         handle.remove()
@@ -126,7 +126,7 @@ def test_training_never_reads_test_data(kind, stages, make_trainer, tmp_path):
             return super().load(split)
 
     options = {name: stages[stage] for name, stage in TRAINED[kind].items()} | ADAPTING.get(kind, {})
-    trainer, data = make_trainer(tmp_path, limit_train_batches=1), Sealed(batch_size=50)
+    trainer, data = make_trainer(tmp_path, limit_train_batches=1), Sealed(batch_size=20)
     trainer.fit(kind(**SMALL, **options), datamodule=data)
     assert trainer.global_step == 1
     with pytest.raises(AssertionError, match="test images were read"):

@@ -86,7 +86,7 @@ def test_moments_are_taken_once_at_the_end(make_trainer, make_data, tmp_path, mo
     monkeypatch.setattr(
         TTTPlusPlus, "summarize", lambda self, data: (calls.append(self.current_epoch), original(self, data))
     )
-    task = TTTPlusPlus(**SMALL)
+    task = TTTPlusPlus(calibration_images=100, **SMALL)
     make_trainer(tmp_path, max_epochs=2, limit_train_batches=1).fit(task, datamodule=make_data())
     assert calls == [1]
     assert task.training
