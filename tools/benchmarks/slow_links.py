@@ -175,10 +175,10 @@ class Perceptron(lightning.LightningModule):
     def __init__(self, optimizer: Callable[..., torch.optim.Optimizer]) -> None:
         super().__init__()
         self.optimizer = optimizer
-        self.net = torch.nn.Sequential(torch.nn.Linear(28 * 28, 100), torch.nn.ReLU(), torch.nn.Linear(100, 10))
+        self.net = torch.nn.Sequential(torch.nn.Linear(32 * 32, 100), torch.nn.ReLU(), torch.nn.Linear(100, 10))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net(images[:, 0].flatten(1) / (255 if images.dtype == torch.uint8 else 1))
+        return self.net(images[:, 0].flatten(1))
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])

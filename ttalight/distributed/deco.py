@@ -175,7 +175,7 @@ class DeCoHook(CheckedArguments, Callback):
         if fault is not None:
             raise InputError(f"the checkpoint's state of DeCoHook is damaged ({fault}): use another checkpoint")
         if self.adaptive:
-            self.setting = Setting(state_dict["ratio"], state_dict["delay"])
+            self.setting = Setting(state_dict["ratio"], min(state_dict["delay"], self.max_delay))
         self._unsent = state_dict["unsent"]
         self._in_flight = deque(_Message(None, **state) for state in state_dict["in_flight"])
 
