@@ -40,7 +40,7 @@ import torch
 from bare_passes import Bare, Event, Recorder, adapted_names
 from lightning import Callback, LightningModule, Trainer
 from measuring import fresh, now, peak, print_head, print_machine, quiet, spread
-from networks import METHODS, NETWORKS, Classifier, make_network
+from networks import METHODS, NETWORKS, SMALL, Classifier, make_network
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -244,7 +244,7 @@ def row(setting: Setting) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME", help="methods")
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS, help="networks")
+    parser.add_argument("--networks", nargs="+", default=SMALL, choices=NETWORKS, help="networks")
     parser.add_argument("--batches", nargs="+", type=int, default=[200, 1], help="images a batch")
     parser.add_argument("--through", nargs="+", default=["wrap", "trainer"], choices=["wrap", "trainer"])
     parser.add_argument("--fast", nargs="+", default=["no"], choices=["no", "yes"], help="by FastPass")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import ttalight  # noqa: F401  # isort: skip  (first: it makes torchvision importable)
@@ -32,7 +33,11 @@ NETWORKS: dict[str, tuple[int, Callable[[], nn.Module]]] = {
     "resnet20": (32, cifar_resnet20),
     "vit": (64, lambda: VisionTransformer(64, 8, embed_dim=128, depth=6, num_heads=4, num_classes=10)),
     "lite0": (224, lambda: create_model("tf_efficientnet_lite0", num_classes=10)),
+    "resnet50": (224, lambda: create_model("resnet50")),
+    "vit_b": (224, lambda: create_model("vit_base_patch16_224")),
 }
+#: Those small enough for one core of a CPU.
+SMALL = ("resnet20", "vit", "lite0")
 #: The same as encoders of a task, by name.
 ENCODERS = {"resnet20": "cifar_resnet20", "lite0": "tf_efficientnet_lite0"}
 
@@ -68,8 +73,9 @@ def make_network(method: str, network: str, device: str) -> nn.Module:
         if network not in ENCODERS:
             raise ValueError("no task has this encoder")
         return Task(encoder=ENCODERS[network], stem="imagenet").to(device)
-    net = make()
-    few = torch.rand(4 if size > 100 else 16, 8, 3, size, size)  # little memory: the peak is that of the method
+    with torch.device(device):
+        net = make()
+    few = torch.rand(4 if size > 100 else 16, 8, 3, size, size).to(device)  # little memory: the peak is the method's
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -80,10 +86,10 @@ def make_network(method: str, network: str, device: str) -> nn.Module:
         net.eval()
         logits = torch.cat([net(images) for images in few])
         head: nn.Linear = net.get_classifier()  # type: ignore[operator]
-        scale = 4 / logits.std(0)
+        scale = 4 * math.sqrt(math.log10(logits.shape[1])) / logits.std(0)  # as confident with more classes
         head.weight.mul_(scale[:, None])
         head.bias.copy_((head.bias - logits.mean(0)) * scale)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1
-    return net.to(device)
+    return net
