@@ -1,10 +1,10 @@
-"""What all methods for vision-language models have in common, on a tiny model of two towers."""
+"""Invariances of all methods for vision-language models, on a tiny model of two towers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from support.methods import EVERY_CLASS
+from support.methods import EVERY_CLASS, TEXT_ONLY
 from support.vision_language import NAMES, tiny_clip, tokenize
 
 from ttalight.adapters import BCA, DMN, TDA, Source
@@ -56,7 +56,7 @@ def test_classes_in_another_order(name, batches):
 @pytest.mark.parametrize("name", [*VIEWS, "CALIP"])
 @pytest.mark.parametrize("classes", [2, 1000])
 def test_few_and_many_classes(name, classes, batches):
-    if name in ("TPT", "CTPT", "OTPT"):
+    if name in TEXT_ONLY:
         task = make([f"{number}" for number in range(classes // 20 + 2)])
     else:
         generator = torch.Generator().manual_seed(2)
@@ -75,10 +75,8 @@ def test_saved_features_are_predicted_as_images(name, batches):
     torch.testing.assert_close(run(name, saved, features), run(name, task, batches), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", [name for name in VIEWS if name not in TEXT_ONLY])
 def test_saved_features_have_no_crops(name):
-    if name in ("TPT", "CTPT", "OTPT"):
-        pytest.skip("they need a text tower")
     with pytest.raises(ValueError, match=rf"{name} reads crops of images, .* got shape \(4, 6\): use a method"):
         run(name, EmbeddingTask(torch.eye(6)), [torch.randn(4, 6)])
 
