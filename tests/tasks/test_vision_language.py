@@ -193,7 +193,7 @@ class TestFiles:
         ("content", "message"),
         [
             (torch.zeros(3), r"must be a matrix of a row for each .*, got of shape \(3,\)"),
-            ({"names": ["a"]}, "must be a matrix .*, got NoneType"),
+            ({"names": ["a"]}, r"a dict must have features \(C, D\), and names at will, got names"),
             (torch.ones(1, 3), "two classes or more"),
             (torch.eye(3)[:, :2], "no row of zeros"),
             (torch.full((3, 3), torch.nan), "not finite"),

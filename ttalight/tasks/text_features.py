@@ -69,6 +69,9 @@ def class_texts(given: str | Tensor) -> tuple[Tensor, list[str] | None]:
     content: Any = read_content(given, "text_features") if isinstance(given, str) else given
     names = None
     if isinstance(content, dict):
+        if not {"text_features", "features"} & {*content}:
+            seen = ", ".join(map(str, content)) or "nothing"
+            raise InputError(f"text_features: a dict must have features (C, D), and names at will, got {seen:.80}")
         content, names = content.get("text_features", content.get("features")), content.get("names")
     features = _matrix(content, "text_features", "of a row for each of two or more classes, or a dict of features")
     if len(features) < 2 or not bool((features.norm(dim=1) > 0).all()):
