@@ -78,7 +78,6 @@ def folder(tmp_path_factory):
                 image.save(folder / "photos" / split / name / f"{index}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
         main([*FIT, *DIGITS, *QUIET, "--name", "fit"])
         main([*ADAPT, *DIGITS, *QUIET, *EVERY, "--name", "adapt"])
     return folder
@@ -88,7 +87,6 @@ def folder(tmp_path_factory):
 def work(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
     yield folder
     for name in os.listdir(folder / "runs"):
         if name not in ("fit", "adapt"):
@@ -148,7 +146,7 @@ class TestExceptions:
         """Those of a stream over folders of domains are decoded when a batch is read."""
         data = "ImageFolderDataModule" if stage == "fit" else "DomainFoldersDataModule"
         photos = f"--data {data} --data.root photos --data.batch_size 2 --model.num_classes 2".split()
-        photos += ["--data.num_workers", workers, *(["--data.resize", "32"] if stage == "adapt" else [])]
+        photos += ["--data.num_workers", workers, "--data.resize", "32"]
         words = [*(FIT if stage == "fit" else ADAPT), *photos, *QUIET, *(EVERY if stage == "adapt" else [])]
         main([*words, "--name", "whole"])
         try:
@@ -277,7 +275,6 @@ class TestNothingPassesForComplete:
             data = DigitsDataModule(batch_size=5, domains=["clean"], limit=10)
             return trainer.adapt(SupervisedTask(encoder="cifar_resnet8"), data, Tent(), overwrite=True)
 
-        monkeypatch.setattr("ttalight.callbacks.logs.can_plot", lambda: False)
         assert adapt()["complete"] is True
         with pytest.raises(KeyError):
             adapt(Stop())

@@ -48,13 +48,13 @@ def measured(results):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_run_goes_on_as_without(method, make_task, make_data, make_trainer):
-    plain = make_trainer(name="plain").adapt(make_task(), make_data(), METHODS[method]())
+    few = {"batch_size": 10, "limit": 20}
+    first = METHODS[method]()
+    plain = make_trainer(name="plain").adapt(make_task(), make_data(**few), first)
     collector = FeatureCollector(source_images=30, keep=["contrast"])
     adapter, task = METHODS[method](), make_task()
-    watched = make_trainer(collector, name="watched").adapt(task, make_data(), adapter)
+    watched = make_trainer(collector, name="watched").adapt(task, make_data(**few), adapter)
     assert measured(watched) == measured(plain)
-    first = METHODS[method]()
-    make_trainer(name="again").adapt(make_task(), make_data(), first)
     own, other = adapter.state_dict()["tensors"], first.state_dict()["tensors"]
     assert own.keys() == other.keys()
     assert all(torch.equal(own[name], other[name]) for name in own)
@@ -66,7 +66,7 @@ def test_the_run_goes_on_as_without(method, make_task, make_data, make_trainer):
 def test_features_are_those_behind_the_predictions(method, kind, make_task, make_data, make_trainer):
     collector, predictions = FeatureCollector(keep=["clean", "contrast"]), Predictions()
     adapter, task = METHODS[method](), make_task(kind)
-    make_trainer(collector, predictions).adapt(task, make_data(), adapter)
+    make_trainer(collector, predictions).adapt(task, make_data(batch_size=10, limit=20), adapter)
     place = "projector" if kind == "cta" else "encoder"
     for steps, logits in ((0, predictions.before), (adapter.steps, predictions.after)):
         values = torch.cat([collector.features[name].values[place, steps] for name in ("clean", "contrast")])

@@ -47,7 +47,7 @@ QUIET = "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer
 DIGITS = "--data DigitsDataModule --data.limit 20 --data.batch_size 5 --data.domains [clean,contrast]".split()
 FIT = [
     *"fit --model SupervisedTask --model.encoder cifar_resnet8 --trainer.max_epochs 3".split(),
-    *"--trainer.limit_train_batches 3 --trainer.limit_val_batches 1 --trainer.num_sanity_val_steps 0".split(), *DIGITS,
+    *"--trainer.limit_train_batches 3 --trainer.limit_val_batches 2 --trainer.num_sanity_val_steps 0".split(), *DIGITS,
     *QUIET,
 ]  # fmt: skip
 ADAPT = [
