@@ -48,7 +48,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Sizes(NamedTuple):
-    """What is measured; by default all of it."""
+    """Sizes of the measurement, by default all of it."""
 
     networks: tuple[str, ...] = ("resnet20", "resnet50", "vit_b")
     batches: tuple[int, ...] = (64, 200, 1)
