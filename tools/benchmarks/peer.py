@@ -3,7 +3,7 @@
     git clone https://github.com/mariodoebler/test-time-adaptation ../test-time-adaptation
     pip install einops iopath yacs
     python tools/benchmarks/peer.py --peer ../test-time-adaptation [--methods Tent SAR] [--networks resnet20]
-                                    [--batches 200] [--precisions 32 bf16] [--fast no yes] [--threads 1]
+                                    [--batches 200] [--precisions 32 bf16] [--fast no layout auto] [--threads 1]
                                     [--seconds 10] [--rounds 5] [--device cpu]
 
 Prints a Markdown table: images per second of ours, through ``wrap``, and of the peer's class of the same method, the
@@ -15,8 +15,9 @@ Each row is a process of its own, in which both sides adapt copies of one networ
 and which goes first changes with every round. The settings are the peer's for CIFAR-10 and are the same on both sides,
 but for three: the learning rate is tiny, so that the work of a batch stays the same, SAR never restores the source, and
 ETA and EATA take no sample as redundant. The peer runs in float32 and in its own layout always. ``--precisions bf16``
-and ``--fast yes`` (``FastPass``) change our side. With one thread of the CPU, times are those that the process was
-running.
+(autocast) and ``--fast`` change our side. The latter is ``FastPass``, which tries layouts (``layout``), layouts and
+compilation (``compile``), or layouts and bfloat16 (``auto``). With one thread of the CPU, times are those that the
+process was running.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ from ttalight import adapters
 from ttalight.models.passes.fast_pass import FastPass
 
 RATE = 1e-8
+#: Our side by ``FastPass``: its arguments.
+FAST: dict[str, dict[str, Any]] = {
+    "layout": {"compile": False}, "compile": {}, "auto": {"precision": "auto", "compile": False}
+}  # fmt: skip
 #: Name of the method -> the peer's module and class, our arguments, and the peer's settings of the same meaning.
 METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Tent": ("tent.Tent", {}, {}),
@@ -165,7 +170,7 @@ def make_ours(setting: Setting, network: nn.Module, images: list[Tensor]) -> Sid
     arguments = dict(METHODS[setting.method][1])
     if setting.method == "EATA":
         arguments |= {"source": images[:4], "fisher_samples": 4 * setting.batch}
-    passes = FastPass() if setting.fast == "yes" else None
+    passes = FastPass(**FAST[setting.fast]) if setting.fast != "no" else None
     adapted = getattr(adapters, setting.method)(lr=RATE, reset="never", passes=passes, **arguments).wrap(network)
 
     def step(batch: Tensor) -> Tensor:
@@ -226,7 +231,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["resnet20"], choices=NETWORKS, help="networks")
     parser.add_argument("--batches", nargs="+", type=int, default=[200], help="images a batch")
     parser.add_argument("--precisions", nargs="+", default=["32"], choices=["32", "bf16"], help="of our side")
-    parser.add_argument("--fast", nargs="+", default=["no"], choices=["no", "yes"], help="our side by FastPass")
+    parser.add_argument("--fast", nargs="+", default=["no"], choices=["no", *FAST], help="our side by FastPass")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
     parser.add_argument("--seconds", type=float, default=10, help="least time for the rounds of a row")
     parser.add_argument("--rounds", type=int, default=5, help="least number of rounds of a row, at least 2")
