@@ -52,8 +52,9 @@ def whole(make_results, make_domain):
 
 
 def places(value, path=()):
-    """Yield the path of every value in a tree."""
-    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+    """Yield the path of every value in a tree, of lists those of the first and the last."""
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    for key, part in items if isinstance(value, dict) else items[:1] + items[1:][-1:]:
         yield (*path, key)
         if isinstance(part, (dict, list)):
             yield from places(part, (*path, key))
