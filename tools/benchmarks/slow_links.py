@@ -2,7 +2,7 @@
 
     python tools/benchmarks/slow_links.py [--links none 0.1:5e5] [--settings plain 0.05:2 adaptive]
                                           [--network perceptron] [--epochs 10] [--batches 16] [--batch-size 32]
-                                          [--rounds 1] [--lr 0.05] [--forward 0.3] [--every 50]
+                                          [--rounds 1] [--lr 0.005] [--forward 0.3] [--every 50]
 
 Two processes train on the embedded digits for every link and setting, by ``ttalight.Trainer`` and gloo. A link is
 ``SECONDS:BYTES_PER_SECOND``, or ``none``. It is emulated in the process group, so all collectives of a step pay for it:
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, help="batches of an epoch, by default all")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--lr", type=float, default=0.005)
     parser.add_argument("--forward", type=float, default=0.3)
     parser.add_argument("--every", type=int, default=50)
     arguments = parser.parse_args()
