@@ -3,7 +3,7 @@
     git clone https://github.com/mariodoebler/test-time-adaptation ../test-time-adaptation
     pip install einops iopath yacs
     python tools/benchmarks/peer.py --peer ../test-time-adaptation [--methods Tent SAR] [--networks resnet20]
-                                    [--batches 200] [--precisions 32 bf16] [--fast no layout auto] [--threads 1]
+                                    [--batches 200] [--precisions 32 bf16] [--fast no layout bf16] [--threads 1]
                                     [--seconds 10] [--rounds 5] [--device cpu]
 
 Prints a Markdown table: images per second of ours, through ``wrap``, and of the peer's class of the same method, the
@@ -15,8 +15,9 @@ Each row is a process of its own, in which both sides adapt copies of one networ
 and which goes first changes with every round. The settings are the peer's for CIFAR-10 and are the same on both sides,
 but for three: the learning rate is tiny, so that the work of a batch stays the same, SAR never restores the source, and
 ETA and EATA take no sample as redundant. The peer runs in float32 and in its own layout always. ``--precisions bf16``
-(autocast) and ``--fast`` change our side. The latter is ``FastPass``, which tries layouts (``layout``), layouts and
-compilation (``compile``), or layouts and bfloat16 (``auto``). With one thread of the CPU, times are those that the
+(autocast) and ``--fast`` change our side. The latter is ``FastPass``, which tries layouts (``layout``, and ``bf16`` in
+bfloat16), layouts and compilation (``compile``), or layouts and bfloat16 (``auto``). Networks are random here, so that
+``auto`` may find other predictions in bfloat16 and keep float32. With one thread of the CPU, times are those that the
 process was running.
 """
 
@@ -50,7 +51,8 @@ from ttalight.models.passes.fast_pass import FastPass
 RATE = 1e-8
 #: Our side by ``FastPass``: its arguments.
 FAST: dict[str, dict[str, Any]] = {
-    "layout": {"compile": False}, "compile": {}, "auto": {"precision": "auto", "compile": False}
+    "layout": {"compile": False}, "compile": {}, "bf16": {"precision": "bf16-mixed", "compile": False},
+    "auto": {"precision": "auto", "compile": False},
 }  # fmt: skip
 #: Name of the method -> the peer's module and class, our arguments, and the peer's settings of the same meaning.
 METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
