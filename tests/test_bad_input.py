@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -575,22 +576,19 @@ class TestRunFolder:
 
 
 class TestProcess:
-    """The command in a process of its own."""
-
-    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "ttalight", *words]
-        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-
     def test_code_in_a_checkpoint_does_not_run(self, work):
         torch.save({"state_dict": {"weight": Payload()}}, "bad.ckpt")
-        done = self.run(*TENT, "--model.weights", "bad.ckpt")
+        command = [sys.executable, "-m", "ttalight", *TENT, "--model.weights", "bad.ckpt"]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith("ttalight: error: weights: bad.ckpt was refused: ")
         assert "Traceback" not in done.stderr
         assert not Path("EXECUTED").exists()
 
-    def test_the_environment_can_ask_for_tracebacks(self, work):
-        done = self.run(*TENT, "--model.weights", "nowhere.ckpt", TTALIGHT_TRACEBACK="1")
-        assert done.returncode == 1
-        assert "Traceback" in done.stderr
-        assert "MissingFileError: weights: there is no file nowhere.ckpt." in done.stderr
+    def test_the_environment_can_ask_for_tracebacks(self, work, monkeypatch):
+        """The interpreter shows them."""
+        monkeypatch.setenv("TTALIGHT_TRACEBACK", "1")
+        with pytest.raises(ValueError, match="there is no file nowhere") as error:
+            main([*TENT, "--model.weights", "nowhere.ckpt"])
+        shown = "".join(traceback.format_exception(error.value))
+        assert "MissingFileError: weights: there is no file nowhere.ckpt." in shown
