@@ -15,7 +15,8 @@ __all__ = ["flow_likelihood_loss"]
 def flow_likelihood_loss(latents: Tensor, log_det: Tensor) -> Tensor:
     """Negative log-likelihood per dimension, in nats, of what a flow turned into latents.
 
-    By the change of variables log p(x) = log N(z; 0, I) + log |det dz/dx|. Half precision is taken to float32 first.
+    By the change of variables ``log p(x) = log N(z; 0, I) + log |det dz/dx|``. Half precision is taken to float32
+    first.
 
     Source: D. Osowiechi et al., *TTTFlow: Unsupervised Test-Time Training with Normalizing Flow*, WACV 2023, arXiv
     2210.11389. As in the authors' code, the sum over the D dimensions is divided by D.
