@@ -147,6 +147,16 @@ class TestChannelsLast:
             torch.testing.assert_close(fast(batch), own(batch), rtol=1e-8, atol=1e-8)
         assert set(fast.engine.net.run.chosen) == {"channels_last"}
         assert fast.engine.updates == own.engine.updates > 0
+        assert not any(norm.exact for norm in fast.engine.net.norms)
+
+    def test_sums_statistics_exactly(self, make_net, images):
+        """Torch's own sums of this layout cost digits."""
+        fast = Tent(passes=FastPass()).wrap(make_net())
+        fast(images)
+        norms, seen = fast.engine.net.norms, []
+        fast.module[0].register_forward_pre_hook(lambda *_: seen.append([norm.exact for norm in norms]))
+        fast(images)
+        assert seen == [[True, True]]
 
 
 class TestFallback:

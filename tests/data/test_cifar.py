@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
@@ -213,8 +214,7 @@ def root(shared_data, tmp_path_factory):
     """The real CIFAR-10, unpacked."""
     root = tmp_path_factory.mktemp("cifar")
     for part in ("test", "train"):
-        with tarfile.open(shared_data / f"cifar-10-{part}.tar.xz") as tar:
-            tar.extractall(root, filter="data")
+        shutil.unpack_archive(shared_data / f"cifar-10-{part}.tar.xz", root)
     return root
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import shutil
 import struct
-import tarfile
 
 import numpy as np
 import pytest
@@ -247,8 +247,7 @@ class TestDigitSets:
 
 @pytest.mark.data
 def test_real_mnist(shared_data, tmp_path):
-    with tarfile.open(shared_data / "mnist-raw.tar.xz") as tar:
-        tar.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(shared_data / "mnist-raw.tar.xz", tmp_path)
     data = DigitSetsDataModule(dataset="mnist", root=str(tmp_path))
     train, test = data.load("train"), data.load("test")
     assert (len(train), len(test)) == (59_000, 10_000)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ttalight import adapters
-from ttalight.adapters import Adapter, EntropyAdapter, GradientAdapter, SelfTrainingAdapter, Tent
+from ttalight.adapters import Adapter, Tent
 
 #: Arguments with which methods have something to do, and not much, on single images of a network with random weights.
 SETTINGS = {
@@ -48,15 +48,11 @@ SETTINGS = {
     "T3A": {"supports": 20},
     "TestTimeTraining": {"steps": 1},
 }
-#: Bases, and FOA and MaskedReconstruction, which adapt vision transformers alone.
-NOT_MEASURED = (
-    Adapter,
-    GradientAdapter,
-    SelfTrainingAdapter,
-    EntropyAdapter,
-    adapters.FOA,
-    adapters.MaskedReconstruction,
-)
+#: Bases, and methods for vision transformers or for models that encode texts alone.
+NOT_MEASURED = {
+    *("Adapter", "GradientAdapter", "SelfTrainingAdapter", "EntropyAdapter", "FOA", "MaskedReconstruction", "CALIP"),
+    *("BATCLIP", "CLIPArTT", "WATT", "TPT", "CTPT", "OTPT"),
+}
 #: The last entry adapts with a window.
 WINDOW = "Tent, window of 8"
 
@@ -101,7 +97,7 @@ def methods() -> dict[str, Callable[[], adapters.AdaptedNetwork]]:
     made = {
         name: lambda name=name, cls=cls: cls(reset="never", **SETTINGS.get(name, {})).wrap(Task())
         for name, cls in found.items()
-        if cls not in NOT_MEASURED
+        if name not in NOT_MEASURED
     }
     return made | {WINDOW: lambda: Tent(reset="never").wrap(Task(), window=8)}
 

@@ -31,7 +31,7 @@ from ttalight.models.batch_statistics import (
 from ttalight.models.instance_aware import InstanceAwareBatchNorm
 from ttalight.models.passes.batch_shard import BatchShard
 
-__all__ = ["NormLayer", "NormMode", "PassState", "find_norms", "preserve_statistics"]
+__all__ = ["NormLayer", "NormMode", "PassState", "exact_statistics", "find_norms", "preserve_statistics"]
 
 #: ``source``: running statistics. ``batch``: those of the batch, running statistics untouched. ``ema``: those of the
 #: batch, which also update the running statistics, as in training. ``alpha``: running and batch statistics mixed, the
@@ -39,8 +39,6 @@ __all__ = ["NormLayer", "NormMode", "PassState", "find_norms", "preserve_statist
 #: as ``alpha``, with the statistics of each image by itself.
 NormMode = Literal["source", "batch", "ema", "alpha", "prior", "image"]
 
-#: Numbers from which on ``normalize_by_batch`` is faster than torch's layer on the CPU.
-_LARGE = 2**17
 _NORM_TYPES = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -89,6 +87,8 @@ class NormLayer:
         self.momentum = 0.1
         #: The batch's share in mode ``alpha``; the images N that the source statistics count as in mode ``prior``.
         self.alpha, self.prior = 0.1, 16.0
+        #: Whether statistics of a batch are summed up exactly whatever the layout; see ``normalize_by_batch``.
+        self.exact = False
         #: State of the current pass, shared with the network's other layers.
         self.passes = PassState() if passes is None else passes
         self._mode: NormMode = "source"
@@ -260,10 +260,9 @@ class NormLayer:
     def _normalize(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         layer: Any = self.module
         if self._mode == "batch" and self.passes.shard is None and x.numel() != x.shape[1]:
-            # The most frequent cases. ``F.batch_norm`` would check the shape a second time.
-            is_full = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-            if is_full and x.numel() > _LARGE and not torch.compiler.is_compiling():
+            if self.exact and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
                 return normalize_by_batch(x, weight, bias, layer.eps)
+            # The most frequent case. ``F.batch_norm`` would check the shape a second time.
             return torch.batch_norm(x, weight, bias, None, None, True, 0.0, layer.eps, torch.backends.cudnn.enabled)
         mean, var = layer.running_mean, layer.running_var
         batch = mean is None or self._mode != "source"
@@ -339,6 +338,18 @@ def find_norms(network: nn.Module) -> list[NormLayer]:
     return [
         NormLayer(name, part, passes) for name, part in named if isinstance(part, _NORM_TYPES) or _is_scripted(part)
     ]
+
+
+@contextmanager
+def exact_statistics(norms: Sequence[NormLayer]) -> Iterator[None]:
+    """Sum statistics of a batch exactly in these layers, temporarily."""
+    for norm in norms:
+        norm.exact = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.exact = False
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from ttalight.errors import InputError
 from ttalight.losses.entropy import is_masked
 from ttalight.models.network import Network
-from ttalight.models.norm import preserve_statistics
+from ttalight.models.norm import exact_statistics, preserve_statistics
 from ttalight.models.outputs import logits_of
 from ttalight.models.passes.pass_policy import PassPolicy
 
@@ -148,7 +148,8 @@ class FastPass(PassPolicy):
         layout = way.removeprefix(_LOWER)
         with self._cast(images) if layout != way else nullcontext():
             if layout == "channels_last" and images.ndim == 4:
-                return self.net.original(images.contiguous(memory_format=torch.channels_last))
+                with exact_statistics(self.net.norms):
+                    return self.net.original(images.contiguous(memory_format=torch.channels_last))
             if layout == _COMPILE:
                 if self._compiled is None:
                     self._compiled = torch.compile(self._own, dynamic=True)
